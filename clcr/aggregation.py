@@ -1,0 +1,139 @@
+"""Inter-level co-aggregation: from the summaries of all levels and modalities to a prediction (CLCR, sec. InterCAD).
+
+    s_bar[m] = sum_l omega[l] s[l,m],   p_bar[m] = sum_l omega[l] p[l,m]          omega: softmax over the levels
+    z_sh = sum_m beta[m] s_bar[m],      beta: the global context g = mean_m s_bar[m] queries the s_bar[m]
+    u_pr = concat_m eta[m] p_bar[m],    eta[m] = sigmoid(w^T LN(W p_bar[m]))
+    y^   = f(z_sh concat u_pr)
+
+Summaries are per task (attention pooling has a learned query per task), so everything here carries a task axis N and
+one set of weights serves all tasks. With mean pooling the summaries are equal along it.
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, reduce, repeat
+from torch import Tensor, nn
+
+from clcr.config import Pooling
+
+EXCLUDED = -1e4  # score of what is masked out; finite, so a row of nothing but masked entries is no NaN
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis within the mask: zero outside it, and zero everywhere where it is empty."""
+    return scores.float().masked_fill(~mask, EXCLUDED).softmax(dim=-1) * mask
+
+
+class TimePooling(nn.Module):
+    """Weights over time for the summary of one modality at one level: (B, N, T), per task, zero on padding.
+
+    `attention`: a learned query per task; a label that is local in time drowns in a mean. `mean`: the paper's.
+    """
+
+    undecayed = ("queries",)
+
+    def __init__(self, tasks: int, width: int, pooling: Pooling) -> None:
+        super().__init__()
+        self.tasks = tasks
+        # Zero queries are the mean over time: the start does not prefer any token.
+        self.queries = nn.Parameter(torch.zeros(tasks, width)) if pooling == "attention" else None
+
+    def forward(self, valid: Tensor, *flows: tuple[Tensor, Tensor]) -> Tensor:
+        """valid: (B, T); flows: coordinates (B, T, k) and the basis (d, k) they are in, summed in R^d."""
+        if self.queries is None:
+            weights = valid / valid.sum(dim=1, keepdim=True).clamp(min=1)
+            return repeat(weights, "b t -> b n t", n=self.tasks)
+        scores = sum(tokens @ (self.queries @ basis).T for tokens, basis in flows)  # q . (U h), without lifting h
+        return masked_softmax(rearrange(scores, "b t n -> b n t"), valid[:, None])
+
+
+class LevelWeights(nn.Module):
+    """omega: a softmax over levels of an MLP that reads the level's shared summary beside the level's anchor.
+
+    The last layer starts at zero, so omega starts uniform: with a random start it collapses onto one level early.
+    """
+
+    undecayed = ("anchors",)
+
+    def __init__(self, levels: int, width: int) -> None:
+        super().__init__()
+        self.anchors = nn.Parameter(torch.randn(levels, width))
+        self.score = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
+        nn.init.zeros_(self.score[-1].weight)
+        nn.init.zeros_(self.score[-1].bias)
+
+    def forward(self, shared: Tensor, present: Tensor) -> Tensor:
+        """shared: (B, N, K, M, d), zero where missing; present: (B, M) -> (B, N, K)."""
+        anchors = self.anchors.expand(*shared.shape[:2], -1, -1)
+        scores = self.score(torch.cat([present_mean(shared, present), anchors], dim=-1))
+        return scores.squeeze(-1).float().softmax(dim=-1)
+
+
+class UniformWeights(nn.Module):
+    """omega fixed at 1 / K (ablation)."""
+
+    def forward(self, shared: Tensor, present: Tensor) -> Tensor:
+        """shared: (B, N, K, M, d) -> (B, N, K)."""
+        return torch.full(shared.shape[:3], 1 / shared.shape[2], device=shared.device)
+
+
+class Aggregated(NamedTuple):
+    """shared: z_sh (B, N, d); private: u_pr (B, N, M * d); omega: (B, N, K); beta, eta: (B, N, M)."""
+
+    shared: Tensor
+    private: Tensor
+    omega: Tensor
+    beta: Tensor
+    eta: Tensor
+
+
+class CoAggregation(nn.Module):
+    """Summaries of all levels and modalities to one shared and one private representation per task."""
+
+    def __init__(self, width: int, weights: nn.Module) -> None:
+        super().__init__()
+        self.weights = weights
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.gate = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.Linear(width, 1))
+
+    def forward(self, shared: Tensor, private: Tensor, present: Tensor) -> Aggregated:
+        """shared, private: (B, N, K, M, d), zero where missing; present: (B, M)."""
+        omega = self.weights(shared, present)
+        s_bar = torch.einsum("bnk,bnkmd->bnmd", omega, shared.float())
+        p_bar = torch.einsum("bnk,bnkmd->bnmd", omega, private.float())
+        context = self.query(present_mean(s_bar, present))
+        scores = torch.einsum("bnd,bnmd->bnm", context, self.key(s_bar)) / s_bar.shape[-1] ** 0.5
+        beta = masked_softmax(scores, present[:, None])
+        eta = self.gate(p_bar).squeeze(-1).sigmoid() * present[:, None]
+        return Aggregated(
+            shared=torch.einsum("bnm,bnmd->bnd", beta, s_bar),
+            private=rearrange(eta[..., None] * p_bar, "b n m d -> b n (m d)"),
+            omega=omega,
+            beta=beta,
+            eta=eta,
+        )
+
+
+def present_mean(values: Tensor, present: Tensor) -> Tensor:
+    """Mean over the modalities that are present: (B, ..., M, d), zero where missing; (B, M) -> (B, ..., d)."""
+    count = present.sum(dim=1).clamp(min=1)
+    return reduce(values, "b ... m d -> b ... d", "sum") / count.reshape(-1, *[1] * (values.ndim - 2))
+
+
+class TaskHeads(nn.Module):
+    """A small MLP per task."""
+
+    def __init__(self, width_in: int, width: int, outputs: list[int], dropout: float) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width_in), nn.Linear(width_in, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, n)
+            )
+            for n in outputs
+        )
+
+    def forward(self, representation: Tensor) -> list[Tensor]:
+        """representation: (B, N, width_in) -> logits (B, outputs) of each task."""
+        return [head(representation[:, i]) for i, head in enumerate(self.heads)]

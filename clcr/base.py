@@ -1,0 +1,66 @@
+"""What every model here shares: the encoder, its declarations, what a forward pass returns, parameter groups."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from clcr.batches import Batch, FeatureSpec
+from clcr.config import CLCRConfig
+from clcr.errors import ConfigError
+from clcr.hierarchy import SemanticHierarchy
+from clcr.tasks import TaskSpec
+
+
+@dataclass
+class Output:
+    """logits: (B, outputs) per task; losses: regularisers by name, already weighted (training mode only)."""
+
+    logits: dict[str, Tensor]
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+class MultimodalModel(nn.Module):
+    """A model built from what it reads (features), what it predicts (tasks) and its options.
+
+    levels: which levels of the hierarchy the model reads (default: all); the others' outputs are not built, so every
+    parameter has a gradient.
+    """
+
+    def __init__(
+        self,
+        config: CLCRConfig,
+        features: Mapping[str, FeatureSpec],
+        tasks: Mapping[str, TaskSpec],
+        levels: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if not features:
+            raise ConfigError("no features: a model needs at least one modality")
+        if not tasks:
+            raise ConfigError("no tasks: declare at least one thing to predict")
+        self.config = config
+        self.features = dict(features)
+        self.tasks = dict(tasks)
+        read = range(config.model.levels) if levels is None else levels
+        self.encoder = SemanticHierarchy(self.features, config.model, config.stem, read)
+
+    def fit_statistics(self, batches: Iterable[Batch]) -> None:
+        """Set the stems' standardisation from training batches."""
+        self.encoder.fit_statistics(batches)
+
+    def diagnostics(self, out: Output, batch: Batch) -> dict[str, Tensor]:
+        """What to log beside the losses: (B,) per name, NaN where it is undefined for a sample."""
+        return {}
+
+    def parameter_groups(self, weight_decay: float) -> list[dict]:
+        """Optimizer groups: matrices decay; vectors, scalars and what a module calls `undecayed` do not."""
+        decayed, undecayed = [], []
+        for module in self.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                skip = parameter.ndim < 2 or name in getattr(module, "undecayed", ())
+                (undecayed if skip else decayed).append(parameter)
+        return [
+            {"params": decayed, "weight_decay": weight_decay},
+            {"params": undecayed, "weight_decay": 0.0},
+        ]

@@ -1,0 +1,1 @@
+"""What CLCR is compared with, on the same stems, the same hierarchy and the same training."""

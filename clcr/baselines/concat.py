@@ -1,0 +1,37 @@
+"""Concatenation: the deepest level of every modality, pooled per task, side by side into a head.
+
+A strong baseline: everything CLCR adds must be worth more than this.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from clcr.aggregation import TaskHeads, TimePooling
+from clcr.base import MultimodalModel, Output
+from clcr.batches import Batch, FeatureSpec
+from clcr.config import CLCRConfig
+from clcr.tasks import TaskSpec
+
+
+class Concat(MultimodalModel):
+    """Late fusion by concatenation; a missing modality is zeros."""
+
+    def __init__(self, config: CLCRConfig, features: Mapping[str, FeatureSpec], tasks: Mapping[str, TaskSpec]) -> None:
+        super().__init__(config, features, tasks, levels=[config.model.levels - 1])
+        model, width = config.model, config.model.width
+        self.pooling = nn.ModuleList(TimePooling(len(tasks), width, model.pooling) for _ in features)
+        outputs = [task.outputs for task in tasks.values()]
+        self.heads = TaskHeads(width * len(features), width, outputs, model.dropout)
+
+    def forward(self, batch: Batch) -> Output:
+        """Predict every task for a batch."""
+        (deepest,) = self.encoder(batch)
+        identity = torch.eye(self.config.model.width, device=next(iter(deepest.values())).values.device)
+        summaries: list[Tensor] = []
+        for tokens, pooling in zip(deepest.values(), self.pooling, strict=True):
+            weights = pooling(tokens.valid, (tokens.values, identity))
+            summaries.append(weights @ tokens.values.float())
+        logits = self.heads(torch.cat(summaries, dim=-1))
+        return Output(logits=dict(zip(self.tasks, logits, strict=True)))

@@ -1,0 +1,112 @@
+"""Batches: padded, masked tensors of several modalities, and how samples (plain dicts of arrays) become one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clcr.errors import ClcrError, ConfigError
+from clcr.tasks import MISSING_CLASS, TaskSpec
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What one token of a modality is: (D,) a vector, (H, W, 3) a uint8 frame, (L, D) hidden layers of one word.
+
+    rate: tokens per second (0 for a modality without time, such as a still image).
+    """
+
+    shape: tuple[int, ...]
+    rate: float
+    dtype: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if not 1 <= len(self.shape) <= 3 or (len(self.shape) == 3 and self.shape[-1] != 3):
+            raise ConfigError(f"feature shape {self.shape}: one token is (D,), (layers, D) or (height, width, 3)")
+
+
+@dataclass
+class Features:
+    """One modality of a batch. values: (B, T, *shape); valid: (B, T) bool, False is padding; global_: (B, G)."""
+
+    values: Tensor
+    valid: Tensor
+    global_: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """What a model sees.
+
+    present: (B,) bool per modality; targets: (B,) per task (class index, -1 missing; or float, NaN missing);
+    side: (B, S) numbers that belong to no modality.
+    """
+
+    features: dict[str, Features]
+    present: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    clip_ids: list[str]
+    side: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device; copies overlap with computation where the memory is pinned."""
+
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            features={m: Features(move(f.values), move(f.valid), move(f.global_)) for m, f in self.features.items()},
+            present={m: move(x) for m, x in self.present.items()},
+            targets={t: move(x) for t, x in self.targets.items()},
+            side=move(self.side),
+        )
+
+
+def collate(
+    samples: Sequence[Mapping[str, Any]], features: Mapping[str, FeatureSpec], tasks: Mapping[str, TaskSpec]
+) -> Batch:
+    """Make a batch of samples {"clip_id", "features": {modality: (T, *shape)}, "targets": {task: value or None}}.
+
+    Values keep their stored dtype and are padded with zeros to the longest of the batch; a modality that a sample
+    lacks (no key, None, or no tokens) is all padding and not present.
+    """
+    padded = {m: _pad(samples, m, spec) for m, spec in features.items()}
+    return Batch(
+        features=padded,
+        present={m: f.valid.any(dim=1) for m, f in padded.items()},
+        targets={name: _targets(samples, spec) for name, spec in tasks.items()},
+        clip_ids=[sample["clip_id"] for sample in samples],
+    )
+
+
+def _pad(samples: Sequence[Mapping[str, Any]], modality: str, spec: FeatureSpec) -> Features:
+    arrays = [sample["features"].get(modality) for sample in samples]
+    lengths = [0 if array is None else len(array) for array in arrays]
+    values = np.zeros((len(samples), max(1, *lengths), *spec.shape), dtype=spec.dtype)
+    for row, array, length, sample in zip(values, arrays, lengths, samples, strict=True):
+        if length == 0:
+            continue
+        if array.shape[1:] != spec.shape:
+            raise ClcrError(
+                f"clip {sample['clip_id']!r}: a token of {modality!r} has shape {array.shape[1:]}, "
+                f"the features declare {spec.shape}; use the store that the model was built for"
+            )
+        row[:length] = array
+    valid = torch.arange(values.shape[1]) < torch.tensor(lengths)[:, None]
+    return Features(torch.from_numpy(values), valid)
+
+
+def _targets(samples: Sequence[Mapping[str, Any]], spec: TaskSpec) -> Tensor:
+    classification = spec.kind == "classification"
+    missing = MISSING_CLASS if classification else float("nan")
+    values = [sample["targets"].get(spec.name) for sample in samples]
+    values = [missing if value is None or value != value else value for value in values]
+    return torch.tensor(values, dtype=torch.int64 if classification else torch.float32)

@@ -1,0 +1,176 @@
+"""The options of every model: frozen dataclasses with a docstring under each field (the command line shows them)."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from clcr.errors import ConfigError
+
+Pooling = Literal["attention", "mean"]
+Exchange = Literal["budgeted", "dense", "none"]
+LevelWeights = Literal["learned", "uniform"]
+FrameStem = Literal["patches", "trunk", "resnet18"]
+Correlation = Literal["cka", "whitened"]
+
+
+def _require(condition: bool, option: str, value: object, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"--{option} {value}: {rule}")
+
+
+def _require_one_of(value: str, choices: object, option: str) -> None:
+    _require(value in get_args(choices), option, value, f"choose one of {', '.join(get_args(choices))}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Size and shape of the network (the baselines share it)."""
+
+    width: int = 128
+    """Features per token (d)."""
+    levels: int = 3
+    """Levels of the semantic hierarchy (K), 1 to 5; the paper has 3."""
+    heads: int = 4
+    """Attention heads of the exchange; must divide the shared width."""
+    dropout: float = 0.1
+    """Dropout in the encoder's blocks, on exchanged tokens and in the heads."""
+    pooling: Pooling = "attention"
+    """From tokens to a summary: a learned query per task, or the mean over time (the paper)."""
+    blocks: int = 2
+    """Residual convolutions per stage of the encoder."""
+    stride: int = 2
+    """Temporal pooling before each stage after the first: 2 halves the tokens, 1 keeps them."""
+    max_rate: float = 25.0
+    """Tokens per second at the shallow level, at most: faster inputs are merged by the first stage."""
+    shared_width: int = 0
+    """Dimensions of a level's shared subspace (k_s); 0 is half the width."""
+    private_width: int = 0
+    """Dimensions of a private subspace (k_p), at most width - k_s; 0 is half the width."""
+    exchange: Exchange = "budgeted"
+    """Intra-level exchange: within the token budget, between all tokens (dense), or none (ablations)."""
+    level_weights: LevelWeights = "learned"
+    """Weights of the levels in the summary: learned per sample, or uniform (ablation)."""
+
+    def __post_init__(self) -> None:
+        _require(self.width >= 2, "model.width", self.width, "must be 2 or more")
+        _require(1 <= self.levels <= 5, "model.levels", self.levels, "must lie in 1..5")
+        _require(self.heads >= 1, "model.heads", self.heads, "must be 1 or more")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must lie in [0, 1)")
+        _require(self.blocks >= 1, "model.blocks", self.blocks, "must be 1 or more")
+        _require(self.stride >= 1, "model.stride", self.stride, "must be 1 or more")
+        _require(self.max_rate > 0, "model.max-rate", self.max_rate, "must be positive (tokens per second)")
+        _require(
+            self.k_shared >= 1 and self.k_private >= 1 and self.k_shared + self.k_private <= self.width,
+            "model.shared-width",
+            self.k_shared,
+            f"must be 1 or more, and with --model.private-width {self.k_private} not exceed the width {self.width}",
+        )
+        _require(self.k_shared % self.heads == 0, "model.heads", self.heads, f"must divide k_s = {self.k_shared}")
+        _require_one_of(self.pooling, Pooling, "model.pooling")
+        _require_one_of(self.exchange, Exchange, "model.exchange")
+        _require_one_of(self.level_weights, LevelWeights, "model.level-weights")
+
+    @property
+    def k_shared(self) -> int:
+        """Dimensions of the shared subspace."""
+        return self.shared_width or self.width // 2
+
+    @property
+    def k_private(self) -> int:
+        """Dimensions of each private subspace."""
+        return self.private_width or self.width // 2
+
+
+@dataclass(frozen=True)
+class StemConfig:
+    """How raw feature values become tokens."""
+
+    video: FrameStem = "patches"
+    """Frames to tokens: linear patches (cheapest), a small convolutional trunk, or ResNet-18 from scratch."""
+    motion: bool | None = None
+    """Remove the clip's mean frame and add frame differences; default: on for patches and trunk."""
+
+    def __post_init__(self) -> None:
+        _require_one_of(self.video, FrameStem, "stem.video")
+
+    @property
+    def uses_motion(self) -> bool:
+        """Whether frames are split into the clip's mean frame and what moves."""
+        return self.video != "resnet18" if self.motion is None else self.motion
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """The token budget: budget = gamma * sigmoid(rho) * valid tokens."""
+
+    start: tuple[float, ...] = (0.68,)
+    """Share of tokens admitted at the start (b0, rho = logit(b0)): one value, or one per level."""
+    gamma: float = 1.0
+    """Fixed multiplier of the budget."""
+    threshold: float = -1.0
+    """Start of the evidence threshold, in standard deviations of the evidence."""
+    scale: float = 4.0
+    """Start of the steepness of the activation (positive)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", tuple(self.start))
+        _require(
+            bool(self.start) and all(0 < b < 1 for b in self.start),
+            "budget.start",
+            self.start,
+            "each value must lie strictly between 0 and 1",
+        )
+        _require(self.gamma > 0, "budget.gamma", self.gamma, "must be positive")
+        _require(self.scale > 0, "budget.scale", self.scale, "must be positive")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the regularisers beside the task loss."""
+
+    lambda_intra: float = 0.1
+    """Weight of the intra-level term: private flows apart from each other and from the shared flow."""
+    lambda_inter: float = 0.1
+    """Weight of the inter-level terms (private, shared-private, mixing)."""
+    correlation: Correlation = "cka"
+    """Measure of dependence: debiased linear CKA, or the whitened cross-correlation the paper names."""
+
+    def __post_init__(self) -> None:
+        _require(self.lambda_intra >= 0, "loss.lambda-intra", self.lambda_intra, "must not be negative")
+        _require(self.lambda_inter >= 0, "loss.lambda-inter", self.lambda_inter, "must not be negative")
+        _require_one_of(self.correlation, Correlation, "loss.correlation")
+
+
+@dataclass(frozen=True)
+class CLCRConfig:
+    """All options of a model."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    stem: StemConfig = field(default_factory=StemConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.budget.start) in (1, self.model.levels),
+            "budget.start",
+            self.budget.start,
+            f"give one value, or one for each of --model.levels {self.model.levels}",
+        )
+
+    def budget_start(self, level: int) -> float:
+        """Share of tokens admitted at the start at a level."""
+        return self.budget.start[level if len(self.budget.start) > 1 else 0]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> "CLCRConfig":
+        """The config that `dataclasses.asdict` (or a JSON file) describes; an unknown name is an error."""
+        parts = {f.name: f.default_factory for f in dataclasses.fields(cls)}
+        for name in values:
+            _require(name in parts, name, "", f"no such group of options; there are {', '.join(parts)}")
+        for group, options in values.items():
+            known = {f.name for f in dataclasses.fields(parts[group])}
+            for option in options:
+                _require(option in known, f"{group}.{option}", "", "no such option")
+        return cls(**{group: parts[group](**options) for group, options in values.items()})

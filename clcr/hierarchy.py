@@ -1,0 +1,186 @@
+"""Semantic-hierarchy encoder: K levels of tokens per modality (CLCR, sec. Semantic-Hierarchy Encoder).
+
+    H[l,m] = LayerNorm(Z[l,m] W[l,m] + P[l,m])            (B, T[l,m], d)
+
+Video and sound pass a temporal convolution network of K stages whose receptive field grows stage by stage (local
+appearance, then parts and rhythm, then context); stage l gives Z[l,m]. Language gives hidden layers of its encoder
+instead, an early one to a late one. P is a learned linear map of sinusoids of the token's own time in seconds, the
+same whatever the length of the batch.
+
+The first stage merges neighbouring tokens of fast inputs (log-mel at 100 Hz) so that the shallow level has at most
+`max_rate` tokens per second; each later stage merges `stride` tokens into one, so exchange gets cheaper with depth.
+Padding is zeroed before anything looks at a neighbour, and norms are per token: padding never changes a result.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from clcr.batches import Batch, Features, FeatureSpec
+from clcr.config import ModelConfig, StemConfig
+from clcr.stems import LayersStem, build_stem
+
+
+class Tokens(NamedTuple):
+    """Tokens of one modality at one level. values: (B, T, d); valid: (B, T) bool."""
+
+    values: Tensor
+    valid: Tensor
+
+
+class ResidualConv(nn.Module):
+    """x + Linear(GELU(Conv(LayerNorm(x)))), a dilated convolution over time that reads no padding."""
+
+    def __init__(self, width: int, dilation: int, dropout: float, kernel: int = 3) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.conv = nn.Conv1d(width, width, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+        self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """x: (B, T, d); valid: (B, T) -> (B, T, d), zero on padding."""
+        inner = self.norm(x).where(valid[..., None], 0.0)
+        inner = rearrange(self.conv(rearrange(inner, "b t d -> b d t")), "b d t -> b t d")
+        return (x + self.dropout(self.out(F.gelu(inner)))).where(valid[..., None], 0.0)
+
+
+class Merge(nn.Module):
+    """Merge `stride` neighbouring tokens into one; it is valid if any of them is."""
+
+    def __init__(self, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.project = nn.Linear(width * stride, width)
+
+    def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (B, T, d), zero on padding; valid: (B, T) -> the same with ceil(T / stride) tokens."""
+        missing = -x.shape[1] % self.stride
+        x, valid = F.pad(x, (0, 0, 0, missing)), F.pad(valid, (0, missing))
+        valid = rearrange(valid, "b (t s) -> b t s", s=self.stride).any(dim=-1)
+        x = self.project(rearrange(x, "b (t s) d -> b t (s d)", s=self.stride))
+        return x.where(valid[..., None], 0.0), valid
+
+
+class Position(nn.Module):
+    """Learned linear map of sinusoids of the time in seconds, periods from 0.1 s to 100 s."""
+
+    def __init__(self, width: int, periods: int = 16) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 2 * math.pi / torch.logspace(-1, 2, periods), persistent=False)
+        self.project = nn.Linear(2 * periods, width, bias=False)
+
+    def forward(self, length: int, seconds_per_token: float) -> Tensor:
+        """-> (length, d): token k covers [k, k + 1) * seconds_per_token, its time is the middle."""
+        times = (torch.arange(length, device=self.frequencies.device) + 0.5) * seconds_per_token
+        angles = times[:, None] * self.frequencies
+        return self.project(torch.cat([angles.sin(), angles.cos()], dim=-1))
+
+
+class Level(nn.Module):
+    """The end of a stage: H = LayerNorm(Z W + P)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, width)
+        self.position = Position(width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, z: Tensor, valid: Tensor, seconds_per_token: float) -> Tokens:
+        """z: (B, T, d); valid: (B, T)."""
+        h = self.norm(self.project(z) + self.position(z.shape[1], seconds_per_token))
+        return Tokens(h.where(valid[..., None], 0.0), valid)
+
+
+class TemporalHierarchy(nn.Module):
+    """Stem and temporal convolution network of one modality; `read`: the stages whose output is wanted."""
+
+    def __init__(self, spec: FeatureSpec, model: ModelConfig, stem: StemConfig, read: Sequence[int]) -> None:
+        super().__init__()
+        self.seconds = _seconds_per_token(spec)
+        self.stem = build_stem(spec, stem, model.width)
+        strides = [max(1, math.ceil(spec.rate / model.max_rate))] + [model.stride] * (model.levels - 1)
+        self.merges = nn.ModuleList(Merge(model.width, stride) for stride in strides)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(ResidualConv(model.width, 2**i, model.dropout) for i in range(model.blocks))
+            for _ in range(model.levels)
+        )
+        self.levels = nn.ModuleDict({str(stage): Level(model.width) for stage in read})
+
+    def forward(self, features: Features) -> list[Tokens]:
+        """Tokens of the levels that are read, shallow to deep."""
+        x, valid, seconds, outputs = self.stem(features.values, features.valid), features.valid, self.seconds, []
+        for stage, (merge, blocks) in enumerate(zip(self.merges, self.stages, strict=True)):
+            x, valid = merge(x, valid)
+            seconds = seconds * merge.stride
+            for block in blocks:
+                x = block(x, valid)
+            if str(stage) in self.levels:
+                outputs.append(self.levels[str(stage)](x, valid, seconds))
+        return outputs
+
+
+class LanguageHierarchy(nn.Module):
+    """Hidden layers of a language model, early to late: each is a level, no convolution."""
+
+    def __init__(self, spec: FeatureSpec, model: ModelConfig, stem: StemConfig, read: Sequence[int]) -> None:
+        super().__init__()
+        self.seconds = _seconds_per_token(spec)
+        layers, dim = spec.shape
+        spread = (
+            torch.linspace(0, layers - 1, model.levels).round().int().tolist() if model.levels > 1 else [layers - 1]
+        )
+        self.stem = LayersStem(layers, dim, model.width, [spread[level] for level in read])
+        self.levels = nn.ModuleList(Level(model.width) for _ in read)
+
+    def forward(self, features: Features) -> list[Tokens]:
+        """Tokens of the levels that are read, shallow to deep."""
+        z = self.stem(features.values, features.valid)
+        return [level(z[:, :, i], features.valid, self.seconds) for i, level in enumerate(self.levels)]
+
+
+def _seconds_per_token(spec: FeatureSpec) -> float:
+    return 1.0 / spec.rate if spec.rate > 0 else 1.0
+
+
+class SemanticHierarchy(nn.Module):
+    """All modalities of a batch to levels of tokens; `read`: which of the K levels, shallow to deep."""
+
+    def __init__(
+        self, features: Mapping[str, FeatureSpec], model: ModelConfig, stem: StemConfig, read: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.modalities = tuple(features)
+        self.encoders = nn.ModuleList(
+            (LanguageHierarchy if len(spec.shape) == 2 else TemporalHierarchy)(spec, model, stem, read)
+            for spec in features.values()
+        )
+
+    def forward(self, batch: Batch) -> list[dict[str, Tokens]]:
+        """-> for every level read the tokens of every modality; those of a modality not present are all padding."""
+        towers = {}
+        for m, encoder in zip(self.modalities, self.encoders, strict=True):
+            features = batch.features[m]
+            towers[m] = encoder(Features(features.values, features.valid & batch.present[m][:, None]))
+        levels = range(len(towers[self.modalities[0]]))
+        return [{m: towers[m][level] for m in self.modalities} for level in levels]
+
+    @torch.no_grad()
+    def fit_statistics(self, batches: Iterable[Batch]) -> None:
+        """Set the stems' standardisation from training batches."""
+        for batch in batches:
+            for m, encoder in zip(self.modalities, self.encoders, strict=True):
+                encoder.stem.observe(batch.features[m].values, batch.features[m].valid)
+        for encoder in self.encoders:
+            encoder.stem.fit()
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the valid tokens: (B, T, d), (B, T) -> (B, d), zero where none is valid."""
+    total = reduce(values.where(valid[..., None], 0.0), "b t d -> b d", "sum")
+    return total / valid.sum(dim=1, keepdim=True).clamp(min=1)

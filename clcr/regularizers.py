@@ -1,0 +1,149 @@
+"""Regularisers: flows that are meant to differ must not say the same (CLCR, sec. Objective).
+
+    L_intra  private flows of different modalities, and private against shared of one modality, at one level
+    L_pr     private flows of one modality at different levels
+    L_sp     shared flow at one level against private flow of the same modality at another level
+    L_mix    sum over level pairs of omega[l] omega[k] * incompatibility(l, k)
+
+The measure is debiased linear CKA of the pooled summaries, one row per present sample: about 0 for independent flows
+and 1 for identical ones at any width. (The whitened cross-correlation, kept for comparison, hardly tells them apart at
+usual batch sizes.) L_intra, L_pr and L_sp are means over their pairs, so their weights mean the same at any K and M.
+
+Rows come from all workers, gathered with gradient: every worker has the same value, and averaging the gradients of the
+workers - what DistributedDataParallel does - gives the gradient of a single process with all rows.
+"""
+
+from itertools import combinations, permutations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from clcr.config import Correlation, LossConfig
+
+SHRINKAGE = 0.1  # of the covariances that are whitened
+EPSILON = 1e-8
+FEWEST_ROWS = 4  # the debiased estimate is undefined below
+
+
+def debiased_cka(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Debiased linear CKA of standardised rows, batched: x, y (..., n, d); mask (..., n) -> (...).
+
+    The debiased estimate is the cosine of the two U-centred Gram matrices (Szekely and Rizzo; Song et al.); it may be
+    slightly negative. Zero where fewer than four rows are in the mask.
+    """
+    a, b = _centred_gram(x, mask), _centred_gram(y, mask)
+    norm = (a.square().sum((-2, -1)) * b.square().sum((-2, -1))).clamp(min=EPSILON).sqrt()
+    return ((a * b).sum((-2, -1)) / norm).where(mask.sum(-1) >= FEWEST_ROWS, 0.0)
+
+
+def whitened_correlation(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Squared Frobenius norm, per dimension, of the cross-correlation of whitened rows; shapes as debiased_cka."""
+    x, y = _standardised_rows(x, mask), _standardised_rows(y, mask)
+    n = mask.sum(-1).clamp(min=1)[..., None, None]
+    eye = SHRINKAGE * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    left = torch.linalg.cholesky((1 - SHRINKAGE) * x.mT @ x / n + eye)
+    right = torch.linalg.cholesky((1 - SHRINKAGE) * y.mT @ y / n + eye)
+    cross = torch.linalg.solve_triangular(left, x.mT @ y / n, upper=False)
+    cross = torch.linalg.solve_triangular(right, cross.mT, upper=False)
+    return (cross.square().sum((-2, -1)) / x.shape[-1]).where(mask.sum(-1) >= FEWEST_ROWS, 0.0)
+
+
+def _standardised_rows(x: Tensor, mask: Tensor) -> Tensor:
+    mask = mask[..., None]
+    n = mask.sum(-2, keepdim=True).clamp(min=1)
+    x = x.where(mask, 0.0)
+    x = (x - x.sum(-2, keepdim=True) / n).where(mask, 0.0)
+    return x / (x.square().sum(-2, keepdim=True) / n + EPSILON).sqrt()
+
+
+def _centred_gram(x: Tensor, mask: Tensor) -> Tensor:
+    """Gram matrix per feature, U-centred: zero diagonal, and off it every row sums to zero."""
+    rows = _standardised_rows(x, mask)
+    gram = rows @ rows.mT / x.shape[-1]
+    pairs = mask[..., :, None] & mask[..., None, :] & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=x.device)
+    gram = gram.where(pairs, 0.0)
+    n = mask.sum(-1).clamp(min=FEWEST_ROWS)[..., None, None]
+    sums = gram.sum(-1, keepdim=True)
+    total = sums.sum(-2, keepdim=True)
+    return (gram - (sums + sums.mT) / (n - 2) + total / ((n - 1) * (n - 2))).where(pairs, 0.0)
+
+
+def gather_rows(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (B, ...) and their mask (B, ...) of all workers, with gradient; unequal batches are padded."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return rows, mask
+    largest = torch.tensor(len(rows), device=rows.device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    missing = int(largest) - len(rows)
+    rows = F.pad(rows, [0, 0] * (rows.ndim - 1) + [0, missing])
+    mask = F.pad(mask, [0, 0] * (mask.ndim - 1) + [0, missing])
+    masks = [torch.empty_like(mask, dtype=torch.uint8) for _ in range(dist.get_world_size())]
+    dist.all_gather(masks, mask.to(torch.uint8))
+    return torch.cat(dist.nn.functional.all_gather(rows.contiguous())), torch.cat(masks).bool()
+
+
+def incompatibility(summaries: Tensor) -> Tensor:
+    """1 - cos between the shared summaries of every two levels, at least 0, detached: (B, K, d) -> (B, K, K)."""
+    unit = F.normalize(summaries.detach().float(), dim=-1)
+    return (1 - unit @ unit.mT).clamp(min=0)
+
+
+def regularizers(
+    shared: Tensor, private: Tensor, omega: Tensor, present: Tensor, config: LossConfig
+) -> dict[str, Tensor]:
+    """The weighted regularisers of a batch.
+
+    shared, private: (B, K, M, d) masked means of the flows, lifted to R^d; omega: (B, N, K) level weights per task;
+    present: (B, M).
+    """
+    if config.lambda_intra == 0 and config.lambda_inter == 0:
+        return {}
+    with torch.autocast(shared.device.type, enabled=False):
+        levels, modalities, width = shared.shape[1:]
+        mix = _mixing(shared, omega, present)
+        rows = torch.cat([shared.float().flatten(1), private.float().flatten(1), mix[:, None]], dim=1)
+        rows, present = gather_rows(rows, present)
+        flows = rows[:, :-1].reshape(len(rows), 2, levels, modalities, width)
+        mix = (rows[:, -1] * present.any(dim=1)).sum() / present.any(dim=1).sum().clamp(min=1)
+
+        pairs = _pairs(levels, modalities)
+        losses = {name: _dependence(flows, present, pair, config.correlation) for name, pair in pairs.items()}
+    return {
+        "intra": config.lambda_intra * losses["intra"],
+        "inter_private": config.lambda_inter * losses["inter_private"],
+        "inter_shared_private": config.lambda_inter * losses["inter_shared_private"],
+        "inter_mix": config.lambda_inter * mix,
+    }
+
+
+def _pairs(levels: int, modalities: int) -> dict[str, list[tuple]]:
+    """Which two flows each term compares; a flow is (kind, level, modality)."""
+    shared, private = 0, 1
+    ks, ms = range(levels), range(modalities)
+    intra = [((private, k, m), (private, k, n)) for k in ks for m, n in combinations(ms, 2)]
+    intra += [((private, k, m), (shared, k, m)) for k in ks for m in ms]
+    return {
+        "intra": intra,
+        "inter_private": [((private, j, m), (private, k, m)) for j, k in combinations(ks, 2) for m in ms],
+        "inter_shared_private": [((shared, j, m), (private, k, m)) for j, k in permutations(ks, 2) for m in ms],
+    }
+
+
+def _mixing(shared: Tensor, omega: Tensor, present: Tensor) -> Tensor:
+    """L_mix of every sample (B,), mean over the tasks."""
+    means = shared.where(present[:, None, :, None], 0.0).sum(dim=2) / present.sum(dim=1).clamp(min=1)[:, None, None]
+    weights = torch.einsum("bnl,bnk->blk", omega, omega) / omega.shape[1]
+    return (weights * incompatibility(means)).triu(1).sum((1, 2))
+
+
+def _dependence(flows: Tensor, present: Tensor, pairs: list, correlation: Correlation) -> Tensor:
+    """Mean dependence over pairs of flows (n, 2, K, M, d); below zero there is nothing left to remove."""
+    if not pairs:  # a single level has no inter-level pairs
+        return flows.sum() * 0.0
+    left = torch.stack([flows[:, kind, level, m] for (kind, level, m), _ in pairs])
+    right = torch.stack([flows[:, kind, level, m] for _, (kind, level, m) in pairs])
+    mask = torch.stack([present[:, m] & present[:, n] for (_, _, m), (_, _, n) in pairs])
+    measure = debiased_cka if correlation == "cka" else whitened_correlation
+    return measure(left, right, mask).clamp(min=0).mean()

@@ -1,0 +1,229 @@
+"""Stems: stored feature values of one modality -> token features, (B, T, *shape) -> (B, T, width).
+
+Vectors are standardised and projected; hidden layers of a language model likewise, one layer per level; frames go
+through linear patches, a small convolutional trunk or ResNet-18. What labels a clip is often what moves in it: with
+`motion` the clip's mean frame is removed and temporal differences are added, while a coarse copy of the mean frame
+(static colour, layout) is added to every token, so nothing is thrown away.
+
+Standardisation lives in buffers: `observe` training batches, then `fit`; until then they are neutral.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from clcr.batches import FeatureSpec
+from clcr.config import StemConfig
+
+CLIP = 10.0  # standard deviations: broken values (NaN, infinities, +-255 in a unit feature) must not own a sum
+
+
+class Moments:
+    """Running mean and standard deviation over the leading axes, in float64; non-finite values are left out."""
+
+    def __init__(self) -> None:
+        self.count: Tensor | float = 0.0
+        self.total: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+
+    def add(self, values: Tensor, axes: int) -> None:
+        """Add values whose last `axes` axes are features."""
+        rows = values.double().flatten(0, values.ndim - axes - 1)
+        finite = rows.isfinite()
+        rows = rows.where(finite, 0.0)
+        self.count = self.count + finite.sum(0)
+        self.total = self.total + rows.sum(0)
+        self.squares = self.squares + rows.square().sum(0)
+
+    def mean(self) -> Tensor:
+        """Mean per feature."""
+        return self.total / self.count.clamp(min=1)
+
+    def std(self) -> Tensor:
+        """Standard deviation per feature; 1 where a feature is constant."""
+        variance = self.squares / self.count.clamp(min=1) - self.mean().square()
+        std = variance.clamp(min=0).sqrt()
+        return std.where(std > 1e-6 * (1 + self.mean().abs()), torch.ones_like(std))
+
+
+class Standardise(nn.Module):
+    """(x - mean) / std per feature; broken values (NaN, infinities) become ordinary ones."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
+        self.moments = Moments()
+
+    def observe(self, values: Tensor, valid: Tensor) -> None:
+        """Add the valid tokens of a training batch to the statistics."""
+        self.moments.add(values[valid], axes=self.mean.ndim)
+
+    def fit(self) -> None:
+        """Set the standardisation from what was observed."""
+        self.mean.copy_(self.moments.mean())
+        self.std.copy_(self.moments.std())
+        self.moments = Moments()
+
+    def forward(self, values: Tensor) -> Tensor:
+        """values: (..., *shape), any dtype -> float32."""
+        return ((values.float() - self.mean) / self.std).nan_to_num(0.0, CLIP, -CLIP).clamp(-CLIP, CLIP)
+
+
+class VectorStem(nn.Module):
+    """Standardise and project vectors: (B, T, D) -> (B, T, width)."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.standardise = Standardise(dim)
+        self.project = nn.Linear(dim, width)
+
+    def observe(self, values: Tensor, valid: Tensor) -> None:
+        """Add a training batch to the statistics."""
+        self.standardise.observe(values, valid)
+
+    def fit(self) -> None:
+        """Set the standardisation from what was observed."""
+        self.standardise.fit()
+
+    def forward(self, values: Tensor, valid: Tensor) -> Tensor:
+        """values: (B, T, D); valid: (B, T) -> (B, T, width), zero on padding."""
+        return _mask(self.project(self.standardise(values)), valid)
+
+
+class LayersStem(nn.Module):
+    """Hidden layers of a language model: (B, T, L, D) -> (B, T, picks, width), each pick projected by its own map."""
+
+    def __init__(self, layers: int, dim: int, width: int, picks: list[int]) -> None:
+        super().__init__()
+        self.picks = picks
+        self.standardise = Standardise(layers, dim)
+        self.project = nn.ModuleList(nn.Linear(dim, width) for _ in picks)
+
+    def observe(self, values: Tensor, valid: Tensor) -> None:
+        """Add a training batch to the statistics."""
+        self.standardise.observe(values, valid)
+
+    def fit(self) -> None:
+        """Set the standardisation from what was observed."""
+        self.standardise.fit()
+
+    def forward(self, values: Tensor, valid: Tensor) -> Tensor:
+        """values: (B, T, L, D); valid: (B, T) -> (B, T, picks, width), zero on padding."""
+        values = self.standardise(values)
+        picked = [project(values[:, :, i]) for project, i in zip(self.project, self.picks, strict=True)]
+        return _mask(torch.stack(picked, dim=2), valid)
+
+
+class FrameStem(nn.Module):
+    """Frames to tokens: (B, T, H, W, 3) -> (B, T, width).
+
+    embed: network from (N, C, H, W) to (N, features). `linear` says that it is a linear map: then C = 3; otherwise
+    C = 6 with motion, the frame's differences beside the frame.
+    """
+
+    def __init__(self, embed: nn.Module, features: int, width: int, motion: bool, linear: bool) -> None:
+        super().__init__()
+        self.embed = embed
+        self.motion = motion
+        self.linear = linear
+        self.project = nn.Linear(features * 2 if motion and linear else features, width)
+        if motion:
+            self.scene = nn.Linear(3 * 4 * 4, width)
+        # Neutral start: pixels to about [-1, 1], what moves to about unit size.
+        self.register_buffer("mean", torch.full((3,), 127.5))
+        self.register_buffer("std", torch.full((3,), 127.5))
+        self.register_buffer("motion_std", torch.full((3,), 32.0))
+        self.pixels, self.moving = Moments(), Moments()
+
+    def observe(self, values: Tensor, valid: Tensor) -> None:
+        """Add a training batch to the statistics (per colour channel)."""
+        self.pixels.add(values[valid], axes=1)
+        clip_mean, still = _clip_mean(values.float(), valid)
+        self.moving.add((values - clip_mean.where(~still, self.mean))[valid], axes=1)
+
+    def fit(self) -> None:
+        """Set the standardisation from what was observed."""
+        self.mean.copy_(self.pixels.mean())
+        self.std.copy_(self.pixels.std())
+        self.motion_std.copy_(self.moving.std())
+        self.pixels, self.moving = Moments(), Moments()
+
+    def forward(self, values: Tensor, valid: Tensor) -> Tensor:
+        """values: (B, T, H, W, 3); valid: (B, T) -> (B, T, width), zero on padding."""
+        frames = values.float()
+        if not self.motion:
+            return _mask(self.project(self._embed((frames - self.mean) / self.std)), valid)
+        clip_mean, still = _clip_mean(frames, valid)
+        # A still image has no motion: what is removed there is the corpus mean, not the picture.
+        moving = (frames - torch.where(still, self.mean, clip_mean)) / self.motion_std
+        if self.linear:  # the embedding of a difference is the difference of embeddings: embed once
+            tokens = self._embed(moving)
+            tokens = torch.cat([tokens, _differences(tokens, valid)], dim=-1)
+        else:
+            tokens = self._embed(torch.cat([moving, _differences(moving, valid)], dim=-1))
+        coarse = rearrange((clip_mean - self.mean) / self.std, "b 1 h w c -> b c h w")
+        scene = self.scene(F.adaptive_avg_pool2d(coarse, 4).flatten(1))
+        return _mask(self.project(tokens) + scene[:, None], valid)
+
+    def _embed(self, frames: Tensor) -> Tensor:
+        # Frames are stored channels-last, and so is this view of them: convolutions take it without a copy.
+        tokens = self.embed(rearrange(frames, "b t h w c -> (b t) c h w"))
+        return rearrange(tokens, "(b t) d -> b t d", b=len(frames))
+
+
+def _clip_mean(frames: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean valid frame of each clip (B, 1, H, W, 3), and whether the clip is a still: one frame or none."""
+    weights = valid / valid.sum(dim=1, keepdim=True).clamp(min=1)
+    clip_mean = torch.einsum("bt,bthwc->bhwc", weights, frames)[:, None]
+    return clip_mean, (valid.sum(dim=1) < 2)[:, None, None, None, None]
+
+
+def _differences(tokens: Tensor, valid: Tensor) -> Tensor:
+    """x[t] - x[t-1] where both are valid, else 0."""
+    steps = _mask(tokens[:, 1:] - tokens[:, :-1], valid[:, 1:] & valid[:, :-1])
+    return torch.cat([torch.zeros_like(tokens[:, :1]), steps], dim=1)
+
+
+def _mask(tokens: Tensor, valid: Tensor) -> Tensor:
+    return tokens.where(valid.reshape(*valid.shape, *[1] * (tokens.ndim - 2)), 0.0)
+
+
+def _patches(height: int, width: int, size: int = 8, features: int = 32) -> tuple[nn.Module, int]:
+    """Linear embedding of square patches, concatenated: a linear map of the frame with few parameters."""
+    rows, columns = -(-height // size), -(-width // size)
+    pad = nn.ZeroPad2d((0, columns * size - width, 0, rows * size - height))
+    return nn.Sequential(pad, nn.Conv2d(3, features, size, size), nn.Flatten()), features * rows * columns
+
+
+def _trunk(channels: int) -> tuple[nn.Module, int]:
+    """Small strided convolutional net; a 4 x 4 grid is kept, because where something moves matters."""
+    layers: list[nn.Module] = []
+    for c_in, c_out, kernel, stride in ((channels, 16, 7, 4), (16, 32, 3, 2), (32, 64, 3, 2)):
+        conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
+        layers += [conv, nn.GroupNorm(8, c_out), nn.GELU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten()), 64 * 16
+
+
+def _resnet18(channels: int) -> tuple[nn.Module, int]:
+    """ResNet-18 from scratch, with GroupNorm: a frame's features may not depend on its neighbours."""
+    from torchvision.models import resnet18  # heavy, and needed by this stem alone
+
+    net = resnet18(weights=None, norm_layer=lambda features: nn.GroupNorm(32, features))
+    if channels != 3:
+        net.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+    net.fc = nn.Identity()
+    return net, 512
+
+
+def build_stem(spec: FeatureSpec, config: StemConfig, width: int) -> nn.Module:
+    """The stem for a modality's token shape: vectors or frames."""
+    if len(spec.shape) == 1:
+        return VectorStem(spec.shape[0], width)
+    height, columns, _ = spec.shape
+    motion = config.uses_motion
+    if config.video == "patches":
+        return FrameStem(*_patches(height, columns), width, motion, linear=True)
+    make = _trunk if config.video == "trunk" else _resnet18
+    return FrameStem(*make(6 if motion else 3), width, motion, linear=False)

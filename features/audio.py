@@ -1,0 +1,173 @@
+"""The sound of one clip as log-mel frames: PyAV decodes, torchaudio resamples and transforms.
+
+Sound and pictures share one clock, the file's: sound that begins later than the file is preceded by silence, so that
+log-mel frame k, whose window is centred at (k + 0.5) * hop, belongs to the video frame shown at that time.
+"""
+
+import functools
+import io
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import av
+import numpy as np
+import torch
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from torchaudio.transforms import MelSpectrogram, Resample
+
+from features.errors import MediaError
+from features.media import check_segment, clock_zero, one_line, open_container, open_source
+
+PREROLL = 0.5  # s decoded before a segment: AAC and MP3 frames need the ones before them
+GAP = 0.05  # s by which sound may drift from its timestamps before silence fills the gap
+FLOOR = 1e-6  # added to the mel power, so that silence has a logarithm
+
+
+@dataclass(frozen=True)
+class AudioSpec:
+    """How sound becomes log-mel frames."""
+
+    sample_rate: int = 16_000
+    """Samples per second that the sound is resampled to."""
+    mels: int = 64
+    """Mel bands."""
+    hop: float = 0.02
+    """Seconds from one log-mel frame to the next."""
+    window: float = 0.04
+    """Seconds of sound that one log-mel frame sees."""
+
+    def __post_init__(self) -> None:
+        if not (self.sample_rate > 0 and self.mels > 0 and 0 < self.hop <= self.window):
+            raise ValueError(f"{self}: sample_rate and mels must be above 0, and 0 < hop <= window")
+        if abs(self.hop * self.sample_rate - round(self.hop * self.sample_rate)) > 1e-6:
+            raise ValueError(f"hop {self.hop} s is not a whole number of samples at {self.sample_rate} Hz")
+
+
+class Sound(NamedTuple):
+    """samples: (N,) float32, mono, in [-1, 1]; rate: the file's own, samples per second."""
+
+    samples: np.ndarray
+    rate: int
+
+
+@dataclass
+class LogMel:
+    """values: (T, mels) float16; duration: seconds of sound."""
+
+    values: np.ndarray
+    duration: float
+
+
+def encode_audio(uri: str, spec: AudioSpec, start: float | None = None, end: float | None = None) -> LogMel | None:
+    """The log-mel frames of a clip's sound, or of its segment from start to end (s); None where it has no sound.
+
+    Raises MediaError (stage open or audio).
+    """
+    sound = decode_sound(uri, start, end)
+    if sound is None:
+        return None
+    return LogMel(log_mel(sound.samples, sound.rate, spec), len(sound.samples) / sound.rate)
+
+
+def decode_sound(uri: str, start: float | None = None, end: float | None = None) -> Sound | None:
+    """Decode the first audio stream, mixed to mono, from start to end (s; an end beyond the file's is cut).
+
+    None where the file has no audio stream. Raises MediaError (stage open or audio).
+    """
+    begin, stop = check_segment("audio", uri, start, end)
+    source = open_source(uri)
+    try:
+        sound = _read(source, uri, begin, stop, seek=begin > PREROLL)
+    except MediaError:
+        raise
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise MediaError("audio", f"{uri}: the sound does not decode: {one_line(error)}") from error
+    if sound is not None and not np.isfinite(sound.samples).all():
+        raise MediaError("audio", f"{uri}: the sound holds NaN or infinite samples; it is damaged, fetch it again")
+    return sound
+
+
+def _read(source: str | io.BytesIO, uri: str, begin: float, stop: float | None, seek: bool) -> Sound | None:
+    """Decode from begin to stop; every frame lies where its timestamp says on the file's clock."""
+    with open_container(source, uri) as container:
+        stream = next(iter(container.streams.audio), None)
+        if stream is None:
+            return None
+        if seek:
+            container.seek(round((begin - PREROLL + clock_zero(container)) / stream.time_base), stream=stream)
+        rate = stream.rate
+        first, last = round(begin * rate), None if stop is None else round(stop * rate)
+        origin, samples = _join(container, stream, last)
+        declared = float((stream.duration or 0) * stream.time_base) if stream.frames else 0.0
+    if seek and (origin > first or not len(samples)):  # some formats seek past the time asked for
+        return _read(source, uri, begin, stop, seek=False)
+    held = (origin + len(samples)) / rate
+    if not len(samples):
+        raise MediaError("audio", f"{uri} has an audio stream without sound; it is damaged, fetch it again")
+    if held <= begin:
+        raise MediaError("audio", f"{uri}: the segment starts at {begin:g} s, but the sound ends at {held:.3f} s")
+    if last is None and held < 0.9 * declared:
+        raise MediaError(
+            "audio", f"{uri} holds {held:.2f} s of its {declared:.2f} s of sound; it is cut off, fetch it again"
+        )
+    silence = max(0, min(origin, origin if last is None else last) - first)
+    samples = samples[max(0, first - origin) : None if last is None else max(0, last - origin)]
+    return Sound(np.concatenate([np.zeros(silence, np.float32), samples]), rate)
+
+
+def _join(container: InputContainer, stream: AudioStream, last: int | None) -> tuple[int, np.ndarray]:
+    """All samples from here to sample number last as one array, and the number of its first sample."""
+    zero, rate = clock_zero(container), stream.rate
+    longest = ((container.duration or 0) / av.time_base + 1) * rate  # a timestamp that jumps further is a broken one
+    stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
+    mono = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+    chunks, origin, end = [], 0, 0
+    for frame in container.decode(stream):
+        position = end if frame.time is None else round((frame.time - zero) * rate)
+        if not chunks:
+            origin = end = position
+        if last is not None and position >= last and chunks:
+            break
+        if GAP * rate < position - end < longest:
+            chunks.append(np.zeros(position - end, np.float32))
+            end = position
+        for part in [frame] if frame.format.name == "fltp" and frame.layout.nb_channels == 1 else mono.resample(frame):
+            chunks.append(part.to_ndarray()[0])
+            end += len(chunks[-1])
+    return origin, np.concatenate(chunks) if chunks else np.empty(0, np.float32)
+
+
+def log_mel(samples: np.ndarray, rate: int, spec: AudioSpec) -> np.ndarray:
+    """(N,) float32 samples at a rate to (T, mels) float16: log(mel power + 1e-6).
+
+    T = round(seconds / hop), at least 1; the window of frame k is centred at (k + 0.5) * hop, silence around the ends.
+    """
+    hop, transform = round(spec.hop * spec.sample_rate), _mel(spec)
+    frames = max(1, round(len(samples) / rate / spec.hop))
+    with torch.inference_mode():
+        wave = torch.from_numpy(np.ascontiguousarray(samples, np.float32))
+        if rate != spec.sample_rate:
+            wave = _resample(rate, spec.sample_rate)(wave)
+        lead = (transform.n_fft - hop) // 2
+        wanted = (frames - 1) * hop + transform.n_fft
+        wave = torch.nn.functional.pad(wave, (lead, max(0, wanted - lead - len(wave))))[:wanted]
+        return torch.log(transform(wave) + FLOOR).T.contiguous().half().numpy()
+
+
+@functools.lru_cache(maxsize=8)
+def _mel(spec: AudioSpec) -> MelSpectrogram:
+    window = round(spec.window * spec.sample_rate)
+    return MelSpectrogram(
+        spec.sample_rate,
+        n_fft=1 << (window - 1).bit_length(),  # at least the window: narrow low bands need fine frequency bins
+        win_length=window,
+        hop_length=round(spec.hop * spec.sample_rate),
+        n_mels=spec.mels,
+        center=False,
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _resample(rate: int, wanted: int) -> Resample:
+    return Resample(rate, wanted)

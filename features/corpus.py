@@ -1,0 +1,257 @@
+"""What a clip is, and the manifest that lists clips: csv, parquet, or a folder of class folders.
+
+A manifest is read as a stream of Arrow batches with normalised types, in the manifest's order, so that a million clips
+cost no more memory than ten thousand; `Corpus.validate` looks at every row once before any clip is decoded.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv, parquet
+from pyarrow.fs import FileSelector, FileSystem, FileType
+
+from features.errors import CorpusError, FeaturesError
+from features.media import one_line, open_fs, parent, resolve
+from features.tasks import Task, parse_tasks
+from features.validation import SPLITS, Summary, validate
+
+__all__ = ["SPLITS", "Clip", "Corpus", "Summary", "Task", "parse_tasks", "read_corpus"]
+
+MEDIA = ("video", "audio", "image", "text")
+TYPES = {
+    **dict.fromkeys(("clip_id", *MEDIA, "group", "split"), pa.string()),
+    **dict.fromkeys(("start", "end"), pa.float64()),
+    "fold": pa.int64(),
+}
+BATCH = 65_536  # rows
+SUFFIXES = {
+    **dict.fromkeys(("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "flv", "3gp", "ogv", "wmv"), "video"),
+    **dict.fromkeys(("wav", "flac", "mp3", "m4a", "aac", "ogg", "opus"), "audio"),
+    **dict.fromkeys(("jpg", "jpeg", "png", "webp", "bmp"), "image"),
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of a manifest; media and text as the manifest has them, so that nothing depends on the machine."""
+
+    clip_id: str
+    video: str | None
+    audio: str | None
+    image: str | None
+    text: str | None
+    start: float | None
+    end: float | None
+    split: str
+    fold: int | None
+    group: str | None
+    labels: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], labels: Sequence[str]) -> "Clip":
+        """A clip from one row of `Corpus.batches` (a dict) and the names of the label columns that it should carry."""
+        return cls(**{name: row.get(name) for name in TYPES}, labels={name: row[name] for name in labels})
+
+    def media(self, folder: str) -> dict[str, str]:
+        """Where this clip's files are: `{column: path or URI}` with relative ones taken from the manifest's folder."""
+        uris = {name: getattr(self, name) for name in ("video", "audio", "image")}
+        return {name: resolve(uri, folder) for name, uri in uris.items() if uri}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A manifest that has been opened: schema holds every column with its normalised type.
+
+    folder: what relative paths are relative to. table: the rows of a folder corpus, None for a manifest file.
+    """
+
+    uri: str
+    folder: str
+    schema: pa.Schema
+    table: pa.Table | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label columns: all that are not reserved."""
+        return tuple(name for name in self.schema.names if not _reserved(name))
+
+    def batches(self, rows: int = BATCH) -> Iterator[pa.RecordBatch]:
+        """Stream the manifest in its order, at most `rows` rows at a time. Raises CorpusError where it breaks off."""
+        try:
+            for batch in self._raw_batches():
+                for offset in range(0, batch.num_rows, rows):
+                    yield self._normalise(batch.slice(offset, rows))
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise CorpusError(f"{self.uri} does not read: {one_line(error)}") from error
+
+    def clips(self) -> Iterator[Clip]:
+        """Every clip in the manifest's order."""
+        for batch in self.batches(4096):
+            for row in batch.to_pylist():
+                yield Clip.from_row(row, self.labels)
+
+    def validate(self, tasks: str | Sequence[tuple[str, str | None]] | None = None) -> Summary:
+        """Check every row in one pass, and find each task's kind and classes; see features/validation.py.
+
+        tasks: "color,digit:regression", or pairs of name and kind (None: from the column's type); None takes every
+        label column. Raises CorpusError at the first thing that would spoil a run.
+        """
+        return validate(self, parse_tasks(tasks) if isinstance(tasks, str) else tasks)
+
+    def _raw_batches(self) -> Iterator[pa.RecordBatch]:
+        if self.table is not None:
+            yield from self.table.to_batches()
+            return
+        filesystem, path = open_fs(self.uri)
+        if _is_parquet(self.uri):
+            with filesystem.open_input_file(path) as file:
+                yield from parquet.ParquetFile(file).iter_batches(batch_size=BATCH)
+        else:
+            yield from _csv_batches(filesystem, path)
+
+    def _normalise(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        columns = []
+        for name, kind in zip(self.schema.names, self.schema.types, strict=True):
+            column = batch.column(name)
+            try:
+                column = column if column.type == kind else column.cast(kind)
+            except pa.ArrowInvalid as error:
+                raise CorpusError(f"{self.uri}: column {name!r} is not {kind} throughout: {one_line(error)}") from error
+            if pa.types.is_floating(kind):  # a missing number has one face
+                column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
+            columns.append(column)
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+
+def read_corpus(uri: str) -> Corpus:
+    """Open a manifest (.csv, .csv.gz, .parquet) or a folder: ROOT/CLASS/clip.mp4, or ROOT/train/CLASS/clip.mp4.
+
+    A folder's clip_id is the path without its ending, its one label column is `label`, the class folder; without
+    train, val and test folders a hash of the clip_id splits it 70 / 10 / 20, the same on every machine.
+    Raises CorpusError where there is nothing usable.
+    """
+    try:
+        filesystem, path = open_fs(uri)
+        info = filesystem.get_file_info(path)
+        if info.type == FileType.NotFound:
+            raise CorpusError(f"corpus {uri} does not exist; name a .csv, a .parquet, or a folder of class folders")
+        if info.type == FileType.Directory:
+            folder = uri.rstrip("/") if "://" in uri else path
+            table = _folder_table(filesystem, path, uri)
+            return Corpus(uri, folder, table.schema, table)
+        if info.size == 0:
+            raise CorpusError(f"corpus {uri} is empty (0 bytes)")
+        if _is_parquet(uri):
+            with filesystem.open_input_file(path) as file:
+                schema = parquet.ParquetFile(file).schema_arrow
+            schema = pa.schema([(f.name, _normal_type(f.name, f.type)) for f in schema])
+        elif uri.partition("?")[0].endswith((".csv", ".csv.gz")):
+            schema = _csv_schema(filesystem, path)
+        else:
+            raise CorpusError(f"corpus {uri} is neither .csv, .csv.gz nor .parquet, nor a folder of class folders")
+    except CorpusError:
+        raise
+    except (FeaturesError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise CorpusError(f"corpus {uri} does not read: {one_line(error)}") from error
+    twice = {name for name in schema.names if schema.names.count(name) > 1}
+    if twice:
+        raise CorpusError(f"corpus {uri} has the column {min(twice)!r} more than once; rename one")
+    return Corpus(uri, parent(uri), schema)
+
+
+def _is_parquet(uri: str) -> bool:
+    return uri.partition("?")[0].endswith((".parquet", ".pq"))
+
+
+def _reserved(name: str) -> bool:
+    return name in TYPES or name.endswith("_features")
+
+
+def _normal_type(name: str, kind: pa.DataType) -> pa.DataType:
+    """The type that a column has from here on: few enough that csv and parquet of the same rows are the same corpus."""
+    if name in TYPES:
+        return TYPES[name]
+    if name.endswith("_features"):
+        return pa.string()
+    if pa.types.is_integer(kind):
+        return pa.int64()
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return pa.float64()
+    return kind if pa.types.is_nested(kind) else pa.string()
+
+
+def _csv_batches(filesystem: FileSystem, path: str) -> Iterator[pa.RecordBatch]:
+    """Every column as text: types guessed from the first block would turn 00123 into 123, and break off later."""
+    with filesystem.open_input_stream(path) as stream:
+        names = _csv_header(filesystem, path)
+        text = csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+        )
+        parse = csv.ParseOptions(newlines_in_values=True)
+        with csv.open_csv(stream, convert_options=text, parse_options=parse) as reader:
+            yield from reader
+
+
+def _csv_header(filesystem: FileSystem, path: str) -> list[str]:
+    with filesystem.open_input_stream(path) as stream, csv.open_csv(stream) as reader:
+        return reader.schema.names
+
+
+def _csv_schema(filesystem: FileSystem, path: str) -> pa.Schema:
+    """The narrowest of integer, float and text that holds all of a label column."""
+    kinds: dict[str, pa.DataType | None] = dict.fromkeys(_csv_header(filesystem, path))
+    for batch in _csv_batches(filesystem, path):
+        for name in kinds:
+            column = batch.column(name)
+            if _reserved(name) or kinds[name] == pa.string() or column.null_count == len(column):
+                continue
+            kinds[name] = _narrowest(column, kinds[name] or pa.int64())
+    return pa.schema([(name, _normal_type(name, kind or pa.string())) for name, kind in kinds.items()])
+
+
+def _narrowest(column: pa.Array, at_least: pa.DataType) -> pa.DataType:
+    for kind in (pa.int64(), pa.float64()):
+        if kind == pa.int64() and at_least != kind:
+            continue
+        try:
+            column.cast(kind)
+            return kind
+        except pa.ArrowInvalid:
+            pass
+    return pa.string()
+
+
+def _folder_table(filesystem: FileSystem, root: str, uri: str) -> pa.Table:
+    """The rows of a folder of class folders, sorted; a clip's video, sound and image may lie side by side."""
+    files = filesystem.get_file_info(FileSelector(root, recursive=True))
+    paths = sorted(f.path[len(root.rstrip("/")) + 1 :] for f in files if f.type == FileType.File)
+    paths = [p for p in paths if not any(part.startswith(".") for part in p.split("/"))]
+    paths = [p for p in paths if p.rpartition(".")[2].lower() in SUFFIXES]
+    if not paths:
+        raise CorpusError(f"corpus {uri} has no media file ({', '.join(SUFFIXES)}) below it")
+    split_folders = {p.split("/")[0] for p in paths} <= set(SPLITS)
+    rows: dict[str, list] = {name: [] for name in ("clip_id", "video", "audio", "image", "split", "label")}
+    for path in paths:
+        clip_id, _, suffix = path.rpartition(".")
+        folders = clip_id.split("/")[:-1]
+        if len(folders) < 1 + split_folders:
+            where = "ROOT/SPLIT/CLASS/" if split_folders else "ROOT/CLASS/"
+            raise CorpusError(f"corpus {uri}: {path} lies in no class folder; put it in {where} or name a manifest")
+        modality = SUFFIXES[suffix.lower()]
+        if not (rows["clip_id"] and rows["clip_id"][-1] == clip_id and rows[modality][-1] is None):
+            split = folders[0] if split_folders else _split_by_hash(clip_id)
+            for name, value in {"clip_id": clip_id, "split": split, "label": folders[split_folders]}.items():
+                rows[name].append(value)
+            for name in ("video", "audio", "image"):
+                rows[name].append(None)
+        rows[modality][-1] = path
+    return pa.table({name: pa.array(values, pa.string()) for name, values in rows.items()})
+
+
+def _split_by_hash(clip_id: str) -> str:
+    share = int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:8]) / 2**64
+    return "train" if share < 0.7 else "val" if share < 0.8 else "test"

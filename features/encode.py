@@ -1,0 +1,62 @@
+"""One clip of a corpus to one sample of a feature store: decode and encode each modality that the store wants."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.audio import AudioSpec, encode_audio
+from features.corpus import Clip
+from features.errors import MediaError
+from features.store import Feature
+from features.video import VideoSpec, decode_frames, resolve_decoder
+
+
+@dataclass(frozen=True)
+class Sample:
+    """features: `{modality: (T, *shape)}`, absent modalities left out; duration in seconds."""
+
+    features: Mapping[str, np.ndarray]
+    duration: float
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """How clips become numbers: one spec per modality, None where a store leaves that modality out."""
+
+    video: VideoSpec | None
+    audio: AudioSpec | None
+
+    def features(self) -> dict[str, Feature]:
+        """What the store's spec says about each modality."""
+        features = {}
+        if (v := self.video) is not None:
+            encoder = {"name": "frames", **vars(v), "decoder": resolve_decoder(v.decoder)}
+            features["video"] = Feature((v.size, v.size, 3), "uint8", v.fps, encoder)
+        if (a := self.audio) is not None:
+            features["audio"] = Feature((a.mels,), "float16", 1 / a.hop, {"name": "log_mel", **vars(a)})
+        return features
+
+
+def encode_clip(clip: Clip, media: Mapping[str, str], spec: EncoderSpec) -> Sample:
+    """Encode every wanted modality of a clip.
+
+    media: resolved URIs by column (`video`, `audio`); `audio` falls back to the video's own sound.
+    A missing track makes that modality absent. Raises MediaError when a file cannot be decoded, or when no wanted
+    modality is there.
+    """
+    features, durations = {}, []
+    if spec.video is not None and "video" in media:
+        frames = decode_frames(media["video"], spec.video, clip.start, clip.end)
+        if frames is not None:
+            features["video"] = frames.values
+            durations.append(frames.duration)
+    if spec.audio is not None and media:
+        sound = encode_audio(media.get("audio", media.get("video")), spec.audio, clip.start, clip.end)
+        if sound is not None:
+            features["audio"] = sound.values
+            durations.append(sound.duration)
+    if not features:
+        wanted = " or ".join(spec.features())
+        raise MediaError("open", f"{clip.clip_id}: no {wanted} track in {', '.join(media.values()) or 'the row'}")
+    return Sample(features, max(durations))

@@ -1,0 +1,25 @@
+"""What can go wrong between a manifest and a feature store; every message is one line: what, where, what to do."""
+
+
+class FeaturesError(Exception):
+    """Base of the errors of this package; a job catches it once and prints one line."""
+
+
+class CorpusError(FeaturesError):
+    """A manifest, or a folder of clips, that cannot be used as it stands."""
+
+
+class StoreError(FeaturesError):
+    """A feature store that is missing, damaged, locked, or made with another specification."""
+
+
+class MediaError(FeaturesError):
+    """One clip that cannot be used; stage says where it failed: open, video, audio, image or text."""
+
+    def __init__(self, stage: str, message: str) -> None:
+        super().__init__(stage, message)  # both in args, so that the error survives pickling between processes
+        self.stage = stage
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message

@@ -1,0 +1,100 @@
+"""One writer per store: a lock file with an owner and a heartbeat.
+
+A lock whose owner is dead (its process is gone from this host, or its heartbeat stood still) is taken over, so a job
+that was killed never blocks the next one.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+
+import psutil
+
+from features.errors import StoreError
+from features.media import open_fs
+from features.store import write_atomic
+
+HEARTBEAT = 5.0  # seconds
+STALE = 30.0  # seconds without a heartbeat after which an owner counts as dead
+
+
+class StoreLock:
+    """Context manager that holds a store's lock. Raises StoreError when a living job holds it."""
+
+    def __init__(self, store_uri: str) -> None:
+        self.uri = store_uri
+        self.fs, self.folder = open_fs(store_uri)
+        self.path = f"{self.folder}/lock.json"
+        self.owner = uuid.uuid4().hex
+        self._beats = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> "StoreLock":
+        holder = self._read()
+        if holder is not None and not _gone(holder):
+            self._wait_until_stale(holder)
+        self.fs.create_dir(self.folder, recursive=True)
+        self._write()
+        time.sleep(0.2)  # no filesystem here has compare-and-swap: write, then see who wrote last
+        self.check()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if (self._read() or {}).get("owner") == self.owner:
+            self.fs.delete_file(self.path)
+
+    def check(self) -> None:
+        """Raise StoreError when another job has taken the lock over."""
+        holder = self._read() or {}
+        if holder.get("owner") != self.owner:
+            raise StoreError(f"{self.uri} was taken over by another job ({_describe(holder)}): this one stops")
+
+    def _wait_until_stale(self, holder: dict) -> None:
+        print(f"waiting: {self.uri} is locked by {_describe(holder)}", flush=True)
+        deadline = time.monotonic() + STALE
+        while time.monotonic() < deadline:
+            time.sleep(1)
+            now = self._read()
+            if now is None or _gone(now):
+                return
+            if (now["owner"], now["beats"]) != (holder["owner"], holder["beats"]):
+                raise StoreError(f"{self.uri} is being written by {_describe(now)}: wait for it, or stop it")
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT):
+            if (self._read() or {}).get("owner") != self.owner:
+                return
+            self._write()
+
+    def _read(self) -> dict | None:
+        try:
+            with self.fs.open_input_file(self.path) as f:
+                return json.loads(f.read())
+        except FileNotFoundError:
+            return None
+
+    def _write(self) -> None:
+        self._beats += 1
+        me = {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(), "beats": self._beats}
+        write_atomic(self.fs, self.path, json.dumps(me | {"started": psutil.Process().create_time()}).encode())
+
+
+def _gone(holder: dict) -> bool:
+    """True when the owner ran on this host and its process (same id, same start) is no more."""
+    if holder["host"] != socket.gethostname():
+        return False
+    try:
+        return psutil.Process(holder["pid"]).create_time() != holder["started"]
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _describe(holder: dict) -> str:
+    return f"process {holder.get('pid')} on {holder.get('host')}"

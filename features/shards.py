@@ -1,0 +1,192 @@
+"""Writing one shard of a feature store so that it is either committed whole or not there.
+
+Order of writing: tar, failures part, index part. The index part is the commit record; whatever lies in the store
+without one is litter of a run that died, and `sweep_litter` removes it.
+"""
+
+import hashlib
+import json
+import uuid
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import webdataset as wds
+
+from features.corpus import Clip
+from features.encode import Sample
+from features.errors import StoreError
+from features.media import open_fs
+from features.store import Store, StoreSpec, encode_array, write_atomic
+
+FAILURE_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("split", pa.string()),
+        ("uri", pa.string()),
+        ("stage", pa.string()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a clip could not be used."""
+
+    stage: str
+    error: str
+    message: str
+    attempts: int = 1
+
+
+def sample_key(clip_id: str) -> str:
+    """WebDataset key of a clip: percent-encoded, dots included, because WebDataset splits names at the first dot."""
+    return quote(clip_id, safe="").replace(".", "%2E")
+
+
+def index_schema(spec: StoreSpec, labels: pa.Schema) -> pa.Schema:
+    """Columns of an index part: the sample's place, its size in tokens, its labels and where it came from."""
+    return pa.schema(
+        [
+            ("clip_id", pa.string()),
+            ("split", pa.string()),
+            ("shard", pa.string()),
+            ("offset", pa.int64()),
+            ("nbytes", pa.int64()),
+            ("sha256", pa.string()),
+            ("duration", pa.float64()),
+            *[(f"tokens_{modality}", pa.int32()) for modality in spec.features],
+            *[(f"uri_{source}", pa.string()) for source in ("video", "audio")],
+            ("start", pa.float64()),
+            ("end", pa.float64()),
+            ("fold", pa.int64()),
+            ("group", pa.string()),
+            *[(f"label_{field.name}", field.type) for field in labels],
+        ]
+    )
+
+
+class ShardWriter:
+    """Collects one shard's samples and failures; `commit` makes them count. Use as a context manager."""
+
+    def __init__(self, store_uri: str, name: str, spec: StoreSpec, labels: pa.Schema) -> None:
+        self.fs, self.root = open_fs(store_uri)
+        self.name = name
+        self.split = name.rsplit("-", 1)[0]
+        self.modalities = tuple(spec.features)
+        self.schema = index_schema(spec, labels)
+        self.rows: list[dict[str, Any]] = []
+        self.failed: list[dict[str, Any]] = []
+        # A name of its own per writer: a task that Ray runs again never meets the half of its dead twin.
+        suffix = f".{uuid.uuid4().hex}.tmp" if self.fs.type_name == "local" else ""
+        self._tar_path = f"{self.root}/shards/{name}.tar"
+        self._temporary = self._tar_path + suffix
+        self._stream: pa.NativeFile | None = None
+        self._tar: wds.TarWriter | None = None
+
+    def add(self, clip: Clip, sample: Sample) -> None:
+        """Append a sample to the tar; it counts from `commit` on."""
+        if self._tar is None:
+            self._stream = self.fs.open_output_stream(self._temporary)
+            # Fixed owner and time: the same samples give the same bytes.
+            self._tar = wds.TarWriter(self._stream, encoder=False, mtime=0.0, user="", group="", format="PAX_FORMAT")
+        members = {f"{modality}.npy": encode_array(values) for modality, values in sample.features.items()}
+        record = {"clip_id": clip.clip_id, "split": clip.split, "duration": sample.duration, "labels": clip.labels}
+        members["json"] = json.dumps(record, default=str).encode()
+        offset = self._tar.tarstream.offset
+        self._tar.write({"__key__": sample_key(clip.clip_id), **members})
+        checksum = hashlib.sha256()
+        for name in sorted(members):  # the order in which they lie in the tar
+            checksum.update(members[name])
+        self.rows.append(
+            {
+                "clip_id": clip.clip_id,
+                "split": self.split,
+                "shard": self.name,
+                "offset": offset,
+                "nbytes": self._tar.tarstream.offset - offset,
+                "sha256": checksum.hexdigest(),
+                "duration": sample.duration,
+                **{f"tokens_{m}": len(sample.features.get(m, ())) for m in self.modalities},
+                "uri_video": clip.video,
+                "uri_audio": clip.audio,
+                "start": clip.start,
+                "end": clip.end,
+                "fold": clip.fold,
+                "group": clip.group,
+                **{f"label_{name}": value for name, value in clip.labels.items()},
+            }
+        )
+
+    def fail(self, clip: Clip, failure: Failure) -> None:
+        """Record a clip that cannot be used."""
+        self.failed.append(
+            {"clip_id": clip.clip_id, "split": self.split, "uri": clip.video or clip.audio, **vars(failure)}
+        )
+
+    def commit(self) -> None:
+        """Tar, then failures, then index: after the last of them the shard counts."""
+        if self._tar is not None:
+            self._tar.close()
+            self._stream.close()
+            if self._temporary != self._tar_path:
+                self.fs.move(self._temporary, self._tar_path)
+            self._tar = None
+        self._write_part("failures", self.failed, FAILURE_SCHEMA)
+        self._write_part("index", self.rows, self.schema)
+
+    def _write_part(self, folder: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+        buffer = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+        write_atomic(self.fs, f"{self.root}/{folder}/{self.name}.parquet", buffer.getvalue().to_pybytes())
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._tar is not None and self._temporary != self._tar_path:  # not committed: leave nothing behind
+            self._stream.close()
+            self.fs.delete_file(self._temporary)
+
+
+def find_store(uri: str, spec: StoreSpec) -> Store | None:
+    """The store at `uri`, None where there is none. Raises StoreError when it was made with another spec."""
+    fs, path = open_fs(uri)
+    if fs.get_file_info(f"{path}/store.json").type == pafs.FileType.NotFound:
+        return None
+    store = Store(uri)
+    if changed := spec.difference(store.spec):
+        raise StoreError(
+            f"{uri} holds a store with another spec ({'; '.join(changed)}): "
+            "give another --store, or the corpus and options that this one was made with"
+        )
+    return store
+
+
+def create_store(uri: str, spec: StoreSpec) -> Store:
+    """The store at `uri`, made if missing. Raises StoreError when another spec's store lies there."""
+    if (store := find_store(uri, spec)) is not None:
+        return store
+    fs, path = open_fs(uri)
+    for folder in ("shards", "index", "failures"):
+        fs.create_dir(f"{path}/{folder}", recursive=True)
+    write_atomic(fs, f"{path}/store.json", (json.dumps(spec.to_dict(), indent=2) + "\n").encode())
+    return Store(uri)
+
+
+def sweep_litter(store: Store) -> int:
+    """Delete what dead runs left: temporary files, and tars or failures without an index part. Returns how many."""
+    committed, removed = store.committed(), 0
+    for folder in ("shards", "failures", "index"):
+        selector = pafs.FileSelector(f"{store.path}/{folder}", allow_not_found=True)
+        for info in store.fs.get_file_info(selector):
+            if info.base_name.endswith(".tmp") or info.base_name.rsplit(".", 1)[0] not in committed:
+                store.fs.delete_file(info.path)
+                removed += 1
+    return removed

@@ -1,0 +1,221 @@
+"""The feature store: WebDataset shards with a parquet index, described by one spec file.
+
+    STORE/store.json             the spec: features, tasks, plan, digest of the corpus
+    STORE/shards/*.tar           {clip_id}.{modality}.npy and {clip_id}.json, one split per shard
+    STORE/index/*.parquet        one row per committed sample; the part is the shard's commit record
+    STORE/failures/*.parquet     one row per clip that could not be used
+
+Which clips share a shard follows from the manifest's order and `shard_rows` alone, so the same corpus gives the same
+bytes on any cluster. Writing is in `features.shards`; this file is the one reader for every later job.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs as pafs
+
+from features.tasks import Task
+from features.errors import StoreError
+from features.media import open_fs
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One modality as stored: `shape` and `dtype` of one token, `rate` in tokens per second, how it was encoded."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    rate: float
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What a store holds. Two stores with equal specs hold the same bytes.
+
+    splits: rows of the manifest per split; corpus: sha256 of the manifest's normalised content.
+    """
+
+    features: Mapping[str, Feature]
+    tasks: tuple[Task, ...]
+    splits: Mapping[str, int]
+    shard_rows: int
+    corpus: str
+    schema_version: int = SCHEMA_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, the content of store.json."""
+        plain = json.loads(json.dumps(asdict(self)))
+        return {**plain, "fingerprint": _digest(plain)}
+
+    @classmethod
+    def from_dict(cls, spec: Mapping[str, Any]) -> "StoreSpec":
+        """Inverse of `to_dict`. Raises StoreError for a schema version that this code does not know."""
+        if spec.get("schema_version") != SCHEMA_VERSION:
+            raise StoreError(
+                f"store schema version {spec.get('schema_version')} is not {SCHEMA_VERSION}: extract the store again"
+            )
+        features = {
+            name: Feature(tuple(f["shape"]), f["dtype"], f["rate"], f["encoder"])
+            for name, f in spec["features"].items()
+        }
+        tasks = tuple(Task(t["name"], t["kind"], tuple(t["classes"])) for t in spec["tasks"])
+        return cls(features, tasks, spec["splits"], spec["shard_rows"], spec["corpus"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 of the spec: names the store's content."""
+        return self.to_dict()["fingerprint"]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the manifest, over all splits."""
+        return sum(self.splits.values())
+
+    def shards(self) -> Iterator[str]:
+        """Names of all planned shards, in order."""
+        for split, rows in self.splits.items():
+            for number in range(-(-rows // self.shard_rows)):
+                yield shard_name(split, number)
+
+    def difference(self, other: "StoreSpec") -> list[str]:
+        """Each entry that differs, as `key: mine != theirs`."""
+        mine, theirs = _flatten(self.to_dict()), _flatten(other.to_dict())
+        keys = sorted((mine.keys() | theirs.keys()) - {"fingerprint"})
+        return [f"{k}: {mine.get(k)} != {theirs.get(k)}" for k in keys if mine.get(k) != theirs.get(k)]
+
+
+def shard_name(split: str, number: int) -> str:
+    """Name of a shard, shared by its tar, index part and failures part."""
+    return f"{split}-{number:06d}"
+
+
+class Store:
+    """Read access to a feature store on any filesystem that pyarrow opens.
+
+    Raises StoreError when there is no store at `uri`.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.fs, self.path = open_fs(uri)
+        try:
+            with self.fs.open_input_file(f"{self.path}/store.json") as f:
+                self.spec = StoreSpec.from_dict(json.loads(f.read()))
+        except FileNotFoundError:
+            raise StoreError(f"no feature store at {uri}: make one with pipelines/extract.py --store {uri}") from None
+        self._shards: dict[str, pa.NativeFile] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": {}}  # open files do not cross processes
+
+    def index(self, split: str | None = None, columns: list[str] | None = None) -> pa.Table:
+        """One row per committed sample, ordered by shard and offset."""
+        condition = None if split is None else ds.field("split") == split
+        return self._table("index", columns, condition)
+
+    def failures(self) -> pa.Table:
+        """One row per clip that could not be used."""
+        return self._table("failures")
+
+    def committed(self) -> set[str]:
+        """Names of the shards whose index part exists."""
+        return {info.base_name.removesuffix(".parquet") for info in list_files(self.fs, f"{self.path}/index")}
+
+    def counts(self) -> tuple[int, int]:
+        """Rows indexed and rows failed, from the parts' footers."""
+        return self._rows("index"), self._rows("failures")
+
+    def require_complete(self) -> None:
+        """Raise StoreError unless every row of the manifest is indexed or failed."""
+        indexed, failed = self.counts()
+        if indexed + failed != self.spec.rows:
+            raise StoreError(
+                f"{self.uri} is incomplete: {indexed} indexed + {failed} failed of {self.spec.rows} rows; "
+                "run pipelines/extract.py again with the same arguments to finish it"
+            )
+
+    def read(self, shard: str, offset: int, nbytes: int) -> dict[str, Any]:
+        """One sample: `{modality: (T, *shape) array}` and its `json` dict; `offset`, `nbytes` as in the index."""
+        if shard not in self._shards:
+            self._shards[shard] = self.fs.open_input_file(f"{self.path}/shards/{shard}.tar")
+        return decode_sample(self._shards[shard].read_at(nbytes, offset))
+
+    def _parts(self, folder: str) -> list[str]:
+        return [info.path for info in list_files(self.fs, f"{self.path}/{folder}")]
+
+    def _table(self, folder: str, columns: list[str] | None = None, condition: ds.Expression | None = None) -> pa.Table:
+        parts = self._parts(folder)
+        if not parts:
+            raise StoreError(f"{self.uri} has no {folder} parts yet: run pipelines/extract.py to the end first")
+        return ds.dataset(parts, filesystem=self.fs, format="parquet").to_table(columns=columns, filter=condition)
+
+    def _rows(self, folder: str) -> int:
+        parts = self._parts(folder)
+        return ds.dataset(parts, filesystem=self.fs, format="parquet").count_rows() if parts else 0
+
+
+def decode_sample(tar_bytes: bytes) -> dict[str, Any]:
+    """The members of one sample's stretch of a tar: arrays by modality, and `json`."""
+    sample: dict[str, Any] = {}
+    with tarfile.open(fileobj=io.BytesIO(tar_bytes), mode="r:") as tar:
+        for member in tar:
+            name, extension = member.name.split(".", 1)[1], member.name.rsplit(".", 1)[1]
+            payload = tar.extractfile(member).read()
+            if extension == "json":
+                sample["json"] = json.loads(payload)
+            else:
+                sample[name.removesuffix(".npy")] = decode_array(payload)
+    return sample
+
+
+def encode_array(array: np.ndarray) -> bytes:
+    """An array as the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_array(payload: bytes) -> np.ndarray:
+    """The array in the bytes of a .npy file."""
+    return np.lib.format.read_array(io.BytesIO(payload), allow_pickle=False)
+
+
+def list_files(fs: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
+    """Finished files of a folder by name; none where the folder is missing."""
+    infos = fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+    files = [i for i in infos if i.type == pafs.FileType.File and not i.base_name.endswith(".tmp")]
+    return sorted(files, key=lambda info: info.base_name)
+
+
+def write_atomic(fs: pafs.FileSystem, path: str, payload: bytes) -> None:
+    """Write a whole file or nothing. Object stores show a file only when it is closed; local ones need a rename."""
+    temporary = f"{path}.tmp" if fs.type_name == "local" else path
+    with fs.open_output_stream(temporary) as f:
+        f.write(payload)
+    if temporary != path:
+        fs.move(temporary, path)
+
+
+def _digest(plain: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

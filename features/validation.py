@@ -1,0 +1,250 @@
+"""One look at every row of a corpus before any clip is decoded: what would spoil a run is named while it is cheap.
+
+Keys are compared by 8-byte hashes, so that a million clips take tens of megabytes; a hit is looked up again by name.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.errors import CorpusError
+from features.tasks import Task, shortened
+
+if TYPE_CHECKING:
+    from features.corpus import Corpus
+
+SPLITS = ("train", "val", "test")
+MAX_CLASSES = 10_000  # beyond this a column is an identifier or a text
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a valid corpus holds. digest: sha256 of all rows in order, the same for csv and parquet of the same rows."""
+
+    rows: int
+    splits: dict[str, int]
+    tasks: tuple[Task, ...]
+    digest: str
+
+
+def validate(corpus: "Corpus", wanted: Sequence[tuple[str, str | None]] | None) -> Summary:
+    """Check every row once. Raises CorpusError for the first thing that would spoil a run: what, where, what to do."""
+    _check_columns(corpus)
+    kinds = _task_kinds(corpus, wanted)
+    values: dict[str, set] = {name: set() for name in kinds}
+    splits, rows = dict.fromkeys(SPLITS, 0), 0
+    ids, groups, digest = [], [], _Digest(corpus.schema)
+    for batch in corpus.batches():
+        _check_rows(corpus, batch, rows)
+        rows += batch.num_rows
+        for pair in batch.column("split").value_counts().to_pylist():
+            splits[pair["values"]] += pair["counts"]
+        ids.append(_hashes(batch.column("clip_id")))
+        if "group" in batch.schema.names:
+            groups.append(_group_splits(batch))
+        for name, kind in kinds.items():
+            _collect(values[name], name, kind, batch.column(name))
+        digest.update(batch)
+    if not rows:
+        raise CorpusError(f"corpus {corpus.uri} has no rows")
+    _check_duplicates(corpus, ids)
+    _check_groups(corpus, groups)
+    empty = [split for split, count in splits.items() if not count]
+    if empty:
+        counts = ", ".join(f"{split} {count}" for split, count in splits.items())
+        raise CorpusError(
+            f"corpus {corpus.uri} has no {' and no '.join(empty)} clips ({counts}); each needs one or more"
+        )
+    return Summary(
+        rows, splits, tuple(_task(corpus, name, kinds[name], values[name]) for name in kinds), digest.hexdigest()
+    )
+
+
+def _check_columns(corpus: "Corpus") -> None:
+    names = corpus.schema.names
+    for name in ("clip_id", "split"):
+        if name not in names:
+            close = _did_you_mean(name, names)
+            raise CorpusError(f"corpus {corpus.uri} has no column {name!r}{close}; it has {shortened(names)}")
+    if not _media_columns(corpus.schema):
+        raise CorpusError(
+            f"corpus {corpus.uri} has no media column (video, audio, image, text, *_features); it has {shortened(names)}"
+        )
+
+
+def _media_columns(schema: pa.Schema) -> list[str]:
+    return [n for n in schema.names if n in ("video", "audio", "image", "text") or n.endswith("_features")]
+
+
+def _task_kinds(corpus: "Corpus", wanted: Sequence[tuple[str, str | None]] | None) -> dict[str, str]:
+    """Each task's kind, from the run or from its column's type."""
+    if not corpus.labels:
+        raise CorpusError(f"corpus {corpus.uri} has no label column; add one beside {shortened(corpus.schema.names)}")
+    kinds = {}
+    for name, kind in wanted or [(label, None) for label in corpus.labels]:
+        if name not in corpus.labels:
+            close = _did_you_mean(name, corpus.labels)
+            raise CorpusError(f"no label column {name!r} in {corpus.uri}{close}; it has {shortened(corpus.labels)}")
+        column = corpus.schema.field(name).type
+        if pa.types.is_nested(column):
+            raise CorpusError(f"task {name!r} is a column of {column}, which no task kind learns; name other tasks")
+        if kind == "regression" and column == pa.string():
+            raise CorpusError(
+                f"task {name!r} cannot be a regression: its column is text; name it {name}:classification"
+            )
+        if kind == "classification" and column == pa.float64():
+            raise CorpusError(
+                f"task {name!r} cannot be a classification: its column holds fractions; store whole numbers or text"
+            )
+        kinds[name] = kind or ("regression" if column == pa.float64() else "classification")
+    return kinds
+
+
+def _did_you_mean(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _collect(values: set, name: str, kind: str, column: pa.Array) -> None:
+    """Gather a task's classes; of a regression one value is enough to know that there are any."""
+    if kind == "regression":
+        values.update(column.drop_null()[:1].to_pylist() if not values else ())
+        return
+    values.update(pc.unique(column.drop_null()).to_pylist())
+    if len(values) > MAX_CLASSES:
+        raise CorpusError(
+            f"task {name!r} has more than {MAX_CLASSES} classes; if it is no label, name the tasks to learn"
+        )
+
+
+def _task(corpus: "Corpus", name: str, kind: str, values: set) -> Task:
+    if not values:
+        raise CorpusError(
+            f"task {name!r} has no value in any row of {corpus.uri}; fill the column or leave the task out"
+        )
+    return Task(name, kind, tuple(str(v) for v in sorted(values)) if kind == "classification" else ())
+
+
+def _check_rows(corpus: "Corpus", batch: pa.RecordBatch, before: int) -> None:
+    """What one row alone can get wrong; before: rows seen in earlier batches, for the message's row number."""
+    ids, splits = batch.column("clip_id"), batch.column("split")
+    missing = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(ids), ""), True)
+    row = _first(missing)
+    if row is not None:
+        raise CorpusError(f"corpus {corpus.uri}: row {before + row + 1} has no clip_id; give every clip one")
+    row = _first(pc.invert(pc.is_in(splits, value_set=pa.array(SPLITS))))
+    if row is not None:
+        raise CorpusError(
+            f"corpus {corpus.uri}: clip {ids[row].as_py()!r} has split {splits[row].as_py()!r}; use train, val or test"
+        )
+    empty = pa.array(np.ones(batch.num_rows, bool))
+    for name in _media_columns(batch.schema):
+        empty = pc.and_(empty, pc.fill_null(pc.equal(batch.column(name), ""), True))
+    row = _first(empty)
+    if row is not None:
+        columns = ", ".join(_media_columns(batch.schema))
+        raise CorpusError(f"corpus {corpus.uri}: clip {ids[row].as_py()!r} has no media; fill one of {columns}")
+    _check_segments(corpus, batch)
+
+
+def _check_segments(corpus: "Corpus", batch: pa.RecordBatch) -> None:
+    nothing = pa.nulls(batch.num_rows, pa.float64())
+    start, end = (batch.column(n) if n in batch.schema.names else nothing for n in ("start", "end"))
+    begin = pc.fill_null(start, 0.0)
+    wrong = pc.or_(pc.less(begin, 0.0), pc.fill_null(pc.less_equal(end, begin), False))
+    row = _first(wrong)
+    if row is not None:
+        clip, segment = batch.column("clip_id")[row].as_py(), f"{start[row].as_py()} s to {end[row].as_py()} s"
+        raise CorpusError(f"corpus {corpus.uri}: clip {clip!r} goes from {segment}; 0 <= start < end is needed")
+
+
+def _first(wrong: pa.Array) -> int | None:
+    row = pc.index(wrong, True).as_py()
+    return row if row >= 0 else None
+
+
+def _hashes(column: pa.Array) -> np.ndarray:
+    return pd.util.hash_array(column.to_numpy(zero_copy_only=False), categorize=False)
+
+
+def _repeated(hashes: np.ndarray) -> np.ndarray:
+    ordered = np.sort(hashes)
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
+def _check_duplicates(corpus: "Corpus", ids: list[np.ndarray]) -> None:
+    """Two clips of one id would overwrite each other; equal hashes are looked up by name."""
+    repeated = _repeated(np.concatenate(ids))
+    seen: dict[str, int] = {}
+    row = 0
+    for batch in corpus.batches() if len(repeated) else ():
+        for index in np.flatnonzero(np.isin(_hashes(batch.column("clip_id")), repeated)):
+            clip, number = batch.column("clip_id")[int(index)].as_py(), row + int(index) + 1
+            if clip in seen:
+                raise CorpusError(
+                    f"corpus {corpus.uri}: clip_id {clip!r} is in rows {seen[clip]} and {number}; ids must be unique"
+                )
+            seen[clip] = number
+        row += batch.num_rows
+
+
+def _group_splits(batch: pa.RecordBatch) -> np.ndarray:
+    """Every (group's hash, split's number) in a batch, once: (N, 2) uint64."""
+    pairs = pa.table({"group": batch.column("group"), "split": batch.column("split")}).filter(
+        pc.field("group").is_valid()
+    )
+    pairs = pairs.group_by(["group", "split"]).aggregate([])
+    split = pc.index_in(pairs["split"], value_set=pa.array(SPLITS)).to_numpy().astype(np.uint64)
+    return np.stack([_hashes(pairs["group"].combine_chunks()), split], axis=1)
+
+
+def _check_groups(corpus: "Corpus", groups: list[np.ndarray]) -> None:
+    """What a group shares (an actor, a source file) would leak from one split to another."""
+    if not groups:
+        return
+    repeated = _repeated(np.unique(np.concatenate(groups), axis=0)[:, 0])
+    found: dict[str, str] = {}
+    for batch in corpus.batches() if len(repeated) else ():
+        names, splits = batch.column("group").to_pylist(), batch.column("split").to_pylist()
+        for name, split in zip(names, splits, strict=True):
+            if name is not None and found.setdefault(name, split) != split:
+                raise CorpusError(
+                    f"corpus {corpus.uri}: group {name!r} is in {found[name]} and in {split}; keep a group in one split"
+                )
+
+
+class _Digest:
+    """sha256 of a corpus's content that does not depend on how its rows come in batches."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self.columns = {name: (hashlib.sha256(), hashlib.sha256()) for name in sorted(schema.names)}
+
+    def update(self, batch: pa.RecordBatch) -> None:
+        for name, (content, shape) in self.columns.items():
+            column = batch.column(name)
+            if pa.types.is_nested(column.type):
+                for value in column.to_pylist():
+                    content.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
+                continue
+            if column.type == pa.string():
+                lengths = pc.fill_null(pc.binary_length(column), -1)
+                shape.update(lengths.to_numpy(zero_copy_only=False).tobytes())
+                content.update("".join(column.drop_null().to_pylist()).encode())
+            else:
+                shape.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
+                content.update(pc.fill_null(column, 0).to_numpy(zero_copy_only=False).tobytes())
+
+    def hexdigest(self) -> str:
+        whole = hashlib.sha256()
+        for name, (content, shape) in self.columns.items():
+            whole.update(f"{name}\0{self.schema.field(name).type}\0".encode() + content.digest() + shape.digest())
+        return whole.hexdigest()

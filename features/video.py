@@ -1,0 +1,221 @@
+"""Frames of one clip, sampled by time: the frame on screen at start + (k + 0.5) / fps, cropped and scaled to a square.
+
+FFmpeg's packet index (PyAV) says which frames a clip has and when each is shown, so that variable frame rates, rotated
+phone clips and segments need no special case; a decoder then gives the pixels of the frames that are needed. There
+are two: decord, and PyAV where decord has no wheels or does not know the codec.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from av import Packet, VideoFrame
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from features.errors import MediaError
+from features.media import check_segment, clock_zero, one_line, open_container, open_source
+
+try:  # no wheels outside x86-64
+    import decord
+except ImportError:
+    decord = None
+else:
+    decord.logging.set_level(decord.logging.QUIET)
+
+Source = str | io.BytesIO
+
+FAULTS = 1e-6  # share of frames that decord may replace by earlier ones without a word: none
+TICK = 1e-3  # s; decord rounds times to milliseconds, and a target often falls exactly on a frame's edge
+
+
+@dataclass(frozen=True)
+class VideoSpec:
+    """How a clip's frames are sampled: fps per second of the clip, size x size pixels of the cropped picture."""
+
+    fps: float = 12.5
+    """Frames sampled per second."""
+    size: int = 64
+    """Width and height of a sampled frame in pixels."""
+    crop: tuple[float, float, float, float] | None = None
+    """Left, top, right, bottom as fractions of the picture; none takes all of it."""
+    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    """auto is decord for whole files, and PyAV for segments and for files that decord does not read."""
+
+    def __post_init__(self) -> None:
+        left, top, right, bottom = self.crop or (0.0, 0.0, 1.0, 1.0)
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise ValueError(f"crop {self.crop} is not left < right, top < bottom within 0 and 1")
+        if not (self.fps > 0 and self.size > 0):
+            raise ValueError(f"fps {self.fps} and size {self.size} must be above 0")
+
+    def window(self) -> tuple[int, int, int, int]:
+        """Width and height the whole picture is scaled to, and where the crop's left and top edge then lie (pixels)."""
+        left, top, right, bottom = self.crop or (0.0, 0.0, 1.0, 1.0)
+        width, height = round(self.size / (right - left)), round(self.size / (bottom - top))
+        return width, height, min(round(left * width), width - self.size), min(round(top * height), height - self.size)
+
+
+@dataclass
+class Frames:
+    """values: (T, size, size, 3) uint8 RGB; times: (T,) s from the file's beginning; duration: s of the segment."""
+
+    values: np.ndarray
+    times: np.ndarray
+    duration: float
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Times (s) on the file's clock: when frames appear (sorted), when the last one goes, when the stream begins."""
+
+    times: np.ndarray
+    end: float
+    first: float
+
+
+def resolve_decoder(decoder: str) -> str:
+    """The decoder that auto stands for on this machine: decord or pyav."""
+    if decoder == "auto":
+        return "pyav" if decord is None else "decord"
+    return decoder
+
+
+def decode_frames(uri: str, spec: VideoSpec, start: float | None = None, end: float | None = None) -> Frames | None:
+    """Sample the frames of a clip, or of its segment from start to end (s; an end beyond the file's end is cut).
+
+    Frame k of round(duration * fps), at least one, is the last one shown at or before start + (k + 0.5) / fps.
+    None where the file has no video. Raises MediaError (stage open or video) where it cannot be read.
+    """
+    begin, stop = check_segment("video", uri, start, end)
+    source = open_source(uri)
+    try:
+        shown = _frame_times(source, uri, begin, stop)
+        if shown is None:
+            return None
+        until = shown.end if stop is None else min(stop, shown.end)
+        if not until > begin:
+            raise MediaError("video", f"{uri}: the segment starts at {begin:g} s, but the video ends at {until:.3f} s")
+        times = begin + (np.arange(max(1, round((until - begin) * spec.fps))) + 0.5) / spec.fps
+        on_screen = np.maximum(np.searchsorted(shown.times, times + TICK, side="right") - 1, 0)
+        needed, repeats = np.unique(on_screen, return_inverse=True)
+        pictures = _decode(source, uri, shown, shown.times[needed], spec, seek=begin > 0)
+    except MediaError:
+        raise
+    except Exception as error:  # decord raises its own classes, RuntimeError and AssertionError alike
+        raise MediaError("video", f"{uri}: the video does not decode: {one_line(error)}") from error
+    _, _, left, top = spec.window()
+    values = np.ascontiguousarray(pictures[repeats, top : top + spec.size, left : left + spec.size])
+    return Frames(values, np.minimum(times, until), until - begin)
+
+
+def _frame_times(source: Source, uri: str, begin: float, stop: float | None, seek: bool = True) -> Shown | None:
+    """When each frame from begin to stop is shown, from the packets alone; None where there is no video stream."""
+    with open_container(source, uri) as container:
+        stream = _video_stream(container)
+        if stream is None:
+            return None
+        tick, zero = float(stream.time_base), clock_zero(container)
+        first = (stream.start_time or 0) * tick - zero
+        seek = seek and begin > max(first, 0.0)
+        if seek:
+            container.seek(round((begin + zero) / tick), stream=stream)
+        stamps, end, hidden, whole = [], 0.0, 0, not seek
+        for packet in container.demux(stream):
+            stamp = _stamp(packet)
+            if stamp is None or packet.is_discard:  # the empty packet at the end; what the file's edit list cuts away
+                hidden += packet.is_discard
+                continue
+            stamps.append(stamp * tick - zero)
+            end = max(end, stamps[-1] + (packet.duration or 0) * tick)
+            if stop is not None and packet.dts is not None and packet.dts * tick - zero > stop:
+                whole = False
+                break
+        declared = (stream.frames, (stream.duration or 0) * tick)
+    if seek and (not stamps or min(stamps) > begin + TICK):  # some formats seek past the time asked for
+        return _frame_times(source, uri, begin, stop, seek=False)
+    if not stamps:
+        raise MediaError("video", f"{uri} holds no video frame; it is damaged or incomplete, fetch it again")
+    if whole and len(stamps) + hidden < 0.95 * declared[0] and end < 0.95 * declared[1]:
+        raise MediaError(
+            "video", f"{uri} holds {len(stamps)} of its {declared[0]} frames; it is cut off, fetch it again"
+        )
+    return Shown(np.sort(np.asarray(stamps)), end, first)
+
+
+def _decode(source: Source, uri: str, shown: Shown, wanted: np.ndarray, spec: VideoSpec, seek: bool) -> np.ndarray:
+    """The pictures shown at the wanted times (sorted, s), scaled as a whole: (N, height, width, 3) uint8."""
+    width, height, _, _ = spec.window()
+    if spec.decoder == "decord" or (resolve_decoder(spec.decoder) == "decord" and not seek):
+        try:
+            return _decord_pictures(source, wanted - shown.first, width, height)
+        except Exception:
+            if spec.decoder == "decord":
+                raise
+            # auto: AV1, pictures a few pixels wide, MPEG program streams: there PyAV has the last word
+    pictures = _pyav_pictures(source, uri, wanted, width, height, seek)
+    if seek and len(pictures) < len(wanted):  # the seek fell between key frames
+        pictures = _pyav_pictures(source, uri, wanted, width, height, seek=False)
+    if len(pictures) < len(wanted):
+        missing = f"{len(wanted) - len(pictures)} of {len(wanted)}"
+        raise MediaError("video", f"{uri}: {missing} frames do not decode; it is damaged, fetch it again")
+    return pictures
+
+
+def _decord_pictures(source: Source, wanted: np.ndarray, width: int, height: int) -> np.ndarray:
+    """decord's pictures; wanted counts from the stream's first frame."""
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    reader = decord.VideoReader(source, num_threads=1, width=width, height=height, fault_tol=FAULTS)
+    shown = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+    nearest = np.searchsorted(np.concatenate([shown[:-1] + shown[1:], [np.inf]]) / 2, wanted)
+    if np.abs(shown[nearest] - wanted).max() > 2 * TICK:
+        raise ValueError("decord's frame times are not the packets'")
+    # get_batch seeks where it skips over a key frame, and in some files lands beside it: so it never skips over one.
+    keys = np.asarray(reader.get_key_indices())
+    keys = keys[(keys > nearest[0]) & (keys <= nearest[-1])]
+    read = np.unique(np.concatenate([nearest, keys - 1, keys]))
+    pictures = reader.get_batch(read).asnumpy()  # not decord's bridge, which is set per thread
+    pictures = pictures[np.searchsorted(read, nearest)]
+    if pictures.shape != (len(wanted), height, width, 3):
+        raise ValueError(f"decord gives pictures of shape {pictures.shape[1:]}")
+    return pictures
+
+
+def _pyav_pictures(source: Source, uri: str, wanted: np.ndarray, width: int, height: int, seek: bool) -> np.ndarray:
+    """PyAV's pictures, without those that do not decode."""
+    scaler, pictures = VideoReformatter(), []
+    with open_container(source, uri) as container:
+        stream = _video_stream(container)
+        tick, zero, context = float(stream.time_base), clock_zero(container), stream.codec_context
+        context.thread_type, context.thread_count = "NONE", 1
+        context.options = {"err_detect": "explode"}  # else FFmpeg paints over what is damaged
+        skips = context.name in ("h264", "hevc")  # others drop the wrong frames, or delay the setting
+        stamps = {round((time + zero) / tick) for time in wanted}
+        if seek:
+            container.seek(min(stamps), stream=stream)
+        for packet in container.demux(stream):
+            if skips:  # a frame that is neither wanted nor needed by another is not decoded at all
+                context.skip_frame = "DEFAULT" if _stamp(packet) in stamps or packet.size == 0 else "NONREF"
+            for frame in packet.decode():
+                if _stamp(frame) in stamps and not frame.is_corrupt:
+                    stamps.discard(_stamp(frame))
+                    turns = round(frame.rotation / 90)
+                    size = (height, width) if turns % 2 else (width, height)
+                    picture = scaler.reformat(frame, *size, "rgb24", interpolation="BILINEAR").to_ndarray()
+                    pictures.append(np.rot90(picture, turns))
+            if not stamps:
+                break
+    return np.stack(pictures) if pictures else np.empty((0, height, width, 3), np.uint8)
+
+
+def _video_stream(container: InputContainer) -> VideoStream | None:
+    """The first video stream that is not a music file's cover."""
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+
+
+def _stamp(item: Packet | VideoFrame) -> int | None:
+    return item.dts if item.pts is None else item.pts

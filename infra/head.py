@@ -1,0 +1,116 @@
+"""A Ray head node of our own on this machine, for as long as a `with` block: the demo and the tests submit jobs to it.
+
+It has its own ports, its own session folder and its own token, so it never meets another Ray on the machine, and it
+takes all of its processes with it.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+START_SECONDS = 90
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head node. dashboard: the address that jobs are submitted to; env: what a client needs to be let in."""
+
+    dashboard: str
+    env: Mapping[str, str]
+
+    def submit(self, *entrypoint: str, env: Mapping[str, str] | None = None) -> int:
+        """`ray job submit` of this checkout; prints the job's log and returns the exit code."""
+        return subprocess.run(self.submit_command(*entrypoint), env={**self.env, **(env or {})}, cwd=ROOT).returncode
+
+    def submit_command(self, *entrypoint: str) -> Sequence[str]:
+        """The command line that `submit` runs."""
+        return [_program("ray"), "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *entrypoint]
+
+
+@contextmanager
+def local_head(cpus: int | None = None, env: Mapping[str, str] | None = None) -> Iterator[Head]:
+    """Start a head node and stop it, with everything that it started, at the end."""
+    port, dashboard, client = _free_ports(3)
+    session = tempfile.mkdtemp(prefix="ray-")
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **(env or {}),
+    }
+    environment.pop("RAY_ADDRESS", None)
+    command = [_program("ray"), "start", "--head", "--block", "--disable-usage-stats", f"--port={port}"]
+    command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--temp-dir={session}"]
+    command += [f"--num-cpus={cpus}"] if cpus else []
+    with open(Path(session) / "start.log", "wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{dashboard}"
+        _wait_for(url, process, environment["RAY_AUTH_TOKEN"], Path(session) / "start.log")
+        yield Head(url, environment)
+    finally:
+        _stop(process, session)
+
+
+def _wait_for(url: str, process: subprocess.Popen, token: str, log: Path) -> None:
+    request = urllib.request.Request(f"{url}/api/version", headers={"Authorization": f"Bearer {token}"})
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(OSError), urllib.request.urlopen(request, timeout=2):
+            return
+        time.sleep(0.3)
+    raise RuntimeError(f"the Ray head node did not start:\n{log.read_text()[-2000:]}")
+
+
+def _stop(process: subprocess.Popen, session: str) -> None:
+    """Stop the head and every process of its session, those in process groups of their own too."""
+    ours = _session_processes(session) + ([psutil.Process(process.pid)] if process.poll() is None else [])
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=15)
+    for left in {*ours, *_session_processes(session)}:
+        with suppress(psutil.NoSuchProcess):
+            left.kill()
+    psutil.wait_procs(ours, timeout=10)
+    shutil.rmtree(session, ignore_errors=True)
+
+
+def _session_processes(session: str) -> list[psutil.Process]:
+    """Every process that Ray started for this session, and its descendants."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(session in argument for argument in process.cmdline()) and process.pid != os.getpid():
+                found += [process, *process.children(recursive=True)]
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def _program(name: str) -> str:
+    """A program of the environment that runs this, whatever PATH says."""
+    return str(Path(sys.executable).parent / name)

@@ -1,0 +1,1 @@
+"""The jobs a person submits: one file, one job, one story read from top to bottom."""

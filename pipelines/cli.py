@@ -1,0 +1,270 @@
+"""What every job does before and around its story: options, YAML, Ray, one-line errors, progress.
+
+Options come from typed dataclasses (tyro). A YAML file given by `--config` holds the same options by their dotted
+names; what stands on the command line wins over it.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import os
+import sys
+import time
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from clcr.errors import ClcrError, ConfigError
+from features.errors import FeaturesError
+from infra.doctor import Unhealthy
+
+Config = TypeVar("Config")
+
+
+class JobError(Exception):
+    """A job cannot do what it was asked to, and a person can act on it."""
+
+
+USER_ERRORS = (JobError, ClcrError, FeaturesError, Unhealthy)
+_registry = ConstructorRegistry()
+
+
+def main(job: Callable[[Any], None], config_class: type, description: str) -> None:
+    """Parse the options, run the job, exit. Mistakes in the input end in one line and exit code 1 or 2."""
+    try:
+        config = parse(config_class, sys.argv[1:], description)
+    except USER_ERRORS as error:
+        sys.exit(_fail(error, 2))
+    try:
+        job(config)
+    except KeyboardInterrupt:
+        sys.exit(_fail("stopped by hand; run the same command again to go on", 130))
+    except Exception as error:
+        if (known := find_user_error(error)) is None:
+            raise
+        sys.exit(_fail(known, 1))
+
+
+def parse(config_class: type[Config], args: Sequence[str], description: str = "") -> Config:
+    """Options to a config. Raises ConfigError naming the option; `--help` prints and exits 0."""
+    args = _with_config_file(config_class, list(args))
+    errors = io.StringIO()
+    try:
+        with _registry, contextlib.redirect_stderr(errors):
+            return tyro.cli(config_class, args=args, description=description, prog=Path(sys.argv[0]).name)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(_one_line(errors.getvalue())) from None
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """A config as dotted option names and values: what `--config` reads and MLflow shows."""
+    flat: dict[str, Any] = {}
+    for name, field in _named_fields(type(config)):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{name}.{k}" if name else k: v for k, v in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def override(config: Config, options: Mapping[str, Any]) -> Config:
+    """The config with some options changed, by dotted name. Raises ConfigError for a value that is not allowed."""
+    changes = {}
+    for name, field in _named_fields(type(config)):
+        value = getattr(config, field.name)
+        if name in options:
+            changes[field.name] = options[name]
+        elif dataclasses.is_dataclass(value):
+            prefix = f"{name}." if name else ""
+            changes[field.name] = override(
+                value, {k.removeprefix(prefix): v for k, v in options.items() if k.startswith(prefix)}
+            )
+    return dataclasses.replace(config, **changes)
+
+
+def to_yaml(config: Any) -> str:
+    """The options of a config by dotted name, as `--config` takes them; options left empty are left out."""
+    plain = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
+    return yaml.safe_dump({k: v for k, v in plain.items() if v not in (None, "")}, sort_keys=False)
+
+
+def submitted() -> bool:
+    """True inside a job that came by `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def resolve_uri(option: str, uri: str) -> str:
+    """An absolute path or a URI. Raises JobError for a relative path inside a submitted job."""
+    if "://" in uri or os.path.isabs(uri):
+        return uri
+    if submitted():
+        raise JobError(
+            f"{option} {uri}: a submitted job runs in a copy of the uploaded folder, where a relative path means "
+            "another place; give an absolute path or a URI such as s3://bucket/folder"
+        )
+    return os.path.abspath(uri)
+
+
+def start_ray() -> None:
+    """Join the cluster that runs this job, or start a Ray of our own on this machine."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    # A bare ray.init() can join some other cluster that happens to be alive on this machine.
+    address = os.environ.get("RAY_ADDRESS") or ("auto" if submitted() else "local")
+    ray.init(address=address, log_to_driver=True, logging_level="warning")
+
+
+def find_user_error(error: BaseException | None) -> Exception | None:
+    """The user's mistake behind an exception that Ray wrapped, if there is one."""
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        current = queue.pop()
+        if current is None or id(current) in seen:
+            continue
+        if isinstance(current, USER_ERRORS):
+            return current
+        seen.add(id(current))
+        queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        queue += list(getattr(current, "worker_failures", {}).values())
+    return None
+
+
+class Progress:
+    """Lines of progress with rate and time left, at most one every `interval` seconds: readable in a job's log."""
+
+    def __init__(self, what: str, total: int, done: int = 0, unit: str = "clips", interval: float = 5.0) -> None:
+        self.what, self.total, self.done, self.unit, self.interval = what, total, done, unit, interval
+        self._first, self._start, self._last = done, time.monotonic(), 0.0
+
+    def update(self, amount: int, note: str = "") -> None:
+        """Count `amount` more as done."""
+        self.done += amount
+        now = time.monotonic()
+        if now - self._last < self.interval and self.done < self.total:
+            return
+        self._last = now
+        rate = (self.done - self._first) / max(now - self._start, 1e-9)
+        left = (self.total - self.done) / rate if rate else float("inf")
+        line = f"{self.what} {self.done}/{self.total} {self.unit}, {rate:.1f}/s, {left:.0f} s left"
+        print(f"{line}, {note}" if note else line, flush=True)
+
+
+def _fail(error: object, code: int) -> int:
+    print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+    return code
+
+
+def _with_config_file(config_class: type, args: list[str]) -> list[str]:
+    """Replace `--config FILE` by the options it holds, put first so that the command line wins."""
+    for i, arg in enumerate(args):
+        if arg == "--config" or arg.startswith("--config="):
+            inline = arg.partition("=")[2]
+            path = inline or (args[i + 1] if i + 1 < len(args) else "")
+            rest = args[:i] + args[i + (1 if inline else 2) :]
+            return list(_yaml_options(config_class, path)) + rest
+    return args
+
+
+def _yaml_options(config_class: type, path: str) -> Iterator[str]:
+    try:
+        tree = yaml.safe_load(Path(path).read_text()) or {}
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}; give a YAML file of options") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path}: not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"--config {path}: expected `option: value` lines")
+    known = {name.replace("_", "-"): kind for name, kind in _options(config_class)}
+    for name, value in _dotted(tree):
+        option = name.replace("_", "-")
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"--config {path}: unknown option {name}{hint}")
+        if known[option] is bool:
+            yield f"--{option}" if value else _negated(option)
+        elif value is not None:
+            yield f"--{option}={','.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def _negated(option: str) -> str:
+    head, _, last = option.rpartition(".")
+    return f"--{head}.no-{last}" if head else f"--no-{last}"
+
+
+def _options(config_class: type) -> Iterator[tuple[str, Any]]:
+    hints = typing.get_type_hints(config_class)
+    for name, field in _named_fields(config_class):
+        if dataclasses.is_dataclass(kind := hints[field.name]):
+            yield from ((f"{name}.{k}" if name else k, v) for k, v in _options(kind))
+        else:
+            yield name, kind
+
+
+def _named_fields(config_class: type) -> Iterator[tuple[str, dataclasses.Field]]:
+    """Fields with their names on the command line, which `tyro.conf.arg(name=...)` may have changed; "" = no prefix."""
+    for field in dataclasses.fields(config_class):
+        names = [e.name for e in getattr(field.type, "__metadata__", ()) if getattr(e, "name", None) is not None]
+        yield (names[0] if names else field.name), field
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _one_line(box: str) -> str:
+    """tyro's framed error as one line: the first statement, and the closest options if it names any."""
+    lines = [line.strip(" │╭╮╰╯─") for line in box.splitlines()]
+    statement, _, rest = "\n".join(lines[1:]).partition("\n\n")
+    text = " ".join(statement.split())
+    if "Perhaps you meant" in rest:
+        text += "; did you mean " + next((w for w in rest.split() if w.startswith("--")), "") + "?"
+    elif "Missing from" in text:
+        text = "missing option " + " ".join(w for w in text.split() if w.startswith("--"))
+    return f"{text} (--help lists every option)"
+
+
+@_registry.primitive_rule
+def _comma_separated(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Tuples are written `a,b,c`, in one argument: `--tasks color,digit`, `--video.crop .3,.5,.7,.9`."""
+    kind, optional = info.type, False
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        inner = [a for a in typing.get_args(kind) if a is not type(None)]
+        kind, optional = inner[0], len(inner) == 1
+    if typing.get_origin(kind) is not tuple:
+        return None
+    elements = typing.get_args(kind)
+    length = None if elements[-1] is Ellipsis else len(elements)
+
+    def construct(texts: list[str]) -> tuple | None:
+        if optional and texts[0].lower() == "none":
+            return None
+        values = tuple(elements[0](text.strip()) for text in texts[0].split(",") if text.strip())
+        if length is not None and len(values) != length:
+            raise ValueError(f"expected {length} values separated by commas, got {texts[0]!r}")
+        return values
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=",".join("ABCDEFG"[:length]) if length else "A,B,...",
+        instance_from_str=construct,
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: ["none" if value is None else ",".join(map(str, value))],
+    )

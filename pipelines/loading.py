@@ -1,0 +1,162 @@
+"""From a feature store to batches: who reads which sample when.
+
+The order of a split is a function of (seed, epoch) alone. Of every global batch, worker r takes rows r::world, so the
+number of workers never changes what a step sees. Workers that would run short get padding samples: no clip id, no
+modality, no target, hence no part in any loss or metric.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch.utils.data import DataLoader, Dataset
+
+from clcr import Batch, FeatureSpec, TaskSpec
+from clcr.batches import collate
+from features.tasks import Task
+from features.store import Store
+from pipelines.cli import JobError
+
+PADDING = {"clip_id": "", "features": {}, "targets": {}}
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How samples are read."""
+
+    cache_gb: float = 4.0
+    """keep a split's samples in memory after the first epoch where they fit in this many GB per worker"""
+    processes: int = 2
+    """reading processes per worker for a split that does not fit"""
+
+
+def feature_specs(store: Store, modalities: Sequence[str] = ()) -> dict[str, FeatureSpec]:
+    """The model's view of a store's features; all of them where none is named."""
+    wanted = modalities or store.spec.features
+    if missing := [m for m in wanted if m not in store.spec.features]:
+        raise JobError(f"{store.uri} holds no {', '.join(missing)}; it has {', '.join(store.spec.features)}")
+    return {m: FeatureSpec(f.shape, f.rate, f.dtype) for m, f in store.spec.features.items() if m in wanted}
+
+
+def task_specs(store: Store, names: Sequence[str] = ()) -> dict[str, TaskSpec]:
+    """The tasks named, or all that the store declares. Raises JobError for one that the store does not hold."""
+    declared = {task.name: task for task in store.spec.tasks}
+    if unknown := [name for name in names if name not in declared]:
+        raise JobError(f"--tasks {','.join(unknown)}: {store.uri} declares {', '.join(declared) or 'no task'}")
+    if not declared:
+        raise JobError(f"{store.uri} declares no task: extract it with --tasks")
+    return {
+        name: TaskSpec(t.name, t.kind, tuple(map(str, t.classes)))
+        for name, t in declared.items()
+        if not names or name in names
+    }
+
+
+class SplitLoader:
+    """Batches of one split for one worker of `world`.
+
+    features: modalities to read; tasks: targets to give. Raises JobError when the split has no sample.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        split: str,
+        features: Mapping[str, FeatureSpec],
+        tasks: Mapping[str, TaskSpec],
+        config: LoaderConfig,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.dataset = SplitDataset(store, split, features, tasks, config.cache_gb * 1e9)
+        if not len(self.dataset):
+            raise JobError(f"{store.uri}: split {split} has no sample; see its failures")
+        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.shuffle = split == "train"
+        self.steps = -(-len(self.dataset) // batch_size)
+        self.collate = partial(collate, features=features, tasks=tasks)
+        self.processes = 0 if self.dataset.cached else config.processes
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """This worker's share of every global batch of an epoch, in order."""
+        plan = plan_epoch(len(self.dataset), self.batch_size, self.rank, self.world, self._order(epoch))
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=plan,
+            collate_fn=self.collate,
+            num_workers=self.processes,
+            multiprocessing_context="forkserver" if self.processes else None,
+        )
+        yield from loader
+
+    def sample_batches(self, clips: int) -> Iterator[Batch]:
+        """A seeded sample of the split, the same on every worker: for statistics of the data."""
+        rows = self._order(-1)[:clips].tolist()
+        for first in range(0, len(rows), self.batch_size):
+            yield self.collate([self.dataset[row] for row in rows[first : first + self.batch_size]])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(len(self.dataset))
+        return np.random.default_rng((self.seed, epoch + 1)).permutation(len(self.dataset))
+
+
+def plan_epoch(rows: int, batch_size: int, rank: int, world: int, order: np.ndarray) -> list[list[int]]:
+    """Row numbers of a worker's batches; -1 stands for a padding sample. Every worker has as many, all of a length."""
+    plan = []
+    for first in range(0, rows, batch_size):
+        batch = order[first : first + batch_size]
+        share = batch[rank::world].tolist()
+        plan.append(share + [-1] * (-(-len(batch) // world) - len(share)))
+    return plan
+
+
+class SplitDataset(Dataset):
+    """A split's samples by row number, in the index's order; `clcr.batches.collate` takes them."""
+
+    def __init__(
+        self,
+        store: Store,
+        split: str,
+        features: Mapping[str, FeatureSpec],
+        tasks: Mapping[str, TaskSpec],
+        cache_bytes: float,
+    ) -> None:
+        columns = ["clip_id", "shard", "offset", "nbytes", *(f"label_{name}" for name in tasks)]
+        self.store, self.modalities = store, tuple(features)
+        self.index = store.index(split, columns)
+        self.targets = _encode_targets(self.index, tasks, store.spec.tasks)
+        self.cached = pa.compute.sum(self.index["nbytes"]).as_py() <= cache_bytes if len(self.index) else True
+        self._places = {name: self.index[name].to_pylist() for name in ("clip_id", "shard", "offset", "nbytes")}
+        self._cache: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        if row < 0:
+            return PADDING
+        if row in self._cache:
+            return self._cache[row]
+        clip_id, shard, offset, nbytes = (self._places[k][row] for k in ("clip_id", "shard", "offset", "nbytes"))
+        stored = self.store.read(shard, offset, nbytes)
+        sample = {
+            "clip_id": clip_id,
+            "features": {m: stored[m] for m in self.modalities if m in stored},
+            "targets": {name: values[row] for name, values in self.targets.items()},
+        }
+        if self.cached:
+            self._cache[row] = sample
+        return sample
+
+
+def _encode_targets(index: pa.Table, tasks: Mapping[str, TaskSpec], declared: Sequence[Task]) -> dict[str, list]:
+    """Class indices or numbers by task, None where the label is missing."""
+    by_name = {task.name: task for task in declared}
+    return {name: [by_name[name].encode(v) for v in index[f"label_{name}"].to_pylist()] for name in tasks}

@@ -1,0 +1,118 @@
+"""The token budget: an exact projection with exact gradients, active from the start."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq, minimize
+
+from clcr.budget import TokenBudget, project
+
+
+def reference(a, budget):
+    """Euclidean projection of one vector by root finding on tau."""
+    if np.clip(a, 0, 1).sum() <= budget:
+        return np.clip(a, 0, 1)
+    tau = brentq(lambda t: np.clip(a - t, 0, 1).sum() - budget, 0, max(a.max(), 1) + 1e-9, xtol=1e-15, rtol=1e-15)
+    return np.clip(a - tau, 0, 1)
+
+
+def random_cases(n, length, seed=0):
+    rng = np.random.default_rng(seed)
+    a = rng.normal(0.5, rng.choice([0.2, 1.0, 5.0], size=(n, 1)), size=(n, length))
+    valid = np.arange(length) < rng.integers(1, length + 1, size=(n, 1))
+    budget = rng.uniform(0, 1, size=n) * valid.sum(1)
+    return a, budget, valid
+
+
+def test_projection_equals_root_finding_on_random_masked_cases():
+    a, budget, valid = random_cases(500, 23)
+    mine = project(*map(torch.from_numpy, (a, budget, valid))).numpy()
+    worst = 0.0
+    for i in range(len(a)):
+        worst = max(worst, np.abs(mine[i][valid[i]] - reference(a[i][valid[i]], budget[i])).max())
+        assert not mine[i][~valid[i]].any()
+    assert worst < 1e-9
+
+
+def test_projection_in_float32_is_within_1e6():
+    a, budget, valid = random_cases(500, 150, seed=1)
+    exact = project(*map(torch.from_numpy, (a, budget, valid)))
+    single = project(torch.from_numpy(a).float(), torch.from_numpy(budget).float(), torch.from_numpy(valid))
+    assert (exact - single).abs().max() < 2e-6
+
+
+def test_projection_is_the_nearest_feasible_point():
+    a, budget, _ = random_cases(10, 5, seed=2)
+    for row, b in zip(a, budget, strict=True):
+        constraint = {"type": "ineq", "fun": lambda x, b=b: b - x.sum()}
+        found = minimize(
+            lambda x, row=row: ((x - row) ** 2).sum(),
+            np.zeros(5),
+            jac=lambda x, row=row: 2 * (x - row),
+            bounds=[(0, 1)] * 5,
+            constraints=constraint,
+            method="SLSQP",
+            options={"ftol": 1e-14, "maxiter": 500},
+        )
+        mine = project(torch.from_numpy(row), torch.tensor(b)).numpy()
+        assert np.abs(mine - found.x).max() < 1e-5
+
+
+def test_gradients_are_exact_in_both_arguments():
+    a, budget, valid = random_cases(40, 7, seed=3)
+    a, budget = (torch.from_numpy(x).requires_grad_() for x in (a, budget))
+    assert torch.autograd.gradcheck(lambda x, b: project(x, b, torch.from_numpy(valid)), (a, budget))
+
+
+def test_gradient_is_the_identity_minus_the_mean_over_the_interior():
+    a = torch.tensor([0.9, 0.8, 0.1, 3.0], dtype=torch.float64)  # outside the budget of 2: 3.0 is full, 0.1 refused
+    jacobian = torch.autograd.functional.jacobian(lambda x: project(x, torch.tensor(2.0, dtype=torch.float64)), a)
+    expected = torch.zeros(4, 4, dtype=torch.float64)
+    expected[:2, :2] = torch.eye(2) - 0.5
+    assert torch.allclose(jacobian, expected)
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.0, 2.0, 3.0, 5.0])
+def test_ties_corners_and_an_empty_interior_give_no_nan(budget):
+    a = torch.tensor([[2.0, 2.0, 2.0], [0.0, 0.0, 0.0], [1.0, 1.0, 0.0], [-3.0, 9.0, 9.0]], requires_grad=True)
+    b = torch.full((4,), budget, requires_grad=True)
+    alpha = project(a, b)
+    alpha.sum().backward()
+    assert (alpha.sum(1) <= budget + 1e-6).all() and (alpha >= 0).all() and (alpha <= 1).all()
+    assert a.grad.isfinite().all() and b.grad.isfinite().all()
+
+
+def test_no_valid_token_gives_zero_and_finite_gradients():
+    a = torch.randn(2, 4, requires_grad=True)
+    alpha = project(a, torch.zeros(2), torch.zeros(2, 4, dtype=torch.bool))
+    alpha.sum().backward()
+    assert not alpha.any() and not a.grad.any()
+
+
+def test_a_negative_budget_is_refused():
+    with pytest.raises(ValueError, match="negative"):
+        project(torch.rand(3), torch.tensor(-1.0))
+
+
+@pytest.mark.parametrize("k", [16, 48, 64, 128])
+def test_budget_binds_and_refuses_at_the_start_at_any_width(k):
+    budget = TokenBudget(k, start=0.68, gamma=1.0, threshold=-1.0, scale=4.0)
+    tokens = torch.nn.functional.layer_norm(torch.randn(200, 60, 2 * k), (2 * k,))[..., :k]
+    out = budget(tokens, torch.ones(200, 60, dtype=torch.bool))
+    refused = (out.alpha == 0).float().mean()
+    assert out.active.float().mean() >= 0.8
+    assert 0 < refused < 0.15
+    assert (out.participation - 0.68).abs().max() < 1e-5
+
+
+def test_budget_means_the_same_share_at_every_length():
+    budget = TokenBudget(32, start=0.5, gamma=1.0, threshold=-1.0, scale=4.0)
+    tokens = torch.randn(2, 40, 32)
+    valid = torch.arange(40) < torch.tensor([[10], [40]])
+    assert torch.allclose(budget(tokens, valid).participation, torch.tensor(0.5), atol=1e-5)
+
+
+def test_projection_compiles_as_one_graph():
+    a, budget, valid = (torch.from_numpy(x) for x in random_cases(8, 12))
+    compiled = torch.compile(project, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(a, budget, valid), project(a, budget, valid))

@@ -1,0 +1,39 @@
+"""Options: wrong ones are refused in one line that names the flag."""
+
+import dataclasses
+import json
+
+import pytest
+
+import clcr
+from clcr.config import BudgetConfig, LossConfig, ModelConfig, StemConfig
+from clcr.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("make", "flag"),
+    [
+        (lambda: ModelConfig(levels=6), "--model.levels 6"),
+        (lambda: ModelConfig(heads=3), "--model.heads 3"),
+        (lambda: ModelConfig(shared_width=100, private_width=100), "--model.shared-width 100"),
+        (lambda: ModelConfig(pooling="max"), "--model.pooling max"),
+        (lambda: ModelConfig(dropout=1.0), "--model.dropout 1.0"),
+        (lambda: StemConfig(video="vit"), "--stem.video vit"),
+        (lambda: BudgetConfig(start=(1.0,)), "--budget.start"),
+        (lambda: BudgetConfig(gamma=0), "--budget.gamma 0"),
+        (lambda: LossConfig(lambda_intra=-1), "--loss.lambda-intra -1"),
+        (lambda: LossConfig(correlation="mi"), "--loss.correlation mi"),
+        (lambda: clcr.CLCRConfig(budget=BudgetConfig(start=(0.5, 0.6))), "--model.levels 3"),
+        (lambda: clcr.CLCRConfig.from_dict({"model": {"depth": 3}}), "--model.depth"),
+        (lambda: clcr.CLCRConfig.from_dict({"models": {}}), "--models"),
+    ],
+)
+def test_a_wrong_option_is_named(make, flag):
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert flag in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_config_survives_json():
+    config = clcr.CLCRConfig(ModelConfig(width=64, levels=2), budget=BudgetConfig(start=(0.5, 0.7)))
+    assert clcr.CLCRConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
