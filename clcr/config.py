@@ -41,6 +41,8 @@ class ModelConfig:
     """Residual convolutions per stage of the encoder."""
     stride: int = 2
     """Temporal pooling before each stage after the first: 2 halves the tokens, 1 keeps them."""
+    min_rate: float = 12.0
+    """Tokens per second that pooling between stages never goes below: slow inputs keep their tokens."""
     max_rate: float = 25.0
     """Tokens per second at the shallow level, at most: faster inputs are merged by the first stage."""
     shared_width: int = 0
@@ -59,6 +61,7 @@ class ModelConfig:
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must lie in [0, 1)")
         _require(self.blocks >= 1, "model.blocks", self.blocks, "must be 1 or more")
         _require(self.stride >= 1, "model.stride", self.stride, "must be 1 or more")
+        _require(self.min_rate >= 0, "model.min-rate", self.min_rate, "must not be negative (tokens per second)")
         _require(self.max_rate > 0, "model.max-rate", self.max_rate, "must be positive (tokens per second)")
         _require(
             self.k_shared >= 1 and self.k_private >= 1 and self.k_shared + self.k_private <= self.width,

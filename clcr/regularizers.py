@@ -74,6 +74,8 @@ def gather_rows(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (B, ...) and their mask (B, ...) of all workers, with gradient; unequal batches are padded."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return rows, mask
+    from torch.distributed.nn.functional import all_gather  # exists only where torch was built with distributed
+
     largest = torch.tensor(len(rows), device=rows.device)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     missing = int(largest) - len(rows)
@@ -81,7 +83,7 @@ def gather_rows(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     mask = F.pad(mask, [0, 0] * (mask.ndim - 1) + [0, missing])
     masks = [torch.empty_like(mask, dtype=torch.uint8) for _ in range(dist.get_world_size())]
     dist.all_gather(masks, mask.to(torch.uint8))
-    return torch.cat(dist.nn.functional.all_gather(rows.contiguous())), torch.cat(masks).bool()
+    return torch.cat(all_gather(rows.contiguous())), torch.cat(masks).bool()
 
 
 def incompatibility(summaries: Tensor) -> Tensor:

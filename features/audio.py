@@ -121,7 +121,8 @@ def _join(container: InputContainer, stream: AudioStream, last: int | None) -> t
     zero, rate = clock_zero(container), stream.rate
     longest = ((container.duration or 0) / av.time_base + 1) * rate  # a timestamp that jumps further is a broken one
     stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
-    mono = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+    # Without the limit FFmpeg mixes floats to more than full scale: equal channels would come out 1.4 times as loud.
+    mono = av.AudioResampler(format="fltp", layout="mono", rate=rate, options={"rematrix_maxval": "1.0"})
     chunks, origin, end = [], 0, 0
     for frame in container.decode(stream):
         position = end if frame.time is None else round((frame.time - zero) * rate)

@@ -148,8 +148,10 @@ def read_corpus(uri: str) -> Corpus:
         if _is_parquet(uri):
             with filesystem.open_input_file(path) as file:
                 schema = parquet.ParquetFile(file).schema_arrow
+            _check_unique(uri, schema.names)
             schema = pa.schema([(f.name, _normal_type(f.name, f.type)) for f in schema])
         elif uri.partition("?")[0].endswith((".csv", ".csv.gz")):
+            _check_unique(uri, _csv_header(filesystem, path))
             schema = _csv_schema(filesystem, path)
         else:
             raise CorpusError(f"corpus {uri} is neither .csv, .csv.gz nor .parquet, nor a folder of class folders")
@@ -157,10 +159,13 @@ def read_corpus(uri: str) -> Corpus:
         raise
     except (FeaturesError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"corpus {uri} does not read: {one_line(error)}") from error
-    twice = {name for name in schema.names if schema.names.count(name) > 1}
-    if twice:
-        raise CorpusError(f"corpus {uri} has the column {min(twice)!r} more than once; rename one")
     return Corpus(uri, parent(uri), schema)
+
+
+def _check_unique(uri: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CorpusError(f"corpus {uri} has the column {twice[0]!r} more than once; rename one")
 
 
 def _is_parquet(uri: str) -> bool:

@@ -51,8 +51,8 @@ def encode_clip(clip: Clip, media: Mapping[str, str], spec: EncoderSpec) -> Samp
         if frames is not None:
             features["video"] = frames.values
             durations.append(frames.duration)
-    if spec.audio is not None and media:
-        sound = encode_audio(media.get("audio", media.get("video")), spec.audio, clip.start, clip.end)
+    if spec.audio is not None and (source := media.get("audio") or media.get("video")):
+        sound = encode_audio(source, spec.audio, clip.start, clip.end)
         if sound is not None:
             features["audio"] = sound.values
             durations.append(sound.duration)

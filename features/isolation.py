@@ -4,22 +4,21 @@ Any decoder can abort, hang with the interpreter's lock held, or leak; only anot
 owns one child. A clip that crashes it or outlasts the timeout becomes a `Failure`, and a fresh child goes on.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import signal
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import TimeoutError as FutureTimeout
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from multiprocessing.connection import Connection
 
-from pebble import ProcessExpired, ProcessPool
+import torch
 
 from features.corpus import Clip
 from features.encode import EncoderSpec, Sample, encode_clip
 from features.errors import MediaError
 from features.shards import Failure
 
-LOOKAHEAD = 4  # clips queued in the child, so that it decodes while the parent writes; bounds the parent's memory
 PR_SET_PDEATHSIG = 1
 
 
@@ -32,36 +31,74 @@ class IsolatedEncoder:
     def __init__(self, spec: EncoderSpec, timeout: float) -> None:
         self.spec, self.timeout = spec, timeout
         # A fork server imports the decoders once; a child after a crash then starts in milliseconds.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["features.encode"])
-        self.pool = ProcessPool(max_workers=1, initializer=_die_with_parent, context=context)
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["__main__", "features.isolation"])
+        self._child: multiprocessing.Process | None = None
+        self._connection: Connection | None = None
 
     def encode(self, clips: Iterable[tuple[Clip, Mapping[str, str]]]) -> Iterator[tuple[Clip, Sample | Failure]]:
         """Each clip with its sample or failure, in order. clips: pairs of clip and resolved media URIs."""
-        waiting: deque = deque()
         for clip, media in clips:
-            waiting.append((clip, self.pool.schedule(encode_clip, (clip, media, self.spec), timeout=self.timeout)))
-            if len(waiting) > LOOKAHEAD:
-                yield self._finish(*waiting.popleft())
-        while waiting:
-            yield self._finish(*waiting.popleft())
+            yield clip, self._encode(clip, media)
 
-    def _finish(self, clip: Clip, future: object) -> tuple[Clip, Sample | Failure]:
+    def _encode(self, clip: Clip, media: Mapping[str, str]) -> Sample | Failure:
+        if self._child is None or not self._child.is_alive():
+            self._start()
         try:
-            return clip, future.result()
-        except MediaError as error:
-            return clip, Failure(error.stage, type(error).__name__, str(error))
-        except FutureTimeout:
-            return clip, Failure("decode", "Timeout", f"took longer than {self.timeout:g} s and was stopped")
-        except ProcessExpired as error:
-            return clip, Failure("decode", "Crash", f"the decoder's process died with exit code {error.exitcode}")
-        except Exception as error:  # a decoder may raise anything; the job's rule is that a bad clip costs that clip
-            return clip, Failure("decode", type(error).__name__, str(error).splitlines()[0] if str(error) else "")
+            self._connection.send((clip, media, self.spec))
+            if self._connection.poll(self.timeout):
+                return self._connection.recv()
+        except (EOFError, OSError):  # the child's end of the pipe is gone
+            self._child.join()
+            return Failure("decode", "Crash", f"the decoder's process died with exit code {self._child.exitcode}")
+        self.close()
+        return Failure("decode", "Timeout", f"took longer than {self.timeout:g} s and was stopped")
+
+    def _start(self) -> None:
+        """A child that has imported the decoders: no clip's time pays for that."""
+        self.close()
+        # A pipe and nothing else: the semaphores of a multiprocessing queue outlive a worker that Ray kills.
+        self._connection, theirs = self._context.Pipe()
+        self._child = self._context.Process(target=_serve, args=(theirs, encode_clip), daemon=True)
+        self._child.start()
+        theirs.close()
+        try:
+            self._connection.recv()
+        except EOFError:
+            raise RuntimeError("the decoding process does not start; what it printed says why") from None
 
     def close(self) -> None:
         """Stop the child."""
-        self.pool.stop()
-        self.pool.join()
+        if self._child is not None:
+            self._connection.close()
+            self._child.kill()
+            self._child.join()
+            self._child = None
+
+
+def _serve(connection: Connection, encode: Callable[[Clip, Mapping[str, str], EncoderSpec], Sample]) -> None:
+    """The child's whole life: one clip in, one sample or failure out, until the other end closes."""
+    _die_with_parent()
+    torch.set_num_threads(1)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        connection.send("ready")
+        while True:
+            clip, media, spec = connection.recv()
+            connection.send(_attempt(encode, clip, media, spec))
+
+
+def _attempt(
+    encode: Callable[[Clip, Mapping[str, str], EncoderSpec], Sample],
+    clip: Clip,
+    media: Mapping[str, str],
+    spec: EncoderSpec,
+) -> Sample | Failure:
+    try:
+        return encode(clip, media, spec)
+    except MediaError as error:
+        return Failure(error.stage, type(error).__name__, str(error))
+    except Exception as error:  # a decoder may raise anything; the job's rule is that a bad clip costs that clip
+        return Failure("decode", type(error).__name__, str(error).splitlines()[0] if str(error) else "")
 
 
 def _die_with_parent() -> None:

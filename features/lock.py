@@ -4,6 +4,7 @@ A lock whose owner is dead (its process is gone from this host, or its heartbeat
 that was killed never blocks the next one.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ import time
 import uuid
 
 import psutil
+import pyarrow.fs as pafs
 
 from features.errors import StoreError
 from features.media import open_fs
@@ -48,7 +50,9 @@ class StoreLock:
         self._stop.set()
         self._thread.join()
         if (self._read() or {}).get("owner") == self.owner:
-            self.fs.delete_file(self.path)
+            for info in self.fs.get_file_info(pafs.FileSelector(self.folder)):
+                if info.base_name.startswith("lock.json"):  # with what a dead owner was about to rename
+                    self.fs.delete_file(info.path)
 
     def check(self) -> None:
         """Raise StoreError when another job has taken the lock over."""
@@ -69,9 +73,10 @@ class StoreLock:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
-            if (self._read() or {}).get("owner") != self.owner:
-                return
-            self._write()
+            with contextlib.suppress(OSError):  # storage that is away for a moment: the next beat tries again
+                if (self._read() or {}).get("owner") != self.owner:
+                    return
+                self._write()
 
     def _read(self) -> dict | None:
         try:

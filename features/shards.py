@@ -20,8 +20,9 @@ from features.corpus import Clip
 from features.encode import Sample
 from features.errors import StoreError
 from features.media import open_fs
-from features.store import Store, StoreSpec, encode_array, write_atomic
+from features.store import Store, StoreSpec, encode_array, list_files, write_atomic
 
+FOLDERS = ("shards", "index", "failures")
 FAILURE_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -159,6 +160,9 @@ def find_store(uri: str, spec: StoreSpec) -> Store | None:
     """The store at `uri`, None where there is none. Raises StoreError when it was made with another spec."""
     fs, path = open_fs(uri)
     if fs.get_file_info(f"{path}/store.json").type == pafs.FileType.NotFound:
+        # What lies in a store's folders without a commit record is deleted: not somebody else's files.
+        if foreign := [info.path for folder in FOLDERS for info in list_files(fs, f"{path}/{folder}")]:
+            raise StoreError(f"{uri} holds files but no store ({foreign[0]}): give --store a new or empty folder")
         return None
     store = Store(uri)
     if changed := spec.difference(store.spec):
@@ -174,19 +178,33 @@ def create_store(uri: str, spec: StoreSpec) -> Store:
     if (store := find_store(uri, spec)) is not None:
         return store
     fs, path = open_fs(uri)
-    for folder in ("shards", "index", "failures"):
+    for folder in FOLDERS:
         fs.create_dir(f"{path}/{folder}", recursive=True)
     write_atomic(fs, f"{path}/store.json", (json.dumps(spec.to_dict(), indent=2) + "\n").encode())
     return Store(uri)
 
 
 def sweep_litter(store: Store) -> int:
-    """Delete what dead runs left: temporary files, and tars or failures without an index part. Returns how many."""
-    committed, removed = store.committed(), 0
-    for folder in ("shards", "failures", "index"):
-        selector = pafs.FileSelector(f"{store.path}/{folder}", allow_not_found=True)
-        for info in store.fs.get_file_info(selector):
-            if info.base_name.endswith(".tmp") or info.base_name.rsplit(".", 1)[0] not in committed:
-                store.fs.delete_file(info.path)
-                removed += 1
-    return removed
+    """Delete what dead runs left and return how many files: temporary ones, tars and failures without an index part.
+
+    Also an index part whose tar is gone: a worker that outlived its job by a moment wrote it, or a copy broke off.
+    """
+    files = {folder: _every_file(store, folder) for folder in FOLDERS}
+    tars = {info.base_name for info in files["shards"]}
+    parts = {info.base_name.removesuffix(".parquet"): info for info in list_files(store.fs, f"{store.path}/index")}
+    committed = {name for name, info in parts.items() if f"{name}.tar" in tars or not _rows(store, info)}
+    litter = [info for infos in files.values() for info in infos if info.base_name.rsplit(".", 1)[0] not in committed]
+    litter += [info for info in _every_file(store, "") if info.base_name.startswith("store.json.")]
+    for info in litter:
+        store.fs.delete_file(info.path)
+    return len(litter)
+
+
+def _every_file(store: Store, folder: str) -> list[pafs.FileInfo]:
+    selector = pafs.FileSelector(f"{store.path}/{folder}".rstrip("/"), allow_not_found=True)
+    return [info for info in store.fs.get_file_info(selector) if info.type == pafs.FileType.File]
+
+
+def _rows(store: Store, part: pafs.FileInfo) -> int:
+    with store.fs.open_input_file(part.path) as file:
+        return pq.read_metadata(file).num_rows

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import tarfile
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,11 +23,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
-from features.tasks import Task
 from features.errors import StoreError
 from features.media import open_fs
+from features.tasks import Task
 
 SCHEMA_VERSION = 1
+OPEN_SHARDS = 128  # files that one reader keeps open: a large store has more shards than a process may open files
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ class Store:
                 self.spec = StoreSpec.from_dict(json.loads(f.read()))
         except FileNotFoundError:
             raise StoreError(f"no feature store at {uri}: make one with pipelines/extract.py --store {uri}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"{uri}/store.json is damaged ({error!r}): extract the store again") from None
         self._shards: dict[str, pa.NativeFile] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,6 +152,8 @@ class Store:
     def read(self, shard: str, offset: int, nbytes: int) -> dict[str, Any]:
         """One sample: `{modality: (T, *shape) array}` and its `json` dict; `offset`, `nbytes` as in the index."""
         if shard not in self._shards:
+            if len(self._shards) >= OPEN_SHARDS:
+                self._shards.pop(next(iter(self._shards))).close()
             self._shards[shard] = self.fs.open_input_file(f"{self.path}/shards/{shard}.tar")
         return decode_sample(self._shards[shard].read_at(nbytes, offset))
 
@@ -200,7 +206,7 @@ def list_files(fs: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
 
 def write_atomic(fs: pafs.FileSystem, path: str, payload: bytes) -> None:
     """Write a whole file or nothing. Object stores show a file only when it is closed; local ones need a rename."""
-    temporary = f"{path}.tmp" if fs.type_name == "local" else path
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp" if fs.type_name == "local" else path  # two writers never share one
     with fs.open_output_stream(temporary) as f:
         f.write(payload)
     if temporary != path:

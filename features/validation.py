@@ -76,7 +76,7 @@ def _check_columns(corpus: "Corpus") -> None:
             raise CorpusError(f"corpus {corpus.uri} has no column {name!r}{close}; it has {shortened(names)}")
     if not _media_columns(corpus.schema):
         raise CorpusError(
-            f"corpus {corpus.uri} has no media column (video, audio, image, text, *_features); it has {shortened(names)}"
+            f"corpus {corpus.uri} has no media column (video, audio, image, text); it has {shortened(names)}"
         )
 
 

@@ -51,12 +51,22 @@ class VideoSpec:
             raise ValueError(f"crop {self.crop} is not left < right, top < bottom within 0 and 1")
         if not (self.fps > 0 and self.size > 0):
             raise ValueError(f"fps {self.fps} and size {self.size} must be above 0")
+        if self.decoder == "decord" and _decord_misreads(self.window()[0]):
+            raise ValueError(
+                f"decord misreads pictures {self.window()[0]} pixels wide; set decoder auto, or another size"
+            )
 
     def window(self) -> tuple[int, int, int, int]:
         """Width and height the whole picture is scaled to, and where the crop's left and top edge then lie (pixels)."""
         left, top, right, bottom = self.crop or (0.0, 0.0, 1.0, 1.0)
         width, height = round(self.size / (right - left)), round(self.size / (bottom - top))
         return width, height, min(round(left * width), width - self.size), min(round(top * height), height - self.size)
+
+
+def _decord_misreads(width: int) -> bool:
+    """Rows are padded to 32 pixels; where that is a whole multiple of the width, decord takes it for more channels."""
+    row = 3 * 32 * -(-width // 32)
+    return row % width == 0 and row != 3 * width
 
 
 @dataclass
@@ -149,13 +159,14 @@ def _frame_times(source: Source, uri: str, begin: float, stop: float | None, see
 def _decode(source: Source, uri: str, shown: Shown, wanted: np.ndarray, spec: VideoSpec, seek: bool) -> np.ndarray:
     """The pictures shown at the wanted times (sorted, s), scaled as a whole: (N, height, width, 3) uint8."""
     width, height, _, _ = spec.window()
-    if spec.decoder == "decord" or (resolve_decoder(spec.decoder) == "decord" and not seek):
+    suits = not seek and not _decord_misreads(width)
+    if spec.decoder == "decord" or (resolve_decoder(spec.decoder) == "decord" and suits):
         try:
             return _decord_pictures(source, wanted - shown.first, width, height)
         except Exception:
             if spec.decoder == "decord":
                 raise
-            # auto: AV1, pictures a few pixels wide, MPEG program streams: there PyAV has the last word
+            # auto: AV1, MPEG program streams, damage: there PyAV has the last word
     pictures = _pyav_pictures(source, uri, wanted, width, height, seek)
     if seek and len(pictures) < len(wanted):  # the seek fell between key frames
         pictures = _pyav_pictures(source, uri, wanted, width, height, seek=False)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import logging
 import os
 import sys
 import time
@@ -82,13 +83,13 @@ def override(config: Config, options: Mapping[str, Any]) -> Config:
     changes = {}
     for name, field in _named_fields(type(config)):
         value = getattr(config, field.name)
-        if name in options:
-            changes[field.name] = options[name]
-        elif dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value):  # first: an option may share its name with a group, as --model does
             prefix = f"{name}." if name else ""
             changes[field.name] = override(
                 value, {k.removeprefix(prefix): v for k, v in options.items() if k.startswith(prefix)}
             )
+        elif name in options:
+            changes[field.name] = options[name]
     return dataclasses.replace(config, **changes)
 
 
@@ -105,6 +106,7 @@ def submitted() -> bool:
 
 def resolve_uri(option: str, uri: str) -> str:
     """An absolute path or a URI. Raises JobError for a relative path inside a submitted job."""
+    uri = uri if "://" in uri else os.path.expanduser(uri)
     if "://" in uri or os.path.isabs(uri):
         return uri
     if submitted():
@@ -117,8 +119,11 @@ def resolve_uri(option: str, uri: str) -> str:
 
 def start_ray() -> None:
     """Join the cluster that runs this job, or start a Ray of our own on this machine."""
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     import ray
+    import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # a job prints its own progress
     if ray.is_initialized():
         return
     # A bare ray.init() can join some other cluster that happens to be alive on this machine.
@@ -194,6 +199,8 @@ def _yaml_options(config_class: type, path: str) -> Iterator[str]:
             close = difflib.get_close_matches(option, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(f"--config {path}: unknown option {name}{hint}")
+        if known[option] is bool and not isinstance(value, bool):
+            raise ConfigError(f"--config {path}: {name} is true or false, not {value!r}")
         if known[option] is bool:
             yield f"--{option}" if value else _negated(option)
         elif value is not None:

@@ -72,6 +72,10 @@ class ShardExtractor:
             writer.commit()
         return pa.table({"shard": [name], "indexed": [len(writer.rows)], "failed": [len(writer.failed)]})
 
+    def __del__(self) -> None:
+        """Ray Data drops the object when its work is done; the decoding child goes with it."""
+        self.encoder.close()
+
 
 def extract(config: ExtractConfig) -> None:
     """The job: check the corpus, plan, run what is not committed yet, count."""
@@ -127,7 +131,7 @@ def run_pending(config: ExtractConfig, corpus: Corpus, store: Store, encoder: En
         fn_constructor_args=(store.uri, corpus, store.spec, encoder, config.timeout),
         batch_size=None,  # a block is a shard
         batch_format="pyarrow",
-        concurrency=workers,
+        compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
     )
     for row in results.iter_rows():

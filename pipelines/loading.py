@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from clcr import Batch, FeatureSpec, TaskSpec
 from clcr.batches import collate
-from features.tasks import Task
 from features.store import Store
+from features.tasks import Task
 from pipelines.cli import JobError
 
 PADDING = {"clip_id": "", "features": {}, "targets": {}}

@@ -26,6 +26,7 @@ from rich.table import Table
 import clcr
 from clcr import metrics as M
 from clcr.config import BudgetConfig, CLCRConfig, LossConfig, ModelConfig, StemConfig
+from clcr.registry import MODELS
 from clcr.training import Epoch, OptimConfig, Trainer
 from features.media import open_fs
 from features.store import Store, write_atomic
@@ -134,7 +135,7 @@ def train(config: TrainConfig) -> None:
     uri = tracking.tracking_uri(config.out)
     require(torch_pairing(), ray_access(), storage(config.out), mlflow_server(uri))
     start_ray()
-    tracking.require_reachable_by(len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}), uri)
+    tracking.require_reachable_by(hosts(), uri)
     if started:
         run = tracking.resume_run(started["tracking_uri"], started["run_id"])
     else:
@@ -188,6 +189,11 @@ def claim(config: TrainConfig) -> dict[str, str] | None:
         what = ", ".join(f"{k} {before.get(k)} not {now.get(k)}" for k in changed[:4])
         raise JobError(f"--out {config.out} holds another run ({what}): give another --out, or the same options")
     return read_json(config.out, "run.json")
+
+
+def hosts() -> int:
+    """How many machines the cluster spans."""
+    return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
 
 
 def launch(config: TrainConfig, run: tracking.Run) -> None:
@@ -268,6 +274,7 @@ def finish(
         clcr.save(learner.trainer.model, folder, learner.store.spec.to_dict())
         run.log_folder(folder, "model")
         fs, path = open_fs(out)
+        fs.create_dir(f"{path}/model", recursive=True)
         pafs.copy_files(folder, f"{path}/model", destination_filesystem=fs)
     write_text(out, "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
@@ -276,8 +283,8 @@ def modalities_of(architecture: str, store: Store) -> tuple[str, ...]:
     """The modalities that a model reads: one for a single-modality model, else all of the store's."""
     if architecture in store.spec.features:
         return (architecture,)
-    if architecture not in clcr.MODELS:
-        known = ", ".join([*clcr.MODELS, *store.spec.features])
+    if architecture not in MODELS:
+        known = ", ".join([*MODELS, *store.spec.features])
         raise JobError(f"--model {architecture}: known for this store are {known}")
     return ()
 

@@ -39,7 +39,7 @@ def print_ceilings() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = tyro.cli(Options, args=arguments)
+    options = tyro.cli(Options, prog="python -m features.synthetic", args=arguments)
     try:
         written = generate(**vars(options))
     except CorpusError as error:

@@ -1,6 +1,6 @@
 """Writing the corpus: clips in parallel, then the sidecars, and the manifest last, which says that the rest is there.
 
-An interrupted run leaves `synthetic.json` (its arguments) and finished clips, and no manifest: the same command goes on.
+An interrupted run leaves `synthetic.json` (its arguments) and finished clips but no manifest: the same command goes on.
 """
 
 import csv
@@ -63,13 +63,16 @@ def _claim(out: Path, arguments: dict[str, float]) -> None:
         except ValueError:
             before = None
         if before != arguments:
-            raise CorpusError(f"--out {out} already holds another corpus ({before}, now {arguments}): give a new folder")
+            raise CorpusError(
+                f"--out {out} already holds another corpus ({before}, now {arguments}): give a new folder"
+            )
     elif out.is_dir() and any(out.iterdir()):
         raise CorpusError(f"--out {out} already holds other files: give a new or empty folder")
     (out / "clips").mkdir(parents=True, exist_ok=True)
     for litter in (out / "clips").glob("*.part*"):
         litter.unlink()
-    _replace(record, json.dumps(arguments) + "\n")
+    if not record.exists():
+        _replace(record, json.dumps(arguments) + "\n")
 
 
 def _render(out: Path, missing: Sequence[Latents], seed: int, processes: int) -> None:
@@ -109,17 +112,19 @@ def _clip_path(out: Path, latents: Latents) -> Path:
 def write_sidecars(out: Path, corpus: Sequence[Latents]) -> None:
     """Write latents.csv (never read by training), ceilings.json and, last, the manifest corpus.csv."""
     cues = [field.name for field in fields(Latents) if field.name not in ("index", "pitches")]
-    latents = ([clip.clip_id, *(getattr(clip, cue) for cue in cues), "".join(map(str, clip.pitches))] for clip in corpus)
+    latents = (
+        [clip.clip_id, *(getattr(clip, cue) for cue in cues), "".join(map(str, clip.pitches))] for clip in corpus
+    )
     _replace(out / "latents.csv", _csv(["clip_id", *cues, "pitches"], latents))
     reliability = {cue: float(p) for cue, p in RELIABILITY.items()}
     report = {"note": CEILINGS_NOTE, "cue_reliability": reliability, "ceilings": ceilings()}
     _replace(out / "ceilings.json", json.dumps(report, indent=2) + "\n")
-    manifest = (
-        (clip.clip_id, f"clips/{clip.clip_id}.mp4", clip.split)
-        + tuple(classes[getattr(clip, task)] for task, classes in TASKS.items())
-        for clip in corpus
-    )
+    manifest = ([clip.clip_id, f"clips/{clip.clip_id}.mp4", clip.split, *_answers(clip)] for clip in corpus)
     _replace(out / "corpus.csv", _csv(["clip_id", "video", "split", *TASKS], manifest))
+
+
+def _answers(clip: Latents) -> Iterator[str]:
+    return (classes[getattr(clip, task)] for task, classes in TASKS.items())
 
 
 def _csv(header: Sequence[str], rows: Iterable[Iterable]) -> str:

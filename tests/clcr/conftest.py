@@ -69,6 +69,7 @@ def make():
         parts = [task_loss(spec, out.logits[t], batch.targets[t]) for t, spec in model.tasks.items()]
         return sum(total / count.clamp(min=1) for total, count in parts) + sum(out.losses.values())
 
+    @torch.enable_grad()
     def train(model, batch, steps, lr=3e-3, optimizer=torch.optim.AdamW):
         model.train()
         optimizer = optimizer(model.parameter_groups(1e-4), lr=lr)

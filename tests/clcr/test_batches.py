@@ -43,7 +43,7 @@ def test_missing_targets_are_minus_one_and_nan(make):
 def test_a_token_of_another_shape_is_named(make):
     samples = make.samples(1)
     samples[0]["features"]["audio"] = np.zeros((5, 7), np.float16)
-    with pytest.raises(ClcrError, match="'clip0'.*'audio'.*shape"):
+    with pytest.raises(ClcrError, match=r"'clip0'.*'audio'.*shape"):
         collate(samples, make.features, make.tasks)
 
 

@@ -59,7 +59,7 @@ def test_projection_is_the_nearest_feasible_point():
 
 
 def test_gradients_are_exact_in_both_arguments():
-    a, budget, valid = random_cases(40, 7, seed=3)
+    a, budget, valid = random_cases(20, 6, seed=3)
     a, budget = (torch.from_numpy(x).requires_grad_() for x in (a, budget))
     assert torch.autograd.gradcheck(lambda x, b: project(x, b, torch.from_numpy(valid)), (a, budget))
 

@@ -7,8 +7,7 @@ from clcr.subspaces import Subspaces, orthonormalise
 
 
 def worst_error(u_sh, u_pr):
-    m, _, k = u_pr.shape
-    own = u_pr.mT @ u_pr - torch.eye(k)
+    own = u_pr.mT @ u_pr - torch.eye(u_pr.shape[2])
     cross = torch.einsum("dk,mdp->mkp", u_sh, u_pr)
     return max((u_sh.T @ u_sh - torch.eye(u_sh.shape[1])).abs().max(), own.abs().max(), cross.abs().max())
 

@@ -216,7 +216,9 @@ def test_rhythm_of_the_picture_is_the_pulse_of_the_coloured_area(media, latents)
 def test_bright_border_marks_the_quarter(media, latents):
     measured = []
     for luma, _, _ in media:
-        edge = np.concatenate([luma[:, :3].mean(axis=(1, 2), keepdims=True), luma[:, -3:].mean(axis=(1, 2), keepdims=True)])
+        edge = np.concatenate(
+            [luma[:, :3].mean(axis=(1, 2), keepdims=True), luma[:, -3:].mean(axis=(1, 2), keepdims=True)]
+        )
         edge = edge.reshape(2, -1).mean(axis=0)
         measured.append(int(np.argmax([part.mean() for part in np.array_split(edge, 4)])))
     assert share_right(measured, [clip.marked_quarter for clip in latents[:MEASURED]]) > 0.95

@@ -1,0 +1,69 @@
+"""The hierarchy: K levels, coarser with depth, blind to padding, aware of time in seconds."""
+
+import pytest
+import torch
+
+from clcr.batches import Features, FeatureSpec
+from clcr.config import ModelConfig, StemConfig
+from clcr.hierarchy import Position, TemporalHierarchy, masked_mean
+
+
+def encoder(rate=50.0, levels=3, stride=2, max_rate=25.0, min_rate=0.0):
+    model = ModelConfig(width=16, levels=levels, heads=2, stride=stride, max_rate=max_rate, min_rate=min_rate, dropout=0.0)
+    spec = FeatureSpec((5,), rate, "float32")
+    return TemporalHierarchy(spec, model, StemConfig(), range(levels)).eval()
+
+
+@pytest.mark.parametrize(("rate", "tokens"), [(12.5, 25), (25.0, 50), (30.0, 30), (50.0, 50), (100.0, 50)])
+def test_the_shallow_level_has_at_most_25_tokens_per_second(rate, tokens):
+    values = torch.randn(1, int(2 * rate), 5)
+    levels = encoder(rate)(Features(values, torch.ones(values.shape[:2], dtype=torch.bool)))
+    assert levels[0].values.shape[1] == tokens <= 50
+
+
+@pytest.mark.parametrize(
+    ("rate", "min_rate", "tokens"), [(25.0, 0.0, [50, 25, 13]), (25.0, 12.0, [50, 25, 25]), (12.5, 12.0, [25, 25, 25])]
+)
+def test_later_levels_get_coarser_down_to_the_lowest_rate(rate, min_rate, tokens):
+    values = torch.randn(1, int(2 * rate), 5)
+    levels = encoder(rate, min_rate=min_rate)(Features(values, torch.ones(values.shape[:2], dtype=torch.bool)))
+    assert [t.values.shape[1] for t in levels] == tokens
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 40])
+def test_a_clip_has_the_same_tokens_alone_and_padded(length):
+    net = encoder()
+    clip = torch.randn(1, length, 5)
+    alone = net(Features(clip, torch.ones(1, length, dtype=torch.bool)))
+    padded = torch.cat([clip, torch.randn(1, 33, 5)], dim=1)
+    valid = torch.arange(length + 33)[None] < length
+    for short, long in zip(alone, net(Features(padded, valid)), strict=True):
+        n = short.values.shape[1]
+        assert long.valid.sum() == n == short.valid.sum()
+        assert torch.allclose(long.values[:, :n], short.values, atol=1e-5)
+        assert not long.values[:, n:].any()
+
+
+def test_the_receptive_field_grows_stage_by_stage():
+    net = encoder(rate=25.0, stride=1)
+    values = torch.randn(1, 80, 5, requires_grad=True)
+    levels = net(Features(values, torch.ones(1, 80, dtype=torch.bool)))
+    seen = []
+    for level in levels:
+        (gradient,) = torch.autograd.grad((level.values[0, 40] * torch.randn(16)).sum(), values, retain_graph=True)
+        seen.append(int((gradient.abs().sum(-1) > 0).sum()))
+    assert seen[0] < seen[1] < seen[2]
+
+
+def test_a_position_is_the_time_in_seconds():
+    position = Position(16)
+    assert torch.allclose(position(8, 0.1)[3], position(50, 0.1)[3])
+    fine, coarse = position(10, 0.02), position(2, 0.1)
+    assert torch.allclose(fine[2], coarse[0], atol=1e-6)  # both are centred on 0.05 s
+
+
+def test_the_masked_mean_of_nothing_is_zero():
+    values = torch.randn(2, 3, 4)
+    valid = torch.tensor([[1, 1, 0], [0, 0, 0]], dtype=torch.bool)
+    mean = masked_mean(values, valid)
+    assert torch.allclose(mean[0], values[0, :2].mean(0)) and not mean[1].any()

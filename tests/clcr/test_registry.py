@@ -1,0 +1,57 @@
+"""Building models by name, and the folder a trained model lives in."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import clcr
+from clcr.errors import ClcrError, ConfigError
+
+
+@pytest.mark.parametrize("name", ["clcr", "concat", "video", "audio"])
+def test_a_saved_model_gives_identical_logits(make, name, tmp_path):
+    batch = make.batch()
+    model = make.model(name, levels=2)
+    model.fit_statistics([batch])
+    make.train(model, batch, steps=2).eval()
+    clcr.save(model, tmp_path / "model", {"fingerprint": "abc"})
+    again = clcr.load(tmp_path / "model")
+    first, second = model(batch), again(batch)
+    assert all(torch.equal(first.logits[t], second.logits[t]) for t in make.tasks)
+    assert json.loads((tmp_path / "model" / "store.json").read_text()) == {"fingerprint": "abc"}
+    clcr.save(again, tmp_path / "copy", {})
+    weights = [(tmp_path / folder / "weights.safetensors").read_bytes() for folder in ("model", "copy")]
+    assert weights[0] == weights[1]
+
+
+def test_statistics_come_from_training_data_and_change_the_model(make):
+    batch, model = make.batch(), make.model().eval()
+    before = model(batch).logits["word"]
+    model.fit_statistics([batch])
+    assert not torch.allclose(model(batch).logits["word"], before)
+
+
+def test_an_unknown_model_is_named_beside_those_there_are(make):
+    with pytest.raises(ConfigError, match=r"'clrc'.*clcr, concat, video, audio"):
+        make.model("clrc")
+
+
+def test_clcr_needs_two_modalities(make):
+    with pytest.raises(ConfigError, match="two or more"):
+        make.model("clcr", features={"audio": make.features["audio"]})
+
+
+def test_a_folder_without_a_model_is_a_one_line_error(tmp_path):
+    with pytest.raises(ClcrError, match=r"no config\.json and no weights\.safetensors"):
+        clcr.load(tmp_path)
+
+
+def test_importing_clcr_needs_no_cluster_no_tracker_and_no_decoder():
+    code = (
+        "import clcr, sys; print([m for m in ('ray', 'mlflow', 'decord', 'features', 'pipelines') if m in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"

@@ -1,0 +1,91 @@
+"""Stems: every kind of token becomes a vector, masked, standardised, robust to broken values."""
+
+import pytest
+import torch
+
+from clcr.batches import FeatureSpec
+from clcr.config import StemConfig
+from clcr.errors import ConfigError
+from clcr.stems import VectorStem, build_stem
+
+VALID = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
+
+
+def frames(height=20, width=24):
+    return torch.randint(0, 256, (2, 4, height, width, 3), dtype=torch.uint8)
+
+
+def frame_stem(**options):
+    return build_stem(FeatureSpec((20, 24, 3), 12.5, "uint8"), StemConfig(**options), 16).eval()
+
+
+@pytest.mark.parametrize("video", ["patches", "trunk", "resnet18"])
+@pytest.mark.parametrize("motion", [True, False])
+def test_frames_of_any_size_become_tokens_that_padding_does_not_change(video, motion):
+    stem, clip = frame_stem(video=video, motion=motion), frames()
+    tokens = stem(clip, VALID)
+    assert tokens.shape == (2, 4, 16) and not tokens[1, 2:].any()
+    garbage = clip.clone()
+    garbage[1, 2:] = 255
+    assert torch.allclose(stem(garbage, VALID), tokens, atol=1e-5)
+    assert torch.allclose(stem(clip[1:, :2], VALID[1:, :2]), tokens[1:, :2], atol=1e-5)
+
+
+def test_a_static_colour_is_seen_although_the_mean_frame_is_removed():
+    stem = frame_stem()
+    red, blue = torch.zeros(2, 1, 4, 20, 24, 3, dtype=torch.uint8)
+    red[..., 0], blue[..., 2] = 200, 200
+    valid = VALID[:1]
+    assert (stem(red, valid) - stem(blue, valid)).abs().max() > 0.05
+
+
+def test_a_still_image_keeps_its_detail():
+    stem = frame_stem()
+    checks = torch.zeros(1, 1, 20, 24, 3, dtype=torch.uint8)
+    checks[:, :, ::2] = 255
+    valid = torch.ones(1, 1, dtype=torch.bool)
+    assert (stem(checks, valid) - stem(checks.flip(2), valid)).abs().max() > 0.05  # equal at 4 x 4, not in detail
+
+
+def test_what_does_not_move_leaves_no_motion_features():
+    stem = frame_stem()
+    clip = frames()[:, :1].expand(-1, 4, -1, -1, -1)
+    tokens = stem(clip, VALID)
+    assert torch.allclose(tokens[0], tokens[0, :1].expand(4, -1), atol=1e-5)
+
+
+def test_fitted_vectors_have_mean_0_and_spread_1_over_valid_tokens():
+    stem = VectorStem(3, 8)
+    values = torch.randn(2, 4, 3) * torch.tensor([5.0, 0.01, 0.0]) + torch.tensor([100.0, 0.0, 7.0])
+    values[1, 2:] = 1e6  # padding
+    stem.observe(values, VALID)
+    stem.fit()
+    rows = stem.standardise(values)[VALID]
+    assert rows.mean(0).abs().max() < 1e-2
+    assert torch.allclose(rows[:, :2].std(0, correction=0), torch.ones(2), atol=1e-2)
+    assert rows[:, 2].abs().max() < 1e-3  # a constant feature stays harmless
+
+
+def test_broken_values_neither_spoil_the_statistics_nor_the_tokens():
+    stem = VectorStem(2, 8)
+    values = torch.randn(2, 4, 2)
+    values[0, 0, 0], values[0, 1, 1] = torch.nan, torch.inf
+    stem.observe(values, VALID)
+    stem.fit()
+    assert stem.standardise.mean.isfinite().all() and stem.standardise.std.isfinite().all()
+    assert stem(values, VALID).isfinite().all()
+
+
+def test_fitted_pixels_have_unit_spread():
+    stem = frame_stem()
+    clip = (frames().float() * 0.2 + 40).to(torch.uint8)
+    stem.observe(clip, VALID)
+    stem.fit()
+    rows = (clip.float() - stem.mean)[VALID].reshape(-1, 3) / stem.std
+    assert rows.mean(0).abs().max() < 1e-3 and (rows.std(0) - 1).abs().max() < 1e-3
+    assert (stem.motion_std < 32).all()
+
+
+def test_an_unknown_frame_stem_is_named():
+    with pytest.raises(ConfigError, match=r"--stem\.video"):
+        StemConfig(video="vit")

@@ -1,0 +1,71 @@
+"""Small real media files, written with PyAV: frames whose brightness is their number, and known sounds."""
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+STEP = 6  # grey levels from one numbered frame to the next
+
+
+def numbered(count, width=64, height=48):
+    """Grey frames; frame n has brightness 10 + 6 n."""
+    return [np.full((height, width, 3), 10 + STEP * n, np.uint8) for n in range(count)]
+
+
+def numbers(values):
+    """Which numbered frames these are."""
+    return np.round((values.astype(float).mean((1, 2, 3)) - 10) / STEP).astype(int).tolist()
+
+
+def write_media(
+    path, frames=(), fps=25, pts=None, sound=None, rate=16_000, layout="mono", sound_at=0.0, gop=12, faststart=False
+):
+    """Write frames and sound ((channels, N) float32). pts: ms per frame, for a variable rate; sound_at: s."""
+    plain = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame"}
+    with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
+        if len(frames):
+            video = container.add_stream("libx264", rate=1000 if pts else fps, options={"crf": "8", "g": str(gop)})
+            video.height, video.width = frames[0].shape[:2]
+            video.pix_fmt = "yuv420p"
+        if sound is not None:
+            audio = container.add_stream(plain.get(path.suffix, "aac"), rate=rate, layout=layout)
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if pts:
+                frame.pts, frame.time_base = pts[number], Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        if len(frames):
+            container.mux(video.encode(None))
+        if sound is not None:
+            _write_sound(
+                container, audio, np.atleast_2d(sound).astype(np.float32), rate, layout, round(sound_at * rate)
+            )
+    return str(path)
+
+
+def _write_sound(container, stream, sound, rate, layout, first):
+    for at in range(0, sound.shape[1], 1000):
+        block = np.ascontiguousarray(sound[:, at : at + 1000])
+        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
+        frame.sample_rate, frame.pts = rate, first + at
+        frame.time_base = Fraction(1, rate)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def sine(hertz, seconds, rate=16_000, gain=0.5):
+    return (gain * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def rotate(path, quarter_turns):
+    """Write a phone's rotation into an mp4's track header: clockwise quarter turns that a player makes."""
+    data = bytearray(Path(path).read_bytes())
+    a, b = {1: (0, 1), 2: (-1, 0), 3: (0, -1)}[quarter_turns]
+    matrix = struct.pack(">9i", *(v << 16 for v in (a, b, 0, -b, a, 0, 0, 0)), 1 << 30)
+    at = data.index(b"tkhd") + 4 + 40
+    data[at : at + 36] = matrix
+    Path(path).write_bytes(data)
+    return path

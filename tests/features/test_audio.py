@@ -1,0 +1,155 @@
+"""The decoder contract for sound, and log-mel frames that share the picture's clock."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchaudio
+from mediafiles import numbered, sine, write_media
+
+from features.audio import AudioSpec, decode_sound, encode_audio, log_mel
+from features.errors import MediaError
+
+RATE = 16_000
+DECODERS = [decode_sound]
+
+contract = pytest.mark.parametrize("decode", DECODERS)
+
+
+def chirp(seconds, rate=RATE):
+    """A rising tone: every moment sounds different, so that a shift of one sample shows."""
+    time = np.arange(round(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * (300 + 400 * time) * time)).astype(np.float32)
+
+
+def band_of(hertz, spec):
+    """The mel band whose centre is nearest to a frequency."""
+    edges = torchaudio.functional.melscale_fbanks(4096, 0.0, spec.sample_rate / 2, spec.mels, spec.sample_rate)
+    return int(edges[round(hertz / (spec.sample_rate / 2) * 4095)].argmax())
+
+
+@contract
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.mp4"])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_sound_comes_back_at_the_files_rate(tmp_path, decode, name, rate):
+    sound = decode(write_media(tmp_path / name, sound=sine(440, 1.5, rate), rate=rate))
+    assert sound.rate == rate and sound.samples.dtype == np.float32 and sound.samples.ndim == 1
+    assert len(sound.samples) / rate == pytest.approx(1.5, abs=0.08)  # codecs fill their last block
+    middle = sound.samples[rate // 2 : rate]
+    assert np.abs(middle).max() == pytest.approx(0.5, abs=0.03)
+    assert np.abs(np.fft.rfft(middle)).argmax() == pytest.approx(440 / 2, abs=1)
+
+
+@contract
+def test_stereo_is_mixed_to_the_mean(tmp_path, decode):
+    left = sine(440, 1)
+    for right, peak in ((left, 0.5), (-left, 0.0), (0 * left, 0.25)):
+        sound = decode(write_media(tmp_path / "stereo.wav", sound=np.stack([left, right]), layout="stereo"))
+        assert np.abs(sound.samples).max() == pytest.approx(peak, abs=0.01)
+
+
+@contract
+def test_every_channel_of_surround_sound_but_the_deep_one_is_heard(tmp_path, decode):
+    for channel in (0, 1, 2, 4, 5):
+        channels = np.zeros((6, RATE), np.float32)
+        channels[channel] = sine(440, 1)
+        sound = decode(write_media(tmp_path / "surround.wav", sound=channels, layout="5.1"))
+        assert 0.05 < np.abs(sound.samples).max() <= 0.5
+
+
+@contract
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.mp4"])
+@pytest.mark.parametrize(("start", "end"), [(0.1, 0.4), (1.25, 2.0), (2.5, 99.0), (1.7, None)])
+def test_a_segment_is_cut_to_the_sample(tmp_path, decode, name, start, end):
+    path = write_media(tmp_path / name, sound=chirp(3.0))
+    whole, part = decode(path).samples, decode(path, start=start, end=end).samples
+    expected = whole[round(start * RATE) : None if end is None else round(end * RATE)]
+    assert len(part) == len(expected)
+    np.testing.assert_allclose(part, expected, atol=2e-3)
+
+
+@contract
+def test_sound_that_begins_after_the_picture_is_preceded_by_silence(tmp_path, decode):
+    path = write_media(tmp_path / "late.mp4", numbered(40), sound=sine(440, 1.0), sound_at=0.5)
+    samples = decode(path).samples
+    assert np.abs(samples[: round(0.45 * RATE)]).max() < 0.01
+    assert np.abs(samples[round(0.55 * RATE) : RATE]).max() > 0.4
+    assert len(samples) / RATE == pytest.approx(1.5, abs=0.08)
+    assert np.abs(decode(path, end=0.3).samples).max() == 0 and len(decode(path, end=0.3).samples) == 4800
+    np.testing.assert_allclose(decode(path, start=0.4, end=0.8).samples, samples[6400:12800], atol=2e-3)
+
+
+@contract
+def test_a_file_without_sound_has_none(tmp_path, decode):
+    assert decode(write_media(tmp_path / "silent.mp4", numbered(5))) is None
+    assert encode_audio(str(tmp_path / "silent.mp4"), AudioSpec()) is None
+
+
+@contract
+def test_a_segment_after_the_sounds_end_says_so(tmp_path, decode):
+    with pytest.raises(MediaError, match="segment starts at 5 s, but the sound ends at 1") as caught:
+        decode(write_media(tmp_path / "a.wav", sound=sine(440, 1)), start=5.0)
+    assert caught.value.stage == "audio"
+
+
+@contract
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "does not exist"), (b"", "is empty"), (b"only words\n" * 99, "is not a media file")]
+)
+def test_a_file_that_is_no_sound_is_one_named_error(tmp_path, decode, content, message):
+    path = tmp_path / "a.wav"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(MediaError, match=message) as caught:
+        decode(str(path))
+    assert caught.value.stage == "open" and "\n" not in str(caught.value)
+
+
+@contract
+def test_a_file_that_is_cut_off_is_an_error(tmp_path, decode):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * RATE)
+    path = Path(write_media(tmp_path / "cut.mp4", sound=noise, faststart=True))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(MediaError, match=r"cut off|does not decode"):
+        decode(str(path))
+
+
+@pytest.mark.parametrize("rate", [16_000, 22_050, 48_000])
+@pytest.mark.parametrize("hertz", [250, 1000, 3000])
+def test_a_sine_sounds_in_its_own_mel_band(rate, hertz):
+    spec = AudioSpec()
+    values = log_mel(sine(hertz, 1.0, rate), rate, spec)
+    assert values.shape == (50, 64) and values.dtype == np.float16
+    assert set(values[2:-2].argmax(axis=1)) <= {band_of(hertz, spec) + d for d in (-1, 0, 1)}
+
+
+@pytest.mark.parametrize(("samples", "frames"), [(16_000, 50), (15_839, 49), (15_841, 50), (100, 1), (1, 1)])
+def test_frames_follow_the_duration(samples, frames):
+    assert len(log_mel(np.zeros(samples, np.float32), RATE, AudioSpec())) == frames
+
+
+@pytest.mark.parametrize("frame", [0, 7, 25, 49])
+def test_a_click_is_loudest_in_the_frame_centred_on_it(frame):
+    samples = np.zeros(RATE, np.float32)
+    samples[round((frame + 0.5) * 0.02 * RATE)] = 1.0
+    energy = log_mel(samples, RATE, AudioSpec()).astype(np.float32).sum(axis=1)
+    assert energy.argmax() == frame
+    if 0 < frame < 49:
+        assert energy[frame - 1] == pytest.approx(energy[frame + 1], rel=0.02)
+
+
+def test_silence_is_the_floor_and_finite():
+    np.testing.assert_allclose(log_mel(np.zeros(RATE, np.float32), RATE, AudioSpec()), np.log(1e-6), rtol=1e-3)
+
+
+def test_encode_audio_gives_the_log_mel_of_the_segment(tmp_path):
+    path = write_media(tmp_path / "a.mp4", numbered(40), sound=chirp(2.0))
+    mel = encode_audio(path, AudioSpec(), 0.5, 1.5)
+    sound = decode_sound(path, 0.5, 1.5)
+    assert mel.duration == pytest.approx(1.0) and mel.values.shape == (50, 64)
+    np.testing.assert_array_equal(mel.values, log_mel(sound.samples, sound.rate, AudioSpec()))
+
+
+def test_a_hop_between_samples_is_refused():
+    with pytest.raises(ValueError, match="not a whole number of samples"):
+        AudioSpec(sample_rate=22_050, hop=0.0333)
