@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test fast lint lock setup browser clean help
+.PHONY: demo test fast lint lock setup screenshot clean help
 
 help:            ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -23,18 +23,19 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup      ## real mp4 files -> features -> four models -> a sweep -> compared runs in MLflow
 	@$(BIN)/python -m infra.demo
 
-test: setup browser  ## lint and every test
+test: setup      ## lint and every test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest
 
 fast: setup      ## lint and the tests that need no Ray, MLflow or browser
 	@$(BIN)/ruff check . && $(BIN)/python -m pytest -m "not slow"
 
-browser:         # the run-comparison test opens a real page
+screenshot: setup  ## MLflow's comparison page of the demo's sweep, as README shows it
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
 	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "install chromium and chromedriver first (Debian: apt-get install chromium chromium-driver)"; exit 1; }; \
 	  echo "installing the Debian packages chromium and chromium-driver"; \
 	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium chromium-driver >/dev/null; }
+	@$(BIN)/python -m infra.screenshot
 
 lint: setup      ## style only
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -37,8 +37,8 @@ class ModelConfig:
     """Dropout in the encoder's blocks, on exchanged tokens and in the heads."""
     pooling: Pooling = "attention"
     """From tokens to a summary: a learned query per task, or the mean over time (the paper)."""
-    blocks: int = 2
-    """Residual convolutions per stage of the encoder."""
+    blocks: int = 1
+    """Residual convolutions per stage of the encoder, after its plain one."""
     stride: int = 2
     """Temporal pooling before each stage after the first: 2 halves the tokens, 1 keeps them."""
     min_rate: float = 12.0

@@ -34,21 +34,32 @@ class Tokens(NamedTuple):
     valid: Tensor
 
 
-class ResidualConv(nn.Module):
-    """x + Linear(GELU(Conv(LayerNorm(x)))), a dilated convolution over time that reads no padding."""
+class Conv(nn.Module):
+    """A convolution over time, (B, T, d) -> (B, T, d), that reads no padding."""
 
-    def __init__(self, width: int, dilation: int, dropout: float, kernel: int = 3) -> None:
+    def __init__(self, width: int, dilation: int = 1, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """x: (B, T, d); valid: (B, T)."""
+        x = rearrange(x.where(valid[..., None], 0.0), "b t d -> b d t")
+        return rearrange(self.conv(x), "b d t -> b t d")
+
+
+class ResidualConv(nn.Module):
+    """x + Linear(GELU(Conv(LayerNorm(x)))), dilated."""
+
+    def __init__(self, width: int, dilation: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.conv = nn.Conv1d(width, width, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+        self.conv = Conv(width, dilation)
         self.out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """x: (B, T, d); valid: (B, T) -> (B, T, d), zero on padding."""
-        inner = self.norm(x).where(valid[..., None], 0.0)
-        inner = rearrange(self.conv(rearrange(inner, "b t d -> b d t")), "b d t -> b t d")
-        return (x + self.dropout(self.out(F.gelu(inner)))).where(valid[..., None], 0.0)
+        """x: (B, T, d); valid: (B, T)."""
+        return x + self.dropout(self.out(F.gelu(self.conv(self.norm(x), valid))))
 
 
 class Merge(nn.Module):
@@ -71,6 +82,29 @@ class Merge(nn.Module):
         count = reduce(valid.int(), "b (t s) -> b t", "sum", s=self.stride)
         total = reduce(x, "b (t s) d -> b t d", "sum", s=self.stride)
         return total / count.clamp(min=1)[..., None], count > 0
+
+
+class Stage(nn.Module):
+    """One stage of the network: merge, a plain convolution, then residual ones with growing dilation.
+
+    The plain convolution matters: with residual ones alone the stem's features run straight through to every level,
+    and a small corpus is learned by heart (GRID, picture only: 0.57 against 0.68).
+    """
+
+    def __init__(self, stride: int, model: ModelConfig) -> None:
+        super().__init__()
+        self.merge = Merge(stride)
+        self.enter = Conv(model.width)
+        self.norm = nn.LayerNorm(model.width)
+        self.blocks = nn.ModuleList(ResidualConv(model.width, 2**i, model.dropout) for i in range(model.blocks))
+
+    def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (B, T, d); valid: (B, T) -> the same with ceil(T / stride) tokens, zero on padding."""
+        x, valid = self.merge(x, valid)
+        x = F.gelu(self.norm(self.enter(x, valid)))
+        for block in self.blocks:
+            x = block(x, valid)
+        return x.where(valid[..., None], 0.0), valid
 
 
 class Position(nn.Module):
@@ -110,23 +144,17 @@ class TemporalHierarchy(nn.Module):
         super().__init__()
         self.seconds = _seconds_per_token(spec)
         self.stem = build_stem(spec, stem, model.width)
-        self.merges = nn.ModuleList(Merge(stride) for stride in _strides(spec.rate, model))
-        self.stages = nn.ModuleList(
-            nn.ModuleList(ResidualConv(model.width, 2**i, model.dropout) for i in range(model.blocks))
-            for _ in range(model.levels)
-        )
+        self.stages = nn.ModuleList(Stage(stride, model) for stride in _strides(spec.rate, model))
         self.levels = nn.ModuleDict({str(stage): Level(model.width) for stage in read})
 
     def forward(self, features: Features) -> list[Tokens]:
         """Tokens of the levels that are read, shallow to deep."""
         x, valid, seconds, outputs = self.stem(features.values, features.valid), features.valid, self.seconds, []
-        for stage, (merge, blocks) in enumerate(zip(self.merges, self.stages, strict=True)):
-            x, valid = merge(x, valid)
-            seconds = seconds * merge.stride
-            for block in blocks:
-                x = block(x, valid)
-            if str(stage) in self.levels:
-                outputs.append(self.levels[str(stage)](x, valid, seconds))
+        for index, stage in enumerate(self.stages):
+            x, valid = stage(x, valid)
+            seconds = seconds * stage.merge.stride
+            if str(index) in self.levels:
+                outputs.append(self.levels[str(index)](x, valid, seconds))
         return outputs
 
 

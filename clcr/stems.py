@@ -8,6 +8,8 @@ through linear patches, a small convolutional trunk or ResNet-18. What labels a 
 Standardisation lives in buffers: `observe` training batches, then `fit`; until then they are neutral.
 """
 
+import os
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from clcr.batches import FeatureSpec
 from clcr.config import StemConfig
 
+PS, PF = map(int, os.environ.get("PSF", "4,8").split(","))
 CLIP = 10.0  # standard deviations: broken values (NaN, infinities, +-255 in a unit feature) must not own a sum
 
 
@@ -119,65 +122,67 @@ class LayersStem(nn.Module):
 class FrameStem(nn.Module):
     """Frames to tokens: (B, T, H, W, 3) -> (B, T, width).
 
-    embed: network from (N, C, H, W) to (N, features). `linear` says that it is a linear map: then C = 3; otherwise
-    C = 6 with motion, the frame's differences beside the frame.
+    embed: network from (N, C, H, W) to (N, features); C = 3, or 6 with motion: what moves, and its differences.
+    Both are scaled per pixel. Most of what moves in a picture are its strong edges; without that they drown the rest.
     """
 
-    def __init__(self, embed: nn.Module, features: int, width: int, motion: bool, linear: bool) -> None:
+    def __init__(self, embed: nn.Module, features: int, shape: tuple[int, ...], width: int, motion: bool) -> None:
         super().__init__()
         self.embed = embed
         self.motion = motion
-        self.linear = linear
-        self.project = nn.Linear(features * 2 if motion and linear else features, width)
-        if motion:
-            self.scene = nn.Linear(3 * 4 * 4, width)
+        self.project = nn.Linear(features, width)
         # Neutral start: pixels to about [-1, 1], what moves to about unit size.
         self.register_buffer("mean", torch.full((3,), 127.5))
         self.register_buffer("std", torch.full((3,), 127.5))
-        self.register_buffer("motion_std", torch.full((3,), 32.0))
-        self.pixels, self.moving = Moments(), Moments()
+        self.pixels, self.moving, self.steps = Moments(), Moments(), Moments()
+        if motion:
+            self.scene = nn.Linear(3 * 4 * 4, width)
+            self.register_buffer("moving_std", torch.full(shape, 32.0))
+            self.register_buffer("step_std", torch.full(shape, 16.0))
 
     def observe(self, values: Tensor, valid: Tensor) -> None:
-        """Add a training batch to the statistics (per colour channel)."""
+        """Add a training batch to the statistics."""
         self.pixels.add(values[valid], axes=1)
-        clip_mean, still = _clip_mean(values.float(), valid)
-        self.moving.add((values - clip_mean.where(~still, self.mean))[valid], axes=1)
+        if self.motion:
+            moving, _ = self._split(values.float(), valid)
+            both = valid[:, 1:] & valid[:, :-1]
+            self.moving.add(moving[valid], axes=3)
+            self.steps.add((moving[:, 1:] - moving[:, :-1])[both], axes=3)
 
     def fit(self) -> None:
-        """Set the standardisation from what was observed."""
+        """Set the standardisation from what was observed: per colour, and per pixel for what moves."""
         self.mean.copy_(self.pixels.mean())
         self.std.copy_(self.pixels.std())
-        self.motion_std.copy_(self.moving.std())
-        self.pixels, self.moving = Moments(), Moments()
+        if self.motion:
+            for buffer, moments in ((self.moving_std, self.moving), (self.step_std, self.steps)):
+                std = moments.std()
+                buffer.copy_(std.clamp(min=0.1 * std.mean()))  # a pixel that never moves must not amplify its noise
+        self.pixels, self.moving, self.steps = Moments(), Moments(), Moments()
 
     def forward(self, values: Tensor, valid: Tensor) -> Tensor:
         """values: (B, T, H, W, 3); valid: (B, T) -> (B, T, width), zero on padding."""
         frames = values.float()
         if not self.motion:
             return _mask(self.project(self._embed((frames - self.mean) / self.std)), valid)
-        clip_mean, still = _clip_mean(frames, valid)
-        # A still image has no motion: what is removed there is the corpus mean, not the picture.
-        moving = (frames - torch.where(still, self.mean, clip_mean)) / self.motion_std
-        if self.linear:  # the embedding of a difference is the difference of embeddings: embed once
-            tokens = self._embed(moving)
-            tokens = torch.cat([tokens, _differences(tokens, valid)], dim=-1)
-        else:
-            tokens = self._embed(torch.cat([moving, _differences(moving, valid)], dim=-1))
+        moving, clip_mean = self._split(frames, valid)
+        steps = _differences(moving, valid) / self.step_std
+        tokens = self.project(self._embed(torch.cat([moving / self.moving_std, steps], dim=-1)))
         coarse = rearrange((clip_mean - self.mean) / self.std, "b 1 h w c -> b c h w")
         scene = self.scene(F.adaptive_avg_pool2d(coarse, 4).flatten(1))
-        return _mask(self.project(tokens) + scene[:, None], valid)
+        return _mask(tokens + scene[:, None], valid)
+
+    def _split(self, frames: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """What moves (B, T, H, W, 3), and the clip's mean frame (B, 1, H, W, 3)."""
+        weights = valid / valid.sum(dim=1, keepdim=True).clamp(min=1)
+        clip_mean = torch.einsum("bt,bthwc->bhwc", weights, frames)[:, None]
+        # A still image has no motion: what is removed there is the corpus mean, not the picture.
+        still = (valid.sum(dim=1) < 2)[:, None, None, None, None]
+        return frames - torch.where(still, self.mean, clip_mean), clip_mean
 
     def _embed(self, frames: Tensor) -> Tensor:
         # Frames are stored channels-last, and so is this view of them: convolutions take it without a copy.
         tokens = self.embed(rearrange(frames, "b t h w c -> (b t) c h w"))
         return rearrange(tokens, "(b t) d -> b t d", b=len(frames))
-
-
-def _clip_mean(frames: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean valid frame of each clip (B, 1, H, W, 3), and whether the clip is a still: one frame or none."""
-    weights = valid / valid.sum(dim=1, keepdim=True).clamp(min=1)
-    clip_mean = torch.einsum("bt,bthwc->bhwc", weights, frames)[:, None]
-    return clip_mean, (valid.sum(dim=1) < 2)[:, None, None, None, None]
 
 
 def _differences(tokens: Tensor, valid: Tensor) -> Tensor:
@@ -190,11 +195,11 @@ def _mask(tokens: Tensor, valid: Tensor) -> Tensor:
     return tokens.where(valid.reshape(*valid.shape, *[1] * (tokens.ndim - 2)), 0.0)
 
 
-def _patches(height: int, width: int, size: int = 8, features: int = 32) -> tuple[nn.Module, int]:
+def _patches(height: int, width: int, channels: int, size: int = PS, features: int = PF) -> tuple[nn.Module, int]:
     """Linear embedding of square patches, concatenated: a linear map of the frame with few parameters."""
     rows, columns = -(-height // size), -(-width // size)
     pad = nn.ZeroPad2d((0, columns * size - width, 0, rows * size - height))
-    return nn.Sequential(pad, nn.Conv2d(3, features, size, size), nn.Flatten()), features * rows * columns
+    return nn.Sequential(pad, nn.Conv2d(channels, features, size, size), nn.Flatten()), features * rows * columns
 
 
 def _trunk(channels: int) -> tuple[nn.Module, int]:
@@ -222,8 +227,9 @@ def build_stem(spec: FeatureSpec, config: StemConfig, width: int) -> nn.Module:
     if len(spec.shape) == 1:
         return VectorStem(spec.shape[0], width)
     height, columns, _ = spec.shape
-    motion = config.uses_motion
+    channels = 6 if config.uses_motion else 3
     if config.video == "patches":
-        return FrameStem(*_patches(height, columns), width, motion, linear=True)
-    make = _trunk if config.video == "trunk" else _resnet18
-    return FrameStem(*make(6 if motion else 3), width, motion, linear=False)
+        embed, features = _patches(height, columns, channels)
+    else:
+        embed, features = (_trunk if config.video == "trunk" else _resnet18)(channels)
+    return FrameStem(embed, features, spec.shape, width, config.uses_motion)

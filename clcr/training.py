@@ -164,7 +164,7 @@ class Trainer:
     def evaluate(self, batches: Iterable[Batch]) -> tuple[dict[str, M.Predictions], dict[str, float]]:
         """Predictions of every clip by task, gathered over workers, and the means of the model's diagnostics."""
         self.forward.eval()
-        parts, totals, count = [], defaultdict(float), 0
+        parts, sums = [], defaultdict(lambda: (0.0, 0))
         for batch in batches:
             batch = batch.to(self.device)
             with self._autocast():
@@ -175,14 +175,17 @@ class Trainer:
                     for name in self.tasks
                 }
             )
-            real = torch.tensor([bool(c) for c in batch.clip_ids], device=self.device)
+            real = torch.tensor([bool(clip_id) for clip_id in batch.clip_ids], device=self.device)  # no padding
             for name, value in self.model.diagnostics(out, batch).items():
-                totals[f"diag/{name}"] += value.float()[real].sum().item()
-            count += int(real.sum())
-        gathered = _gather((M.concatenate(parts), dict(totals), count))
-        total = sum(n for _, _, n in gathered)
-        means = {name: sum(t[name] for _, t, _ in gathered) / total for name in totals}
-        return M.concatenate([p for p, _, _ in gathered]), means
+                known = value[real & ~value.isnan()].double()  # NaN: a modality that the clip lacks
+                total, count = sums[name]
+                sums[name] = total + known.sum().item(), count + len(known)
+        gathered = _gather((M.concatenate(parts), dict(sums)))
+        means = {
+            f"diag/{name}": sum(s[name][0] for _, s in gathered) / max(1, sum(s[name][1] for _, s in gathered))
+            for name in sums
+        }
+        return M.concatenate([p for p, _ in gathered]), means
 
     def load_best(self) -> None:
         """Put the weights of the best epoch (by val/score) into the model."""

@@ -5,10 +5,8 @@ owns one child. A clip that crashes it or outlasts the timeout becomes a `Failur
 """
 
 import contextlib
-import ctypes
 import multiprocessing
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
 
@@ -19,7 +17,7 @@ from features.encode import EncoderSpec, Sample, encode_clip
 from features.errors import MediaError
 from features.shards import Failure
 
-PR_SET_PDEATHSIG = 1
+GRACE = 1.0  # seconds beyond the timeout after which a child that nobody stopped stops itself
 
 
 class IsolatedEncoder:
@@ -45,7 +43,7 @@ class IsolatedEncoder:
         if self._child is None or not self._child.is_alive():
             self._start()
         try:
-            self._connection.send((clip, media, self.spec))
+            self._connection.send((clip, media, self.spec, self.timeout))
             if self._connection.poll(self.timeout):
                 return self._connection.recv()
         except (EOFError, OSError):  # the child's end of the pipe is gone
@@ -78,13 +76,18 @@ class IsolatedEncoder:
 
 def _serve(connection: Connection, encode: Callable[[Clip, Mapping[str, str], EncoderSpec], Sample]) -> None:
     """The child's whole life: one clip in, one sample or failure out, until the other end closes."""
-    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A decoder that spins would outlive a job that was killed; no handler, for it may hold the interpreter's lock.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, BrokenPipeError):
         connection.send("ready")
         while True:
-            clip, media, spec = connection.recv()
-            connection.send(_attempt(encode, clip, media, spec))
+            clip, media, spec, timeout = connection.recv()
+            signal.setitimer(signal.ITIMER_REAL, timeout + GRACE)
+            outcome = _attempt(encode, clip, media, spec)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            connection.send(outcome)
 
 
 def _attempt(
@@ -99,10 +102,3 @@ def _attempt(
         return Failure(error.stage, type(error).__name__, str(error))
     except Exception as error:  # a decoder may raise anything; the job's rule is that a bad clip costs that clip
         return Failure("decode", type(error).__name__, str(error).splitlines()[0] if str(error) else "")
-
-
-def _die_with_parent() -> None:
-    """Without this a child that spins in a decoder would outlive a killed job. Linux only; elsewhere it may."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -92,11 +92,15 @@ class StoreLock:
 
 
 def _gone(holder: dict) -> bool:
-    """True when the owner ran on this host and its process (same id, same start) is no more."""
+    """True when the owner ran on this host and its process (same id, same start) is no more.
+
+    A start is known up to corrections of the clock; a wrong False only costs the wait for a heartbeat.
+    """
     if holder["host"] != socket.gethostname():
         return False
     try:
-        return psutil.Process(holder["pid"]).create_time() != holder["started"]
+        process = psutil.Process(holder["pid"])
+        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - holder["started"]) > STALE
     except psutil.NoSuchProcess:
         return True
 

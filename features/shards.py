@@ -4,6 +4,7 @@ Order of writing: tar, failures part, index part. The index part is the commit r
 without one is litter of a run that died, and `sweep_litter` removes it.
 """
 
+import contextlib
 import hashlib
 import json
 import uuid
@@ -152,7 +153,9 @@ class ShardWriter:
 
     def __exit__(self, *error: object) -> None:
         if self._tar is not None and self._temporary != self._tar_path:  # not committed: leave nothing behind
-            self._stream.close()
+            with contextlib.suppress(OSError):  # a full disk, the reason why we are here
+                self._tar.close()
+                self._stream.close()
             self.fs.delete_file(self._temporary)
 
 

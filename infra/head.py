@@ -44,7 +44,7 @@ class Head:
 @contextmanager
 def local_head(cpus: int | None = None, env: Mapping[str, str] | None = None) -> Iterator[Head]:
     """Start a head node and stop it, with everything that it started, at the end."""
-    port, dashboard, client = _free_ports(3)
+    port, dashboard, client, agent = free_ports(4)
     session = tempfile.mkdtemp(prefix="ray-")
     environment = {
         **os.environ,
@@ -56,19 +56,21 @@ def local_head(cpus: int | None = None, env: Mapping[str, str] | None = None) ->
     environment.pop("RAY_ADDRESS", None)
     command = [_program("ray"), "start", "--head", "--block", "--disable-usage-stats", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--temp-dir={session}"]
-    command += [f"--num-cpus={cpus}"] if cpus else []
+    # Without a port of its own the agent, which starts the jobs, loses to that of any other Ray on the machine.
+    command += [f"--dashboard-agent-listen-port={agent}", *([f"--num-cpus={cpus}"] if cpus else [])]
     with open(Path(session) / "start.log", "wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{dashboard}"
-        _wait_for(url, process, environment["RAY_AUTH_TOKEN"], Path(session) / "start.log")
+        for ready in (f"{url}/api/version", f"http://127.0.0.1:{agent}/api/local_raylet_healthz"):
+            _wait_for(ready, process, environment["RAY_AUTH_TOKEN"], Path(session) / "start.log")
         yield Head(url, environment)
     finally:
         _stop(process, session)
 
 
 def _wait_for(url: str, process: subprocess.Popen, token: str, log: Path) -> None:
-    request = urllib.request.Request(f"{url}/api/version", headers={"Authorization": f"Bearer {token}"})
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(OSError), urllib.request.urlopen(request, timeout=2):
@@ -101,7 +103,8 @@ def _session_processes(session: str) -> list[psutil.Process]:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
     sockets = [socket.socket() for _ in range(count)]
     for s in sockets:
         s.bind(("127.0.0.1", 0))

@@ -14,7 +14,7 @@ import sys
 import time
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,15 +79,16 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def override(config: Config, options: Mapping[str, Any]) -> Config:
-    """The config with some options changed, by dotted name. Raises ConfigError for a value that is not allowed."""
+    """The config with some options changed, by dotted name. Raises ConfigError for an unknown name or a wrong value."""
+    if unknown := sorted(options.keys() - flatten(config).keys()):
+        raise ConfigError(f"no option {unknown[0]}{_hint(unknown[0], flatten(config))}")
     changes = {}
     for name, field in _named_fields(type(config)):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):  # first: an option may share its name with a group, as --model does
             prefix = f"{name}." if name else ""
-            changes[field.name] = override(
-                value, {k.removeprefix(prefix): v for k, v in options.items() if k.startswith(prefix)}
-            )
+            inside = {f"{prefix}{k}" for k in flatten(value)} & options.keys()
+            changes[field.name] = override(value, {k.removeprefix(prefix): options[k] for k in inside})
         elif name in options:
             changes[field.name] = options[name]
     return dataclasses.replace(config, **changes)
@@ -184,6 +185,8 @@ def _with_config_file(config_class: type, args: list[str]) -> list[str]:
 
 
 def _yaml_options(config_class: type, path: str) -> Iterator[str]:
+    if not path:
+        raise ConfigError("--config: name a YAML file of options")
     try:
         tree = yaml.safe_load(Path(path).read_text()) or {}
     except OSError as error:
@@ -196,15 +199,18 @@ def _yaml_options(config_class: type, path: str) -> Iterator[str]:
     for name, value in _dotted(tree):
         option = name.replace("_", "-")
         if option not in known:
-            close = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"--config {path}: unknown option {name}{hint}")
+            raise ConfigError(f"--config {path}: unknown option {name}{_hint(option, known)}")
         if known[option] is bool and not isinstance(value, bool):
             raise ConfigError(f"--config {path}: {name} is true or false, not {value!r}")
         if known[option] is bool:
             yield f"--{option}" if value else _negated(option)
         elif value is not None:
             yield f"--{option}={','.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def _hint(option: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(option, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _negated(option: str) -> str:
@@ -238,7 +244,8 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _one_line(box: str) -> str:
     """tyro's framed error as one line: the first statement, and the closest options if it names any."""
-    lines = [line.strip(" │╭╮╰╯─") for line in box.splitlines()]
+    lines = [line.strip(" │╭╮╰╯─|+") for line in box.splitlines()]  # | + - where the terminal has no better
+    lines = ["" if set(line) <= {"-"} else line for line in lines]
     statement, _, rest = "\n".join(lines[1:]).partition("\n\n")
     text = " ".join(statement.split())
     if "Perhaps you meant" in rest:

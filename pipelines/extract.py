@@ -118,7 +118,7 @@ def run_pending(config: ExtractConfig, corpus: Corpus, store: Store, encoder: En
     pending = sum(1 for name in store.spec.shards() if name not in committed)
     if not pending:
         return print("nothing to do: every shard is committed")
-    tables = [ray.put(table) for name, table in shards(corpus, store.spec) if name not in committed]
+    tables = [table for name, table in shards(corpus, store.spec) if name not in committed]
     cpus = int(ray.cluster_resources().get("CPU", 1))
     workers = min(config.concurrency or cpus, pending)
     indexed, failed = store.counts()
@@ -126,7 +126,7 @@ def run_pending(config: ExtractConfig, corpus: Corpus, store: Store, encoder: En
     progress = Progress("extract", store.spec.rows, done=indexed + failed)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    results = ray.data.from_arrow_refs(tables).map_batches(
+    results = ray.data.from_arrow(tables).map_batches(
         ShardExtractor,
         fn_constructor_args=(store.uri, corpus, store.spec, encoder, config.timeout),
         batch_size=None,  # a block is a shard

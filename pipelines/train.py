@@ -19,7 +19,7 @@ import ray.train.torch
 import torch
 import tyro
 import yaml
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -216,6 +216,8 @@ def launch(config: TrainConfig, run: tracking.Run) -> None:
             storage_path=config.out,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=3),
+            logging_config=LoggingConfig(log_level="ERROR"),  # the job prints its own progress, once
+            worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
         ),
     )
     trainer.fit()

@@ -9,7 +9,9 @@ from clcr.hierarchy import Position, TemporalHierarchy, masked_mean
 
 
 def encoder(rate=50.0, levels=3, stride=2, max_rate=25.0, min_rate=0.0):
-    model = ModelConfig(width=16, levels=levels, heads=2, stride=stride, max_rate=max_rate, min_rate=min_rate, dropout=0.0)
+    model = ModelConfig(
+        width=16, levels=levels, heads=2, stride=stride, max_rate=max_rate, min_rate=min_rate, dropout=0.0
+    )
     spec = FeatureSpec((5,), rate, "float32")
     return TemporalHierarchy(spec, model, StemConfig(), range(levels)).eval()
 

@@ -1,0 +1,129 @@
+"""The demo: real mp4 files to features, four models and a sweep, all by `ray job submit`, compared in MLflow.
+
+Starts a head node of its own and stops it. A second run goes on from what the first one finished.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from infra.head import ROOT, Head, local_head
+
+OUT = ROOT / "demo-out"
+CLIPS = 1000
+TASKS = "label,match,when"
+MODELS = ("clcr", "concat", "video", "audio")
+EPOCHS = 20
+WIDTH = "64"
+CHATTER = re.compile(
+    r"^(\S* ?\d{4}[-/]\d\d[-/]\d\d \S+\s+(INFO|SUCC|WARNING)|.*core_worker.cc|Running entrypoint)|^\s*$"
+)
+PREFIX = re.compile(r"^\x1b\[\d+m\(.*?\)\x1b\[0m ")  # the worker that a line comes from
+SWEEP = {"trials": 6, "epochs": 9}
+
+
+def main() -> int:
+    """Run every step; the exit code is that of the first step that failed."""
+    started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the head node is stopped then too
+    say(f"1/4 writing {CLIPS} mp4 files with planted semantics to {OUT.name}/corpus")
+    corpus = [sys.executable, "-m", "features.synthetic", "--out", str(OUT / "corpus"), "--clips", str(CLIPS)]
+    if code := subprocess.run(corpus, cwd=ROOT).returncode:
+        return code
+    with local_head() as head:
+        say(f"Ray head node at {head.dashboard}, for the time of this demo")
+        if code := run_jobs(head):
+            return code
+    print_results()
+    print(f"\nthe demo took {(time.monotonic() - started) / 60:.1f} minutes")
+    return 0
+
+
+def run_jobs(head: Head) -> int:
+    """Extract, train every model, sweep; the exit code of the first job that failed."""
+    # A server that a user has set stays in charge; else one sqlite file holds all of the demo's runs.
+    env = {"MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", tracking_uri())}
+    store = ["--store", str(OUT / "store")]
+    say("2/4 extract: mp4 -> features")
+    extract = ["--corpus", str(OUT / "corpus" / "corpus.csv"), *store, "--video.size", "32"]
+    if code := submit(head, "pipelines/extract.py", *extract, env=env):
+        return code
+    for model in MODELS:
+        say(f"3/4 train: {model}")
+        options = ["--model", model, "--tasks", TASKS, "--epochs", str(EPOCHS), "--experiment", "demo"]
+        options += ["--model.width", WIDTH]
+        if code := submit(head, "pipelines/train.py", *store, "--out", str(OUT / model), *options, env=env):
+            return code
+    if (OUT / "sweep" / "best.yaml").exists():
+        return 0
+    say(f"4/4 sweep: {SWEEP['trials']} trials over token budgets and loss weights")
+    options = ["--tasks", TASKS, "--model.width", WIDTH, "--experiment", "demo"]
+    options += [word for name, value in SWEEP.items() for word in (f"--{name}", str(value))]
+    return submit(head, "tuning/sweep.py", *store, "--out", str(OUT / "sweep"), *options, env=env)
+
+
+def submit(head: Head, script: str, *options: str, env: dict[str, str]) -> int:
+    """Submit one job with its options. What the job prints goes to the screen, all of Ray's log to demo-out/logs."""
+    settings = [f"{name}={value}" for name, value in env.items()]
+    command = head.submit_command("env", *settings, "python", script, *options)
+    print("ray " + " ".join(command[1:]), flush=True)
+    (OUT / "logs").mkdir(exist_ok=True)
+    name = Path(options[options.index("--out") + 1]).name if "--out" in options else Path(script).stem
+    with open(OUT / "logs" / f"{name}.log", "w") as log:
+        job = subprocess.Popen(
+            command, cwd=ROOT, env=dict(head.env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for line in job.stdout:
+            log.write(line)
+            if not CHATTER.search(line):
+                print(PREFIX.sub("", line), end="", flush=True)
+    return job.wait()
+
+
+def print_results() -> None:
+    """One table: models by task, beside what is possible from each modality."""
+    ceilings = json.loads((OUT / "corpus" / "ceilings.json").read_text())["ceilings"]
+    tasks = TASKS.split(",")
+    table = Table("", *tasks, title="test accuracy")
+    for model in MODELS:
+        metrics = json.loads((OUT / model / "metrics.json").read_text())
+        table.add_row(model, *(f"{metrics[task]['accuracy']:.3f}" for task in tasks))
+    table.add_section()
+    for source in ("video", "audio", "both"):
+        table.add_row(f"best possible from {source}", *(f"{ceilings[task][source]:.3f}" for task in tasks))
+    Console(width=100).print(table)
+    trials = pq.read_table(OUT / "sweep" / "trials.parquet").to_pandas()
+    best = trials.loc[trials["val/best_score"].idxmax()]
+    print(
+        f"sweep: {len(trials)} trials, best validation score {best['val/best_score']:.3f} (trial {best['trial']:.0f})"
+    )
+    print("compare the runs:  " + compare_command())
+
+
+def compare_command() -> str:
+    """How to open the runs in MLflow."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", tracking_uri())
+    return uri if uri.startswith("http") else f"{Path(sys.executable).parent}/mlflow ui --backend-store-uri {uri}"
+
+
+def tracking_uri() -> str:
+    """The demo's own sqlite file."""
+    return f"sqlite:///{OUT / 'mlflow.db'}"
+
+
+def say(what: str) -> None:
+    """A headline between the jobs' logs."""
+    print(f"\n=== {what}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""What all tests share: helper modules on the path, small corpora and stores, and no silent skips.
+
+With CI=true a skipped test fails, unless it needs what a CI machine may lack: a GPU or the data folder.
+"""
+
+import csv
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "features"))  # mediafiles, storefiles
+
+EXCUSES = ("data", "gpu")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    excused = any(item.get_closest_marker(name) for name in EXCUSES) or hasattr(report, "wasxfail")
+    return report if excused else _skipped_is_failed(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return _skipped_is_failed((yield))
+
+
+def _skipped_is_failed(report):
+    if report.skipped and os.environ.get("CI") == "true":
+        report.outcome = "failed"
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.longrepr = f"with CI=true a skip is a failure: {reason}"
+    return report
+
+
+def write_manifest(path, rows):
+    """Write dicts as a csv manifest; None and missing keys become empty fields."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with open(path, "w", newline="") as file:
+        table = csv.DictWriter(file, names)
+        table.writeheader()
+        table.writerows(rows)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory):
+    """A folder of real media: good.mp4 and long.mp4, silent.mp4 without a sound track, corrupt.mp4, empty.mp4."""
+    from mediafiles import numbered, sine, write_media
+
+    folder = tmp_path_factory.mktemp("media")
+    write_media(folder / "good.mp4", numbered(25), sound=sine(440, 1.0))
+    write_media(folder / "long.mp4", numbered(40, 320, 240) * 5, sound=sine(220, 8.0))
+    write_media(folder / "silent.mp4", numbered(25))
+    (folder / "corrupt.mp4").write_bytes((folder / "good.mp4").read_bytes()[:400] + bytes(2000))
+    (folder / "empty.mp4").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(media):
+    """The manifest of 24 clips in three splits: three of them (corrupt, empty, missing) cannot be used."""
+    names = ["good", "corrupt", "silent", "empty", "missing", *["long"] * 19]
+    rows = [
+        {
+            "clip_id": f"{name}/{number}.x",
+            "video": f"{name}.mp4",
+            "split": ("train", "train", "val", "test")[number % 4],
+            "group": f"g{number}",
+            "label": "odd" if number % 2 else "even",
+            "mood": "" if number == 2 else number / 10,
+        }
+        for number, name in enumerate(names)
+    ]
+    return write_manifest(media / "corpus.csv", rows)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """A finished store of 29 + 3 + 5 samples in shards of 4; some lack a modality or a label. See storefiles."""
+    from storefiles import make_clips, write_store
+
+    return write_store(tmp_path_factory.mktemp("store") / "store", make_clips(29, 3, 5), shard_rows=4)

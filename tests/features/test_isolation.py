@@ -1,0 +1,122 @@
+"""No clip can hurt another: what kills, hangs or breaks a decoder costs that clip alone."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import crashing
+import psutil
+import pytest
+from storefiles import make_clip, make_sample
+
+import features.isolation
+from features.audio import AudioSpec
+from features.corpus import read_corpus
+from features.encode import EncoderSpec, Sample
+from features.isolation import IsolatedEncoder
+from features.shards import Failure
+from features.video import VideoSpec
+
+ROOT = Path(__file__).parents[2]
+SPEC = EncoderSpec(VideoSpec(size=16), AudioSpec())
+
+
+@pytest.fixture
+def encoder(monkeypatch):
+    """An encoder whose child runs crashing.encode; 2 s per clip."""
+    monkeypatch.setattr(features.isolation, "encode_clip", crashing.encode)
+    encoder = IsolatedEncoder(SPEC, timeout=2.0)
+    yield encoder
+    encoder.close()
+
+
+def encode(encoder, *clip_ids):
+    return [outcome for _, outcome in encoder.encode((make_clip(clip_id), {}) for clip_id in clip_ids)]
+
+
+@pytest.mark.slow
+def test_a_clip_that_aborts_hangs_or_raises_costs_itself_alone(encoder):
+    ids = ["0", "aborts", "1", "aborts", "spins", "2", "raises", "refused", "4"]
+    outcomes = dict(zip(enumerate(ids), encode(encoder, *ids), strict=True))
+    failures = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Failure)}
+    crash = Failure("decode", "Crash", "the decoder's process died with exit code -6")
+    assert failures == {
+        (1, "aborts"): crash,
+        (3, "aborts"): crash,
+        (4, "spins"): Failure("decode", "Timeout", "took longer than 2 s and was stopped"),
+        (6, "raises"): Failure("decode", "KeyError", repr("first line\nsecond line")),
+        (7, "refused"): Failure("video", "MediaError", "no key frame"),
+    }
+    for (_, name), outcome in outcomes.items():
+        if isinstance(outcome, Sample):
+            assert (outcome.features["video"] == make_sample(int(name)).features["video"]).all()
+
+
+@pytest.mark.slow
+def test_the_timeout_is_the_clips_own_and_not_the_childs_start(encoder):
+    assert isinstance(encode(encoder, "1")[0], Sample)  # importing the decoders takes longer than a clip may
+    encoder.timeout = 0.3
+    begun = time.monotonic()
+    assert encode(encoder, "spins")[0].error == "Timeout"
+    assert time.monotonic() - begun < 1.5
+
+
+@pytest.mark.slow
+def test_a_closed_encoder_leaves_no_child_that_decodes(encoder):
+    encode(encoder, "1")
+    child = encoder._child.pid
+    encoder.close()
+    encoder.close()
+    assert not psutil.pid_exists(child)
+
+
+@pytest.mark.slow
+def test_real_clips_come_out_in_order_and_broken_ones_say_why(corpus):
+    manifest = read_corpus(corpus)
+    clips = list(manifest.clips())[:6]
+    encoder = IsolatedEncoder(SPEC, timeout=60)
+    outcomes = list(encoder.encode((clip, clip.media(manifest.folder)) for clip in clips))
+    encoder.close()
+    assert [clip for clip, _ in outcomes] == clips
+    good, corrupt, silent, empty, missing, long = (outcome for _, outcome in outcomes)
+    assert good.features["video"].shape == (12, 16, 16, 3) and good.features["audio"].shape[1] == 64
+    assert silent.features.keys() == {"video"} and long.features.keys() == {"video", "audio"}
+    for failure, reason in [(corrupt, "not a media file"), (empty, "0 bytes"), (missing, "does not exist")]:
+        assert (failure.stage, failure.error) == ("open", "MediaError") and reason in failure.message
+
+
+ORPHAN = """
+import sys
+sys.path.insert(0, "tests/features")
+import crashing, features.isolation
+from storefiles import make_clip
+from test_isolation import SPEC
+
+if __name__ == "__main__":
+    features.isolation.encode_clip = crashing.encode
+    encoder = features.isolation.IsolatedEncoder(SPEC, timeout=2)
+    for _, sample in encoder.encode((make_clip(name), {}) for name in ["1", "spins"]):
+        print(encoder._child.pid, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_job_leaves_no_decoder_behind(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(ORPHAN)
+    job = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    child = psutil.Process(int(job.stdout.readline()))
+    time.sleep(0.5)  # the next clip spins by now
+    assert child.is_running()
+    job.kill()
+    job.wait()
+    job.stdout.close()
+    child.wait(timeout=10)

@@ -1,0 +1,106 @@
+"""One writer per store: a dead owner's lock is taken over, a living one's is respected."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import features.lock
+from features.errors import StoreError
+from features.lock import StoreLock
+from features.store import write_atomic
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import sys, time
+from features.lock import StoreLock
+with StoreLock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of tmp_path."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def lock_of(folder):
+    return json.loads((folder / "lock.json").read_text())
+
+
+def test_a_lock_is_gone_when_its_job_is_done(tmp_path):
+    with StoreLock(str(tmp_path / "new")):
+        assert lock_of(tmp_path / "new")["pid"] == psutil.Process().pid
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_lock_is_gone_when_its_job_failed(tmp_path):
+    with pytest.raises(ZeroDivisionError), StoreLock(str(tmp_path)):
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_living_owner_is_refused_and_a_killed_ones_lock_is_taken_over_at_once(tmp_path, holder, monkeypatch, capsys):
+    with pytest.raises(StoreError, match=rf"is being written by process {holder.pid} on .*: wait for it, or stop it"):
+        StoreLock(str(tmp_path)).__enter__()
+    assert f"locked by process {holder.pid}" in capsys.readouterr().out
+    (tmp_path / "lock.json.0123.tmp").touch()  # the owner dies in the middle of a heartbeat
+    holder.kill()  # and stays a zombie: its parent has not asked for it
+    deadline = time.monotonic() + 10
+    while psutil.Process(holder.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.01)
+    begun = time.monotonic()
+    with StoreLock(str(tmp_path)):
+        assert time.monotonic() - begun < 2
+        assert lock_of(tmp_path)["pid"] != holder.pid
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_number_used_again_is_not_the_owner(tmp_path):
+    with StoreLock(str(tmp_path)):
+        lock = lock_of(tmp_path)
+    (tmp_path / "lock.json").write_text(json.dumps(lock | {"started": lock["started"] - 3600}))
+    begun = time.monotonic()
+    with StoreLock(str(tmp_path)):
+        assert time.monotonic() - begun < 1
+
+
+def test_an_owner_on_another_host_counts_as_dead_without_a_heartbeat(tmp_path, monkeypatch):
+    monkeypatch.setattr(features.lock, "STALE", 1.5)
+    with StoreLock(str(tmp_path)):
+        lock = lock_of(tmp_path)
+    (tmp_path / "lock.json").write_text(json.dumps(lock | {"host": "elsewhere"}))
+    begun = time.monotonic()
+    with StoreLock(str(tmp_path)):
+        assert time.monotonic() - begun >= 1.5
+
+
+def test_the_owner_gives_a_heartbeat(tmp_path, monkeypatch):
+    monkeypatch.setattr(features.lock, "HEARTBEAT", 0.05)
+    with StoreLock(str(tmp_path)):
+        first = lock_of(tmp_path)["beats"]
+        time.sleep(0.5)
+        assert lock_of(tmp_path)["beats"] > first + 2
+
+
+def test_a_job_whose_lock_was_taken_over_stops_and_leaves_it_to_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(features.lock, "HEARTBEAT", 0.05)
+    with StoreLock(str(tmp_path)) as lock:
+        lock.check()
+        write_atomic(lock.fs, lock.path, json.dumps(lock_of(tmp_path) | {"owner": "other", "pid": 7}).encode())
+        time.sleep(0.3)
+        with pytest.raises(StoreError, match=r"taken over by another job \(process 7 on .*\): this one stops"):
+            lock.check()
+    assert lock_of(tmp_path)["owner"] == "other"

@@ -1,0 +1,199 @@
+"""The extract job from end to end: every row ends in index or failures, whatever breaks or is killed."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from conftest import write_manifest
+from storefiles import files_of
+
+from features.store import Store
+from pipelines.cli import main
+from pipelines.extract import ExtractConfig, extract
+
+ROOT = Path(__file__).parents[2]
+JOB = [sys.executable, str(ROOT / "pipelines/extract.py")]
+OPTIONS = ["--shard-rows", "1", "--video.size", "32", "--max-failed", "0.2"]
+BROKEN = {"corrupt/1.x": "not a media file", "empty/3.x": "0 bytes", "missing/4.x": "does not exist"}
+
+
+@pytest.fixture(scope="module")
+def first_run(corpus, tmp_path_factory):
+    """`python pipelines/extract.py` without a cluster, not disturbed: what it printed, and its store."""
+    folder = tmp_path_factory.mktemp("first") / "store"
+    done = subprocess.run(
+        [*JOB, "--corpus", corpus, "--store", folder, *OPTIONS], capture_output=True, text=True, env=no_cluster()
+    )
+    return done, folder
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """One Ray for the runs inside this process."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+def no_cluster():
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+def run(monkeypatch, capsys, *args):
+    """The job inside this process: exit code, what it printed, its errors."""
+    monkeypatch.setattr(sys, "argv", ["extract.py", *map(str, args)])
+    code = 0
+    try:
+        main(extract, ExtractConfig, "")
+    except SystemExit as stop:
+        code = stop.code
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.mark.slow
+def test_plain_python_extracts_and_says_what_failed(first_run):
+    done, folder = first_run
+    assert done.returncode == 0, done.stderr
+    assert "24 rows = 21 indexed + 3 failed" in done.stdout and "3 x open: MediaError" in done.stdout
+    assert "Traceback" not in done.stderr and "resource_tracker" not in done.stderr
+    failures = {row["clip_id"]: row["message"] for row in Store(str(folder)).failures().to_pylist()}
+    assert failures.keys() == BROKEN.keys()
+    assert all(reason in failures[clip_id] for clip_id, reason in BROKEN.items())
+
+
+@pytest.mark.slow
+def test_every_row_of_the_manifest_ends_in_exactly_one_place(first_run, corpus):
+    store = Store(str(first_run[1]))
+    with open(corpus) as file:
+        manifest = {row["clip_id"]: row for row in csv.DictReader(file)}
+    index = store.index().to_pylist()
+    assert sorted([row["clip_id"] for row in index] + list(BROKEN)) == sorted(manifest)
+    store.require_complete()
+    assert store.committed() == set(store.spec.shards()) and not (first_run[1] / "lock.json").exists()
+    for row in index:
+        planned = manifest[row["clip_id"]]
+        assert [row["split"], row["group"], row["label_label"]] == [planned[k] for k in ("split", "group", "label")]
+        assert str(row["label_mood"] or "") == planned["mood"].replace("0.0", "")
+        sample = store.read(row["shard"], row["offset"], row["nbytes"])
+        silent = row["clip_id"].startswith("silent")
+        assert sample.keys() == ({"json", "video"} if silent else {"json", "video", "audio"})
+        assert sample["video"].shape == (row["tokens_video"], 32, 32, 3)
+        assert row["tokens_video"] == int(row["duration"] * 12.5) and (row["tokens_audio"] == 0) == silent
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing(first_run, corpus, cluster, monkeypatch, capsys):
+    before = {path: path.stat().st_mtime_ns for path in first_run[1].rglob("*.*")}
+    code, out, _ = run(monkeypatch, capsys, "--corpus", corpus, "--store", first_run[1], *OPTIONS)
+    assert code == 0 and "nothing to do" in out and "21 indexed + 3 failed" in out
+    assert {path: path.stat().st_mtime_ns for path in first_run[1].rglob("*.*")} == before
+
+
+@pytest.mark.slow
+def test_more_failures_than_allowed_make_the_exit_code_not_0(first_run, corpus, cluster, monkeypatch, capsys):
+    code, _, err = run(
+        monkeypatch, capsys, "--corpus", corpus, "--store", first_run[1], *OPTIONS, "--max-failed", "0.1"
+    )
+    assert code == 1 and err == "error: 3 of 24 clips failed, more than --max-failed 0.1 allows\n"
+
+
+def is_decoder(process):
+    """A Ray worker that runs the extractor, or a process that it started."""
+    with suppress(psutil.Error):
+        return "ShardExtractor" in " ".join(process.cmdline()) or "forkserver" in " ".join(process.cmdline())
+    return False
+
+
+@pytest.mark.slow
+def test_a_job_killed_in_the_middle_and_run_again_gives_the_same_bytes(
+    first_run, corpus, cluster, tmp_path, monkeypatch, capsys
+):
+    store = tmp_path / "store"
+    job = subprocess.Popen(
+        [*JOB, "--corpus", corpus, "--store", store, *OPTIONS, "--concurrency", "1"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=no_cluster(), start_new_session=True,
+    )  # fmt: skip
+    while not list((store / "index").glob("*.parquet")):
+        assert job.poll() is None
+        time.sleep(0.001)
+    family = psutil.Process(job.pid).children(recursive=True)
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+    _, left = psutil.wait_procs([p for p in family if is_decoder(p)], timeout=30)
+    for process in family:  # Ray's own agents stay for a minute
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    assert not left
+    assert (store / "lock.json").exists() and 0 < len(list((store / "index").glob("*.parquet"))) < 24
+    code, out, _ = run(monkeypatch, capsys, "--corpus", corpus, "--store", store, *OPTIONS)
+    assert code == 0 and "24 rows = 21 indexed + 3 failed" in out
+    assert files_of(store) == files_of(first_run[1])
+
+
+@pytest.mark.slow
+def test_another_spec_and_a_changed_corpus_are_refused(first_run, corpus, tmp_path, monkeypatch, capsys):
+    store = first_run[1]
+    before = files_of(store)
+    changed = tmp_path / "corpus.csv"
+    changed.write_text(Path(corpus).read_text().replace("odd", "strange", 1))
+    for manifest, options, named in [
+        (corpus, ["--video.fps", "5"], "features.video.rate: 5.0 != 12.5"),
+        (corpus, ["--shard-rows", "2"], "shard_rows: 2 != 1"),
+        (corpus, ["--tasks", "label"], "tasks: "),
+        (changed, [], "corpus: "),
+    ]:
+        code, _, err = run(monkeypatch, capsys, "--corpus", manifest, "--store", store, *OPTIONS, *options)
+        assert code == 1 and named in err and "another spec" in err and err.count("\n") == 1
+    assert files_of(store) == before
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(corpus, tmp_path, monkeypatch, capsys):
+    store = tmp_path / "store"
+    code, out, err = run(monkeypatch, capsys, "--corpus", corpus, "--store", store, *OPTIONS, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "24 shards, 0 committed already" in out and "12.5 tokens per second of uint8 [32, 32, 3]" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+ROW = {"video": "x.mp4", "label": "a"}
+GOOD = [{"clip_id": split, "split": split, **ROW, "group": split} for split in ("train", "val", "test")]
+MISTAKES = {
+    "a missing corpus": (None, [], "does not exist"),
+    "an unknown media column": (GOOD, ["--modalities", "video,smell"], "smell"),
+    "a missing clip_id column": ([{"clip": "1", "split": "train", **ROW}], [], "no column 'clip_id'"),
+    "an unknown task": (GOOD, ["--tasks", "lable"], "did you mean 'label'"),
+    "a duplicate clip_id": ([*GOOD, GOOD[0]], [], "clip_id 'train' is in rows 1 and 4"),
+    "a split without clips": (GOOD[:2], [], "no test clips"),
+    "a group in two splits": (
+        [*GOOD, {**GOOD[0], "clip_id": "x", "split": "val"}],
+        [],
+        "group 'train' is in train and",
+    ),
+    "an unknown option": (GOOD, ["--shard-row", "3"], "did you mean --shard-rows?"),
+    "a wrong value": (GOOD, ["--video.fps", "-3"], "fps -3"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_input_is_one_line_and_leaves_nothing_behind(mistake, tmp_path, monkeypatch, capsys):
+    rows, options, named = MISTAKES[mistake]
+    manifest = write_manifest(tmp_path / "corpus.csv", rows) if rows else tmp_path / "corpus.csv"
+    code, _, err = run(monkeypatch, capsys, "--corpus", manifest, "--store", tmp_path / "store", *options)
+    assert code != 0 and err.startswith("error: ") and err.count("\n") == 1 and named in err
+    assert [path.name for path in tmp_path.iterdir()] == (["corpus.csv"] if rows else [])
+
+
+@pytest.mark.slow
+def test_the_command_itself_shows_no_traceback(tmp_path):
+    done = subprocess.run([*JOB, "--corpus", "no.csv", "--store", "out"], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("error: corpus ") and list(tmp_path.iterdir()) == []

@@ -1,0 +1,147 @@
+"""The train job on a real two-node Ray cluster and a real MLflow store."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from mlflow.tracking import MlflowClient
+from ray.cluster_utils import Cluster
+
+import clcr
+from clcr.batches import collate
+from clcr.config import ModelConfig
+from clcr.training import OptimConfig
+from pipelines.cli import JobError
+from pipelines.train import Recipe, TrainConfig, train
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def job(store, out, **options):
+    recipe = Recipe(
+        optim=OptimConfig(epochs=3, batch_size=8), model=ModelConfig(width=16, heads=2, dropout=0.0), **options
+    )
+    return TrainConfig(store=store.uri, out=str(out), recipe=recipe, experiment="tests", checkpoint_seconds=0)
+
+
+@pytest.fixture(scope="module")
+def trained(two_nodes, store, tmp_path_factory):
+    config = replace(job(store, tmp_path_factory.mktemp("train") / "run"), workers=2)
+    train(config)
+    return config
+
+
+def client(config):
+    return MlflowClient(f"sqlite:///{Path(config.out).parent}/mlflow.db")
+
+
+def run_of(config):
+    return client(config).get_run(json.loads((Path(config.out) / "run.json").read_text())["run_id"])
+
+
+def test_two_workers_on_two_nodes_train_and_test_every_clip_once(trained, two_nodes):
+    assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+    metrics = json.loads((Path(trained.out) / "metrics.json").read_text())
+    assert metrics["label"]["n"] + metrics["mood"]["n"] == 4 + 5  # a fifth label is missing
+    assert 0 <= metrics["label"]["accuracy"] <= 1
+
+
+def test_mlflow_holds_parameters_every_epoch_diagnostics_pictures_and_the_model(trained):
+    run, history = run_of(trained), client(trained).get_metric_history
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.width"] == "16" and run.data.params["budget.gamma"] == "1.0"
+    assert run.data.params["model"] == run.data.tags["model"] == "clcr"
+    assert [m.step for m in history(run.info.run_id, "val/accuracy")] == [0, 1, 2]
+    assert {"train/loss_intra", "diag/participation/0/video", "test/label/accuracy", "perf/samples_per_s"} <= set(
+        run.data.metrics
+    )
+    files = {
+        f.path for folder in ("model", "confusion") for f in client(trained).list_artifacts(run.info.run_id, folder)
+    }
+    assert {"model/weights.safetensors", "model/config.json", "model/store.json", "confusion/label.png"} == files
+
+
+def test_the_model_folder_gives_the_model_back(trained, store):
+    model = clcr.load(Path(trained.out) / "model")
+    assert json.loads((Path(trained.out) / "model" / "store.json").read_text())["fingerprint"] == store.spec.fingerprint
+    row = store.index("test").to_pylist()[0]
+    stored = store.read(row["shard"], row["offset"], row["nbytes"])
+    features = {m: stored[m] for m in ("video", "audio") if m in stored}
+    batch = collate([{"clip_id": "x", "features": features, "targets": {}}], model.features, model.tasks)
+    with torch.no_grad():
+        assert torch.isfinite(model(batch).logits["label"]).all()
+
+
+def test_running_it_again_trains_nothing_and_says_so(trained, capsys):
+    before = len(client(trained).search_runs(["1"]))
+    train(trained)
+    assert "finished" in capsys.readouterr().out
+    assert len(client(trained).search_runs(["1"])) == before
+
+
+def test_another_run_in_the_same_folder_is_refused(trained):
+    with pytest.raises(JobError, match="holds another run .*seed"):
+        train(replace(trained, recipe=replace(trained.recipe, seed=7)))
+
+
+def test_more_workers_than_the_cluster_has_room_for_is_refused(two_nodes, store, tmp_path):
+    with pytest.raises(JobError, match="--workers 3"):
+        train(replace(job(store, tmp_path / "run"), workers=3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "colour"], "--tasks colour"),
+        (["--model", "resnet"], "--model resnet"),
+        (["--model.width", "7", "--model.heads", "2"], "heads"),
+        (["--epochs", "0"], "--epochs 0"),
+        (["--store", "nowhere"], "no feature store"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(store, tmp_path, options, message):
+    command = [sys.executable, "pipelines/train.py", "--store", store.uri, "--out", str(tmp_path / "run"), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_killed_driver_goes_on_from_its_checkpoint_to_the_same_result(store, tmp_path):
+    """By plain python, which starts a Ray of its own; one checkpoint per epoch."""
+    options = "--model.width 16 --model.heads 2 --model.dropout 0 --batch-size 8 --checkpoint-seconds 0 --epochs 60"
+    command = [sys.executable, "pipelines/train.py", "--store", store.uri, *options.split()]
+    first = subprocess.Popen([*command, "--out", str(tmp_path / "a")], cwd=ROOT, start_new_session=True)
+    checkpoints = tmp_path / "a" / "checkpoints"
+    deadline = time.monotonic() + 240
+    while not list(checkpoints.glob("checkpoint_*/state.pt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (tmp_path / "a" / "metrics.json").exists(), "it was finished before it could be killed"
+    for out in ("a", "b"):
+        assert (
+            subprocess.run([*command, "--out", str(tmp_path / out)], cwd=ROOT, stdout=subprocess.DEVNULL).returncode
+            == 0
+        )
+    resumed, undisturbed = (json.loads((tmp_path / out / "metrics.json").read_text()) for out in ("a", "b"))
+    assert resumed == undisturbed
