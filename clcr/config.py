@@ -43,7 +43,7 @@ class ModelConfig:
     """Temporal pooling before each stage after the first: 2 halves the tokens, 1 keeps them."""
     min_rate: float = 12.0
     """Tokens per second that pooling between stages never goes below: slow inputs keep their tokens."""
-    max_rate: float = 25.0
+    max_rate: float = 50.0
     """Tokens per second at the shallow level, at most: faster inputs are merged by the first stage."""
     shared_width: int = 0
     """Dimensions of a level's shared subspace (k_s); 0 is half the width."""
@@ -90,12 +90,15 @@ class StemConfig:
     """How raw feature values become tokens."""
 
     video: FrameStem = "patches"
-    """Frames to tokens: linear patches (cheapest), a small convolutional trunk, or ResNet-18 from scratch."""
+    """Frames to tokens: a linear map of patch means (cheapest), a small convolutional trunk, or ResNet-18."""
     motion: bool | None = None
     """Remove the clip's mean frame and add frame differences; default: on for patches and trunk."""
+    shift: float = 0.1
+    """In training, move each clip's frames by up to this share of their side, up or down, left or right; 0 = off."""
 
     def __post_init__(self) -> None:
         _require_one_of(self.video, FrameStem, "stem.video")
+        _require(0 <= self.shift < 0.5, "stem.shift", self.shift, "must lie in [0, 0.5)")
 
     @property
     def uses_motion(self) -> bool:
@@ -132,9 +135,9 @@ class BudgetConfig:
 class LossConfig:
     """Weights of the regularisers beside the task loss."""
 
-    lambda_intra: float = 0.1
+    lambda_intra: float = 0.01
     """Weight of the intra-level term: private flows apart from each other and from the shared flow."""
-    lambda_inter: float = 0.1
+    lambda_inter: float = 0.01
     """Weight of the inter-level terms (private, shared-private, mixing)."""
     correlation: Correlation = "cka"
     """Measure of dependence: debiased linear CKA, or the whitened cross-correlation the paper names."""

@@ -88,7 +88,7 @@ class Stage(nn.Module):
     """One stage of the network: merge, a plain convolution, then residual ones with growing dilation.
 
     The plain convolution matters: with residual ones alone the stem's features run straight through to every level,
-    and a small corpus is learned by heart (GRID, picture only: 0.57 against 0.68).
+    and a small corpus is learned by heart (GRID, picture only, same input, one seed: 0.57 without, 0.72 with it).
     """
 
     def __init__(self, stride: int, model: ModelConfig) -> None:

@@ -29,11 +29,11 @@ class OptimConfig:
 
     epochs: int = 30
     """passes over the training split"""
-    batch_size: int = 64
+    batch_size: int = 32
     """clips per step, over all workers together"""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """sgd has momentum 0.9 (the paper)"""
-    lr: float = 2e-3
+    lr: float = 1e-3
     """peak learning rate"""
     weight_decay: float = 1e-2
     """on weight matrices only: bases, budgets, norms and biases are left out"""

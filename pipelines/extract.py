@@ -49,6 +49,11 @@ class ExtractConfig:
     dry_run: bool = False
     """check the corpus and print the plan; write nothing"""
 
+    def __post_init__(self) -> None:
+        for name, least in (("shard_rows", 1), ("concurrency", 0), ("timeout", 1e-3), ("max_failed", 0)):
+            if getattr(self, name) < least:
+                raise JobError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least:g} or more")
+
 
 class ShardExtractor:
     """A Ray Data worker that turns one shard's manifest rows into a committed shard."""
@@ -95,7 +100,7 @@ def extract(config: ExtractConfig) -> None:
         store = create_store(store_uri, spec)
         if removed := sweep_litter(store):
             print(f"removed {removed} files of a run that was interrupted")
-        run_pending(config, corpus, store, encoder, lock)
+        run_pending(config, corpus, store, encoder, store.committed(), lock)
     summarize(store, config.max_failed)
 
 
@@ -112,9 +117,10 @@ def plan_encoders(config: ExtractConfig, corpus: Corpus) -> EncoderSpec:
     )
 
 
-def run_pending(config: ExtractConfig, corpus: Corpus, store: Store, encoder: EncoderSpec, lock: StoreLock) -> None:
-    """Extract every planned shard that has no index part."""
-    committed = store.committed()
+def run_pending(
+    config: ExtractConfig, corpus: Corpus, store: Store, encoder: EncoderSpec, committed: set[str], lock: StoreLock
+) -> None:
+    """Extract every planned shard that is not committed."""
     pending = sum(1 for name in store.spec.shards() if name not in committed)
     if not pending:
         return print("nothing to do: every shard is committed")

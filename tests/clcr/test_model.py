@@ -241,9 +241,8 @@ def test_training_under_bfloat16_autocast_keeps_bases_orthonormal_and_logits_fin
 
 @pytest.mark.parametrize("name", ["clcr", "concat"])
 def test_a_model_compiles_as_one_graph(make, name):
-    model, batch = make.model(name), make.batch()
+    model, batch = make.model(name, levels=2, stem={"shift": 0.0}), make.batch()  # no augmentation: comparable
     expected = model(batch)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    out = compiled(batch)
+    out = torch.compile(model, fullgraph=True, backend="aot_eager")(batch)
     assert largest_difference(out, expected) <= 1e-4
     assert all(torch.allclose(out.losses[k], expected.losses[k], atol=1e-5) for k in expected.losses)

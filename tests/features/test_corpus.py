@@ -262,6 +262,7 @@ def test_paths_and_file_uris_open_alike(manifest, as_uri):
 
 
 @pytest.mark.data
+@pytest.mark.data
 @pytest.mark.skipif(not GRID.is_file(), reason="needs ../shared/data/grid")
 def test_grid_is_valid():
     summary = read_corpus(str(GRID)).validate()

@@ -209,6 +209,7 @@ UNUSABLE = ("corrupt_nal_mp4", "undecodable_mp4", "truncated_no_moov_mp4", "dama
 
 
 @pytest.mark.data
+@pytest.mark.data
 @pytest.mark.skipif(not ZOO.is_dir(), reason="needs ../shared/data/media_zoo")
 def test_every_file_of_the_zoo_is_frames_or_a_named_failure():
     failed = []

@@ -45,7 +45,7 @@ def test_every_trial_is_a_row_and_a_child_run_of_one_parent(swept):
 def test_the_first_trial_is_the_recipe_as_given_and_trials_differ(swept):
     trials = pq.read_table(swept[0] / "sweep" / "trials.parquet").to_pylist()
     first = next(t for t in trials if t["budget.start.0"] == 0.68)
-    assert first["lr"] == 0.002 and first["loss.lambda_intra"] == 0.1
+    assert first["lr"] == 0.001 and first["loss.lambda_intra"] == 0.01
     assert len({t["lr"] for t in trials}) == 4
 
 
