@@ -99,7 +99,7 @@ def test_running_it_again_trains_nothing_and_says_so(trained, capsys):
 
 
 def test_another_run_in_the_same_folder_is_refused(trained):
-    with pytest.raises(JobError, match="holds another run .*seed"):
+    with pytest.raises(JobError, match=r"holds another run .*seed"):
         train(replace(trained, recipe=replace(trained.recipe, seed=7)))
 
 
