@@ -1,4 +1,4 @@
-"""One training step per model on a GPU: bf16 autocast, torch.compile. Needs no store, no Ray: `python tests/gpu_smoke.py`.
+"""One training step per model on a GPU: bf16 autocast, torch.compile. No store, no Ray: `python tests/gpu_smoke.py`.
 
 Prints one line per model: loss before and after a few steps, milliseconds per step. Exit code 1 where there is no GPU
 or a loss is not finite or does not fall.
