@@ -3,7 +3,6 @@
 With CI=true a skipped test fails, unless it needs what a CI machine may lack: a GPU or the data folder.
 """
 
-import csv
 import os
 import sys
 from pathlib import Path
@@ -35,16 +34,6 @@ def _skipped_is_failed(report):
     return report
 
 
-def write_manifest(path, rows):
-    """Write dicts as a csv manifest; None and missing keys become empty fields."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with open(path, "w", newline="") as file:
-        table = csv.DictWriter(file, names)
-        table.writeheader()
-        table.writerows(rows)
-    return str(path)
-
-
 @pytest.fixture(scope="session")
 def media(tmp_path_factory):
     """A folder of real media: good.mp4 and long.mp4, silent.mp4 without a sound track, corrupt.mp4, empty.mp4."""
@@ -62,6 +51,8 @@ def media(tmp_path_factory):
 @pytest.fixture(scope="session")
 def corpus(media):
     """The manifest of 24 clips in three splits: three of them (corrupt, empty, missing) cannot be used."""
+    from mediafiles import write_manifest
+
     names = ["good", "corrupt", "silent", "empty", "missing", *["long"] * 19]
     rows = [
         {

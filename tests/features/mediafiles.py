@@ -1,5 +1,6 @@
 """Small real media files, written with PyAV: frames whose brightness is their number, and known sounds."""
 
+import csv
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -69,3 +70,13 @@ def rotate(path, quarter_turns):
     data[at : at + 36] = matrix
     Path(path).write_bytes(data)
     return path
+
+
+def write_manifest(path, rows):
+    """Write dicts as a csv manifest; None and missing keys become empty fields."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with open(path, "w", newline="") as file:
+        table = csv.DictWriter(file, names)
+        table.writeheader()
+        table.writerows(rows)
+    return str(path)

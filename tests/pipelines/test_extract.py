@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from conftest import write_manifest
+from mediafiles import write_manifest
 from storefiles import files_of
 
 from features.store import Store
