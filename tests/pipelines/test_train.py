@@ -128,7 +128,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(store, tmp_path, options, mess
 
 def test_a_killed_driver_goes_on_from_its_checkpoint_to_the_same_result(store, tmp_path):
     """By plain python, which starts a Ray of its own; one checkpoint per epoch."""
-    options = "--model.width 16 --model.heads 2 --model.dropout 0 --batch-size 8 --checkpoint-seconds 0 --epochs 60"
+    options = "--model.width 16 --model.heads 2 --model.dropout 0 --batch-size 8 --checkpoint-seconds 0 --epochs 15"
     command = [sys.executable, "pipelines/train.py", "--store", store.uri, *options.split()]
     first = subprocess.Popen([*command, "--out", str(tmp_path / "a")], cwd=ROOT, start_new_session=True)
     checkpoints = tmp_path / "a" / "checkpoints"
