@@ -24,8 +24,9 @@ TASKS = "label,match,when"
 MODELS = ("clcr", "concat", "video", "audio")
 EPOCHS = 20
 WIDTH = "64"
-CHATTER = re.compile(
-    r"^(\S* ?\d{4}[-/]\d\d[-/]\d\d \S+\s+(INFO|SUCC|WARNING)|.*core_worker.cc|Running entrypoint)|^\s*$"
+CHATTER = re.compile(  # Ray's own lines
+    r"^(\S* ?\d{4}[-/]\d\d[-/]\d\d \S+\s+(INFO|SUCC|WARNING)|Running entrypoint)"
+    r"|core_worker.cc|Reporting training result|Checkpoint successfully created|^\s*$"
 )
 PREFIX = re.compile(r"^\x1b\[\d+m\(.*?\)\x1b\[0m ")  # the worker that a line comes from
 SWEEP = {"trials": 6, "epochs": 9}
