@@ -123,8 +123,7 @@ class FrameStem(nn.Module):
     """Frames to tokens: (B, T, H, W, 3) -> (B, T, width).
 
     Frames are averaged over patches of `patch` pixels (1: left as they are) and go through `embed`, a network from
-    (N, C, H, W) to (N, features); C = 3, or 6 with motion: what moves, and its differences. Both are scaled per pixel:
-    most of what moves in a picture are its strong edges, and without that they drown the rest.
+    (N, C, H, W) to (N, features); C = 3, or 6 with motion: what moves, and its differences, both scaled per pixel.
     """
 
     def __init__(
@@ -214,7 +213,7 @@ class FrameStem(nn.Module):
 def random_shift(frames: Tensor, share: float) -> Tensor:
     """Each clip's frames moved by its own random offset of up to `share` of their side; edges are repeated.
 
-    frames: (B, T, H, W, C). A few hundred clips are else learned by heart (GRID, picture only: 0.37 against 0.73).
+    frames: (B, T, H, W, C). Meant for corpora of a few hundred clips, which are easily learned by heart.
     """
     batch, length, height, width, _ = frames.shape
 
