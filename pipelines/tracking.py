@@ -7,11 +7,12 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from matplotlib.figure import Figure
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
@@ -89,9 +90,12 @@ def start_run(
 ) -> Run:
     """Make a run with its parameters and tags. Raises JobError when the tracking server cannot be used."""
     try:
-        client = MlflowClient(uri)
+        # Two jobs that make the tables of one sqlite file at once would both fail.
+        with FileLock(f"{uri.removeprefix('sqlite:///')}.lock") if uri.startswith("sqlite") else nullcontext():
+            client = MlflowClient(uri)
+            experiment_id = _experiment(client, uri, experiment)
         all_tags = {**tags, **_origin()} | ({"mlflow.parentRunId": parent_run} if parent_run else {})
-        run = client.create_run(_experiment(client, uri, experiment), run_name=name, tags=all_tags)
+        run = client.create_run(experiment_id, run_name=name, tags=all_tags)
         entries = [Param(key, _text(value)) for key, value in params.items()]
         for first in range(0, len(entries), PARAMS_PER_CALL):
             client.log_batch(run.info.run_id, params=entries[first : first + PARAMS_PER_CALL])

@@ -1,0 +1,31 @@
+"""MLflow through our one door."""
+
+import multiprocessing
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from pipelines.tracking import start_run
+
+pytestmark = pytest.mark.slow
+
+
+def open_at_once(barrier, uri, number):
+    barrier.wait(60)
+    start_run(uri, "new", f"run-{number}", {"seed": number}, {})
+
+
+def test_jobs_that_start_at_once_share_a_new_sqlite_file(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(4)
+    jobs = [context.Process(target=open_at_once, args=(barrier, uri, number)) for number in range(4)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(120)
+    assert [job.exitcode for job in jobs] == [0] * 4
+    client = MlflowClient(uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'new'")
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.data.params["seed"] for run in runs) == ["0", "1", "2", "3"]
