@@ -16,8 +16,8 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from torchaudio.transforms import MelSpectrogram, Resample
 
-from features.errors import MediaError
-from features.media import check_segment, clock_zero, one_line, open_container, open_source
+from features.errors import MediaError, one_line
+from features.media import check_segment, clock_zero, open_container, open_source
 
 PREROLL = 0.5  # s decoded before a segment: AAC and MP3 frames need the ones before them
 GAP = 0.05  # s by which sound may drift from its timestamps before silence fills the gap

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from pyarrow import csv, parquet
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
-from features.errors import CorpusError, FeaturesError
-from features.media import one_line, open_fs, parent, resolve
+from features.errors import CorpusError, FeaturesError, one_line
+from features.files import open_fs, parent, resolve
 from features.tasks import Task, parse_tasks
 from features.validation import SPLITS, Summary, validate
 

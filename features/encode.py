@@ -1,7 +1,7 @@
 """One clip of a corpus to one sample of a feature store: decode and encode each modality that the store wants."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,10 +14,11 @@ from features.video import VideoSpec, decode_frames, resolve_decoder
 
 @dataclass(frozen=True)
 class Sample:
-    """features: `{modality: (T, *shape)}`, absent modalities left out; duration in seconds."""
+    """features: `{modality: (T, *shape)}`, absent modalities left out; duration in seconds; quality: see quality.py."""
 
     features: Mapping[str, np.ndarray]
     duration: float
+    quality: Mapping[str, float | bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

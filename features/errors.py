@@ -23,3 +23,8 @@ class MediaError(FeaturesError):
 
     def __str__(self) -> str:
         return self.message
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks, short enough for a table."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -15,7 +15,7 @@ import torch
 from features.corpus import Clip
 from features.encode import EncoderSpec, Sample, encode_clip
 from features.errors import MediaError
-from features.shards import Failure
+from features.store.shards import Failure
 
 GRACE = 1.0  # seconds beyond the timeout after which a child that nobody stopped stops itself
 

@@ -1,43 +1,16 @@
-"""Where files are: local paths and URIs opened alike (pyarrow.fs), and a media file handed to a decoder."""
+"""A media file handed to a decoder: where it lies, how FFmpeg opens it, and its clock."""
 
 import io
-import os
-from urllib.parse import quote
 
 import av
 import av.container
 from pyarrow import ArrowException
-from pyarrow.fs import FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileType, LocalFileSystem
 
-from features.errors import FeaturesError, MediaError
+from features.errors import FeaturesError, MediaError, one_line
+from features.files import open_fs
 
 av.logging.set_level(av.logging.PANIC)  # what matters arrives as an exception; the rest would flood a job's log
-
-
-def open_fs(uri: str) -> tuple[FileSystem, str]:
-    """The filesystem of a local path (relative or absolute) or a URI (file://, s3://, gs://), and the path in it.
-
-    Raises FeaturesError for a scheme that pyarrow does not open.
-    """
-    if "://" not in uri:
-        return LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
-    try:
-        return FileSystem.from_uri(uri)
-    except (ArrowException, OSError, ValueError) as error:
-        raise FeaturesError(f"{uri} cannot be opened: {one_line(error)}; use a local path, s3:// or gs://") from error
-
-
-def parent(uri: str) -> str:
-    """The folder of a file, as an absolute local path or a URI without a slash at its end."""
-    address = uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
-    return address.partition("?")[0].rstrip("/").rpartition("/")[0] or "/"
-
-
-def resolve(uri: str, folder: str) -> str:
-    """A manifest's own text for a file made absolute: relative paths are relative to the manifest's folder."""
-    if "://" in uri or os.path.isabs(uri):
-        return uri
-    return f"{folder.rstrip('/')}/{quote(uri) if '://' in folder else uri}"
 
 
 def open_source(uri: str) -> str | io.BytesIO:
@@ -86,8 +59,3 @@ def check_segment(stage: str, uri: str, start: float | None, end: float | None) 
     if begin < 0 or (end is not None and not end > begin):
         raise MediaError(stage, f"{uri}: no segment from {start} s to {end} s; 0 <= start < end is needed")
     return begin, end
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks, short enough for a table."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -16,8 +16,8 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from features.errors import MediaError
-from features.media import check_segment, clock_zero, one_line, open_container, open_source
+from features.errors import MediaError, one_line
+from features.media import check_segment, clock_zero, open_container, open_source
 
 try:  # no wheels outside x86-64
     import decord

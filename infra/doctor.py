@@ -74,7 +74,7 @@ def ray_access() -> Check:
 
 def storage(uri: str) -> Check:
     """A file can be written to, and deleted from, the folder at `uri` (or the nearest one above that exists)."""
-    from features.media import open_fs
+    from features.files import open_fs
 
     name = f"storage {uri}"
     try:

@@ -16,9 +16,9 @@ from features.audio import AudioSpec
 from features.corpus import Clip, Corpus, read_corpus
 from features.encode import EncoderSpec
 from features.isolation import IsolatedEncoder
-from features.lock import StoreLock
-from features.shards import Failure, ShardWriter, create_store, find_store, sweep_litter
 from features.store import Store, StoreSpec, shard_name
+from features.store.lock import StoreLock
+from features.store.shards import Failure, ShardWriter, create_store, find_store, sweep_litter
 from features.video import VideoSpec
 from infra.doctor import decoders, ray_access, require, storage, torch_pairing
 from pipelines.cli import JobError, Progress, main, resolve_uri, start_ray

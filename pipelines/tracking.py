@@ -18,7 +18,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from features.media import parent
+from features.files import parent
 from pipelines.cli import JobError, submitted
 
 PARAMS_PER_CALL = 100  # MLflow's limits on one batch

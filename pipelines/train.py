@@ -28,8 +28,8 @@ from clcr import metrics as M
 from clcr.config import BudgetConfig, CLCRConfig, LossConfig, ModelConfig, StemConfig
 from clcr.registry import MODELS
 from clcr.training import Epoch, OptimConfig, Trainer
-from features.media import open_fs
-from features.store import Store, write_atomic
+from features.files import open_fs, read_json, read_text, write_text
+from features.store import Store
 from infra.doctor import mlflow_server, ray_access, require, storage, torch_pairing
 from pipelines import tracking
 from pipelines.cli import JobError, Progress, flatten, main, resolve_uri, start_ray, to_yaml
@@ -289,28 +289,6 @@ def modalities_of(architecture: str, store: Store) -> tuple[str, ...]:
         known = ", ".join([*MODELS, *store.spec.features])
         raise JobError(f"--model {architecture}: known for this store are {known}")
     return ()
-
-
-def read_text(folder: str, name: str) -> str | None:
-    """A file of an output folder, None where it is missing."""
-    fs, path = open_fs(folder)
-    try:
-        with fs.open_input_file(f"{path}/{name}") as f:
-            return f.read().decode()
-    except FileNotFoundError:
-        return None
-
-
-def read_json(folder: str, name: str) -> Any:
-    """A JSON file of an output folder, None where it is missing."""
-    text = read_text(folder, name)
-    return None if text is None else json.loads(text)
-
-
-def write_text(folder: str, name: str, text: str) -> None:
-    """A file of an output folder, whole or not at all."""
-    fs, path = open_fs(folder)
-    write_atomic(fs, f"{path}/{name}", text.encode())
 
 
 def print_metrics(config: TrainConfig, metrics: Mapping[str, Mapping[str, float]]) -> None:

@@ -26,11 +26,11 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 from rich.table import Table
 
-from features.media import open_fs
+from features.files import open_fs, read_text, write_text
 from infra.doctor import mlflow_server, ray_access, require, storage, torch_pairing
 from pipelines import tracking
 from pipelines.cli import JobError, Progress, flatten, main, resolve_uri, start_ray, to_yaml
-from pipelines.train import Learner, Recipe, check, hosts, read_text, write_text
+from pipelines.train import Learner, Recipe, check, hosts
 from tuning.space import apply, defaults, space
 
 METRIC = "val/best_score"  # the best epoch's: a trial is worth what its best checkpoint is worth

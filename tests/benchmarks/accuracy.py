@@ -34,8 +34,8 @@ class AccuracyConfig:
     """folder for store, runs and mlflow.db"""
     tasks: str
     """tasks learned together, separated by commas"""
-    models: tuple[str, ...] = ("clcr", "concat", "audio", "video")
-    """models to train"""
+    models: str = "clcr,concat,audio,video"
+    """models to train, separated by commas"""
     seeds: int = 3
     """seeds 0, 1, ... of each model"""
     epochs: int = 40
@@ -56,7 +56,7 @@ def main() -> int:
         options = ["--corpus", corpus, "--store", str(out / "store"), *config.extract.split()]
         if submit(head, out / "logs" / "extract.log", "pipelines/extract.py", *options):
             return 1
-        runs = [(model, seed) for seed in range(config.seeds) for model in config.models]
+        runs = [(model, seed) for seed in range(config.seeds) for model in config.models.split(",")]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             codes = list(pool.map(lambda run: train(head, config, out, *run), runs))
     if any(codes):
@@ -86,7 +86,7 @@ def print_table(config: AccuracyConfig, out: Path) -> None:
     """Models by task; the last column is the mean over the tasks."""
     tasks = config.tasks.split(",")
     table = Table("test accuracy", *tasks, "mean", title=f"{config.seeds} seeds, {config.epochs} epochs")
-    for model in config.models:
+    for model in config.models.split(","):
         files = [out / f"{model}-{seed}" / "metrics.json" for seed in range(config.seeds)]
         runs = [json.loads(file.read_text()) for file in files]
         scores = np.array([[run[task]["accuracy"] for task in tasks] for run in runs])

@@ -5,8 +5,8 @@ import pyarrow as pa
 
 from features.corpus import Clip
 from features.encode import Sample
-from features.shards import ShardWriter, create_store
 from features.store import Feature, Store, StoreSpec, shard_name
+from features.store.shards import ShardWriter, create_store
 from features.tasks import Task
 
 LABELS = pa.schema([("label", pa.string()), ("mood", pa.float64())])

@@ -16,7 +16,7 @@ from features.audio import AudioSpec
 from features.corpus import read_corpus
 from features.encode import EncoderSpec, Sample
 from features.isolation import IsolatedEncoder
-from features.shards import Failure
+from features.store.shards import Failure
 from features.video import VideoSpec
 
 ROOT = Path(__file__).parents[2]

@@ -9,15 +9,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-import features.lock
+import features.store.lock
 from features.errors import StoreError
-from features.lock import StoreLock
-from features.store import write_atomic
+from features.files import write_atomic
+from features.store.lock import StoreLock
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
-from features.lock import StoreLock
+from features.store.lock import StoreLock
 with StoreLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
@@ -78,7 +78,7 @@ def test_a_process_number_used_again_is_not_the_owner(tmp_path):
 
 
 def test_an_owner_on_another_host_counts_as_dead_without_a_heartbeat(tmp_path, monkeypatch):
-    monkeypatch.setattr(features.lock, "STALE", 1.5)
+    monkeypatch.setattr(features.store.lock, "STALE", 1.5)
     with StoreLock(str(tmp_path)):
         lock = lock_of(tmp_path)
     (tmp_path / "lock.json").write_text(json.dumps(lock | {"host": "elsewhere"}))
@@ -88,7 +88,7 @@ def test_an_owner_on_another_host_counts_as_dead_without_a_heartbeat(tmp_path, m
 
 
 def test_the_owner_gives_a_heartbeat(tmp_path, monkeypatch):
-    monkeypatch.setattr(features.lock, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(features.store.lock, "HEARTBEAT", 0.05)
     with StoreLock(str(tmp_path)):
         first = lock_of(tmp_path)["beats"]
         time.sleep(0.5)
@@ -96,7 +96,7 @@ def test_the_owner_gives_a_heartbeat(tmp_path, monkeypatch):
 
 
 def test_a_job_whose_lock_was_taken_over_stops_and_leaves_it_to_the_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(features.lock, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(features.store.lock, "HEARTBEAT", 0.05)
     with StoreLock(str(tmp_path)) as lock:
         lock.check()
         write_atomic(lock.fs, lock.path, json.dumps(lock_of(tmp_path) | {"owner": "other", "pid": 7}).encode())

@@ -18,8 +18,8 @@ from storefiles import (
 )
 
 from features.errors import StoreError
-from features.shards import Failure, ShardWriter, create_store, find_store, sample_key, sweep_litter
 from features.store import Feature, Store
+from features.store.shards import Failure, ShardWriter, create_store, find_store, sample_key, sweep_litter
 
 STRANGE_IDS = ["a.b.c", "deep/er/than.this", "../up", "grüße/Ωμέγα 猫", "100%2E", "sp ace", "x" * 300 + ".é"]
 

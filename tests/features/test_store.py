@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from storefiles import make_clips, make_sample, write_store
 
-import features.store
+import features.store.reader
 from features.errors import StoreError
 from features.store import Store
 
@@ -104,7 +104,7 @@ def test_a_store_goes_to_another_process_with_its_files_closed(store):
 
 
 def test_a_reader_of_many_shards_keeps_few_files_open(store, monkeypatch):
-    monkeypatch.setattr(features.store, "OPEN_SHARDS", 3)
+    monkeypatch.setattr(features.store.reader, "OPEN_SHARDS", 3)
     reader = Store(store.uri)
     for row in [*store.index().to_pylist(), *store.index().to_pylist()]:
         sample = reader.read(row["shard"], row["offset"], row["nbytes"])

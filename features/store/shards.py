@@ -20,8 +20,9 @@ import webdataset as wds
 from features.corpus import Clip
 from features.encode import Sample
 from features.errors import StoreError
-from features.media import open_fs
-from features.store import Store, StoreSpec, encode_array, list_files, write_atomic
+from features.files import list_files, open_fs, write_atomic
+from features.quality import QUALITY_SCHEMA
+from features.store import Store, StoreSpec, encode_array
 
 FOLDERS = ("shards", "index", "failures")
 FAILURE_SCHEMA = pa.schema(
@@ -64,6 +65,7 @@ def index_schema(spec: StoreSpec, labels: pa.Schema) -> pa.Schema:
             ("sha256", pa.string()),
             ("duration", pa.float64()),
             *[(f"tokens_{modality}", pa.int32()) for modality in spec.features],
+            *QUALITY_SCHEMA,
             *[(f"uri_{source}", pa.string()) for source in ("video", "audio")],
             ("start", pa.float64()),
             ("end", pa.float64()),
@@ -116,6 +118,7 @@ class ShardWriter:
                 "sha256": checksum.hexdigest(),
                 "duration": sample.duration,
                 **{f"tokens_{m}": len(sample.features.get(m, ())) for m in self.modalities},
+                **{name: sample.quality.get(name) for name in QUALITY_SCHEMA.names},
                 "uri_video": clip.video,
                 "uri_audio": clip.audio,
                 "start": clip.start,

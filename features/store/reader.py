@@ -6,14 +6,13 @@
     STORE/failures/*.parquet     one row per clip that could not be used
 
 Which clips share a shard follows from the manifest's order and `shard_rows` alone, so the same corpus gives the same
-bytes on any cluster. Writing is in `features.shards`; this file is the one reader for every later job.
+bytes on any cluster. Writing is in `features.store.shards`; this file is the one reader for every later job.
 """
 
 import hashlib
 import io
 import json
 import tarfile
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,10 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.fs as pafs
 
 from features.errors import StoreError
-from features.media import open_fs
+from features.files import list_files, open_fs
 from features.tasks import Task
 
 SCHEMA_VERSION = 1
@@ -195,22 +193,6 @@ def encode_array(array: np.ndarray) -> bytes:
 def decode_array(payload: bytes) -> np.ndarray:
     """The array in the bytes of a .npy file."""
     return np.lib.format.read_array(io.BytesIO(payload), allow_pickle=False)
-
-
-def list_files(fs: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
-    """Finished files of a folder by name; none where the folder is missing."""
-    infos = fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-    files = [i for i in infos if i.type == pafs.FileType.File and not i.base_name.endswith(".tmp")]
-    return sorted(files, key=lambda info: info.base_name)
-
-
-def write_atomic(fs: pafs.FileSystem, path: str, payload: bytes) -> None:
-    """Write a whole file or nothing. Object stores show a file only when it is closed; local ones need a rename."""
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp" if fs.type_name == "local" else path  # two writers never share one
-    with fs.open_output_stream(temporary) as f:
-        f.write(payload)
-    if temporary != path:
-        fs.move(temporary, path)
 
 
 def _digest(plain: Mapping[str, Any]) -> str:

@@ -16,8 +16,7 @@ import psutil
 import pyarrow.fs as pafs
 
 from features.errors import StoreError
-from features.media import open_fs
-from features.store import write_atomic
+from features.files import open_fs, write_atomic
 
 HEARTBEAT = 5.0  # seconds
 STALE = 30.0  # seconds without a heartbeat after which an owner counts as dead
