@@ -22,7 +22,6 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-START_SECONDS = 90
 
 
 @dataclass(frozen=True)
@@ -63,20 +62,23 @@ def local_head(cpus: int | None = None, env: Mapping[str, str] | None = None) ->
     try:
         url = f"http://127.0.0.1:{dashboard}"
         for ready in (f"{url}/api/version", f"http://127.0.0.1:{agent}/api/local_raylet_healthz"):
-            _wait_for(ready, process, environment["RAY_AUTH_TOKEN"], Path(session) / "start.log")
+            if not answers(ready, process, environment["RAY_AUTH_TOKEN"]):
+                log_text = (Path(session) / "start.log").read_text()
+                raise RuntimeError(f"the Ray head node did not start:\n{log_text[-2000:]}")
         yield Head(url, environment)
     finally:
         _stop(process, session)
 
 
-def _wait_for(url: str, process: subprocess.Popen, token: str, log: Path) -> None:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
-    deadline = time.monotonic() + START_SECONDS
+def answers(url: str, process: subprocess.Popen, token: str = "", seconds: float = 90) -> bool:
+    """Wait until a page of a server answers; False when its process ended or the time is up."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(OSError), urllib.request.urlopen(request, timeout=2):
-            return
+            return True
         time.sleep(0.3)
-    raise RuntimeError(f"the Ray head node did not start:\n{log.read_text()[-2000:]}")
+    return False
 
 
 def _stop(process: subprocess.Popen, session: str) -> None:

@@ -7,8 +7,6 @@ import json
 import subprocess
 import sys
 import time
-import urllib.request
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from infra.head import ROOT, free_ports
+from infra.head import ROOT, answers, free_ports
 
 
 @dataclass(frozen=True)
@@ -48,23 +46,14 @@ def main() -> None:
     command = [Path(sys.executable).parent / "mlflow", "ui", "--backend-store-uri", config.tracking_uri]
     server = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(f"http://127.0.0.1:{port}/health")
+        if not answers(f"http://127.0.0.1:{port}/health", server):
+            sys.exit(f"error: mlflow ui did not start on {config.tracking_uri}")
         query = f"runs={json.dumps(ids)}&experiments={json.dumps([experiment.experiment_id])}"
         photograph(f"http://127.0.0.1:{port}/#/compare-runs?{query}", config.out)
     finally:
         server.terminate()
         server.wait()
     print(f"written: {config.out}")
-
-
-def wait_for(url: str, seconds: float = 60) -> None:
-    """Return when the page answers."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with suppress(OSError), urllib.request.urlopen(url, timeout=2):
-            return
-        time.sleep(0.5)
-    sys.exit(f"error: {url} did not answer within {seconds:g} s")
 
 
 def photograph(url: str, out: Path, width: int = 1500, height: int = 1100, seconds: float = 12) -> None:

@@ -94,6 +94,13 @@ def override(config: Config, options: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, **changes)
 
 
+def require_at_least(config: Any, least: Mapping[str, float]) -> None:
+    """Raise ConfigError for the first option that is below its least value; least: by field name."""
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be {value:g} or more")
+
+
 def to_yaml(config: Any) -> str:
     """The options of a config by dotted name, as `--config` takes them; options left empty are left out."""
     plain = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in flatten(config).items()}

@@ -8,6 +8,8 @@ modality, no target, hence no part in any loss or metric.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import numpy as np
@@ -91,7 +93,7 @@ class SplitLoader:
             batch_sampler=plan,
             collate_fn=self.collate,
             num_workers=self.processes,
-            multiprocessing_context="forkserver" if self.processes else None,
+            multiprocessing_context=_forkserver() if self.processes else None,
         )
         yield from loader
 
@@ -105,6 +107,13 @@ class SplitLoader:
         if not self.shuffle:
             return np.arange(len(self.dataset))
         return np.random.default_rng((self.seed, epoch + 1)).permutation(len(self.dataset))
+
+
+def _forkserver() -> BaseContext:
+    """Reading processes that start in milliseconds at every epoch: their imports are made once."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "pipelines.loading"])
+    return context
 
 
 def plan_epoch(rows: int, batch_size: int, rank: int, world: int, order: np.ndarray) -> list[list[int]]:

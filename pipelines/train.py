@@ -32,7 +32,7 @@ from features.files import open_fs, read_json, read_text, write_text
 from features.store import Store
 from infra.doctor import mlflow_server, ray_access, require, storage, torch_pairing
 from pipelines import tracking
-from pipelines.cli import JobError, Progress, flatten, main, resolve_uri, start_ray, to_yaml
+from pipelines.cli import JobError, Progress, flatten, main, require_at_least, resolve_uri, start_ray, to_yaml
 from pipelines.figures import confusion_figure
 from pipelines.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 
@@ -78,6 +78,9 @@ class TrainConfig:
     checkpoint_seconds: float = 30.0
     """least time between checkpoints: what a dead worker costs at most, beside one epoch"""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        require_at_least(self, {"workers": 1, "cpus_per_worker": 0, "checkpoint_seconds": 0})
 
 
 class Learner:
@@ -132,10 +135,7 @@ def train(config: TrainConfig) -> None:
     if (finished := read_json(config.out, "metrics.json")) is not None:
         print(f"{config.out} holds this run, finished:")
         return print_metrics(config, finished)
-    uri = tracking.tracking_uri(config.out)
-    require(torch_pairing(), ray_access(), storage(config.out), mlflow_server(uri))
-    start_ray()
-    tracking.require_reachable_by(hosts(), uri)
+    uri = prepare(config.out)
     if started:
         run = tracking.resume_run(started["tracking_uri"], started["run_id"])
     else:
@@ -191,9 +191,14 @@ def claim(config: TrainConfig) -> dict[str, str] | None:
     return read_json(config.out, "run.json")
 
 
-def hosts() -> int:
-    """How many machines the cluster spans."""
-    return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
+def prepare(out: str) -> str:
+    """Check what every tracked job needs, start Ray or join it, and return the tracking server's address."""
+    uri = tracking.tracking_uri(out)
+    require(torch_pairing(), ray_access(), storage(out), mlflow_server(uri))
+    start_ray()
+    hosts = len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
+    tracking.require_reachable_by(hosts, uri)
+    return uri
 
 
 def launch(config: TrainConfig, run: tracking.Run) -> None:

@@ -11,6 +11,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "features"))  # mediafiles, storefiles
 
+# Ray runs its workers at niceness 15, where anything else on a small machine starves them.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 EXCUSES = ("data", "gpu")
 
 

@@ -27,10 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from features.files import open_fs, read_text, write_text
-from infra.doctor import mlflow_server, ray_access, require, storage, torch_pairing
 from pipelines import tracking
-from pipelines.cli import JobError, Progress, flatten, main, resolve_uri, start_ray, to_yaml
-from pipelines.train import Learner, Recipe, check, hosts
+from pipelines.cli import JobError, Progress, flatten, main, require_at_least, resolve_uri, to_yaml
+from pipelines.train import Learner, Recipe, check, prepare
 from tuning.space import apply, defaults, space
 
 METRIC = "val/best_score"  # the best epoch's: a trial is worth what its best checkpoint is worth
@@ -58,6 +57,10 @@ class SweepConfig:
     """MLflow experiment"""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
+    def __post_init__(self) -> None:
+        least = {"trials": 1, "concurrency": 0, "cpus_per_trial": 1, "grace_epochs": 1, "reduction": 2}
+        require_at_least(self, least)
+
 
 def sweep(config: SweepConfig) -> None:
     """The job: check, claim the output folder, search, write best.yaml and trials.parquet."""
@@ -65,10 +68,7 @@ def sweep(config: SweepConfig) -> None:
     check(config.store, config.recipe)
     if read_text(config.out, "best.yaml") is not None:
         raise JobError(f"--out {config.out} holds a finished sweep (best.yaml): give another --out, or use that one")
-    uri = tracking.tracking_uri(config.out)
-    require(torch_pairing(), ray_access(), storage(config.out), mlflow_server(uri))
-    start_ray()
-    tracking.require_reachable_by(hosts(), uri)
+    uri = prepare(config.out)
     fs, path = open_fs(config.out)
     fs.create_dir(path, recursive=True)
     name = f"sweep-{config.recipe.architecture}"
@@ -207,8 +207,10 @@ def finish(config: SweepConfig, run: tracking.Run, log: TrialLog) -> None:
     text = to_yaml(apply(config.recipe, point))
     run.client.log_text(run.run_id, text, "best.yaml")
     write_text(config.out, "best.yaml", text)
-    full = len(rows) * config.recipe.optim.epochs
-    print(f"{sum(row['epochs'] for row in rows)} epochs run of {full}: ASHA saved the rest")
+    stopped = [row for row in rows if row["status"] == "STOPPED"]
+    saved = sum(config.recipe.optim.epochs - row["epochs"] for row in stopped)
+    failed = sum(row["status"] == "FAILED" for row in rows)
+    print(f"ASHA stopped {len(stopped)} of {len(rows)} trials and saved {saved} epochs; {failed} failed")
     print(
         f"best: trial {best['trial']}; python pipelines/train.py --config {config.out}/best.yaml --store ... --out ..."
     )

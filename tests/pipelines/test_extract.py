@@ -180,6 +180,7 @@ MISTAKES = {
     ),
     "an unknown option": (GOOD, ["--shard-row", "3"], "did you mean --shard-rows?"),
     "a wrong value": (GOOD, ["--video.fps", "-3"], "fps -3"),
+    "too few of something": (GOOD, ["--shard-rows", "0"], "--shard-rows 0: must be 1 or more"),
 }
 
 

@@ -115,6 +115,7 @@ def test_more_workers_than_the_cluster_has_room_for_is_refused(two_nodes, store,
         (["--model", "resnet"], "--model resnet"),
         (["--model.width", "7", "--model.heads", "2"], "heads"),
         (["--epochs", "0"], "--epochs 0"),
+        (["--workers", "0"], "--workers 0: must be 1 or more"),
         (["--store", "nowhere"], "no feature store"),
     ],
 )

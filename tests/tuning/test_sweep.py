@@ -49,6 +49,13 @@ def test_the_first_trial_is_the_recipe_as_given_and_trials_differ(swept):
     assert len({t["lr"] for t in trials}) == 4
 
 
+def test_the_last_lines_count_what_asha_stopped(swept):
+    trials = pq.read_table(swept[0] / "sweep" / "trials.parquet").to_pylist()
+    stopped = [t for t in trials if t["status"] == "STOPPED"]
+    saved = sum(3 - t["epochs"] for t in stopped)
+    assert f"ASHA stopped {len(stopped)} of 4 trials and saved {saved} epochs; 0 failed" in swept[2]
+
+
 def test_best_yaml_is_what_train_takes_as_it_is(swept, store):
     folder, _, _ = swept
     command = [sys.executable, "pipelines/train.py", "--config", str(folder / "sweep" / "best.yaml")]
@@ -61,3 +68,19 @@ def test_a_finished_sweeps_folder_is_refused_in_one_line(swept):
     done = subprocess.run(swept[1], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0 and "holds a finished sweep" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["trials", "cpus-per-trial", "grace-epochs"])
+def test_a_number_that_makes_no_sweep_is_refused_in_one_line(option, tmp_path):
+    command = [
+        sys.executable,
+        "tuning/sweep.py",
+        "--store",
+        "nowhere",
+        "--out",
+        str(tmp_path / "x"),
+        f"--{option}",
+        "0",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == f"error: --{option} 0: must be 1 or more\n"
