@@ -1,0 +1,175 @@
+"""A contact sheet: some clips of a store as a person sees and hears them, frames over log-mel on one time axis.
+
+What is drawn is what a model gets: the stored arrays, placed by the rates in store.json. Features that are neither
+pictures (height, width, 3) nor vectors (bands,) are named with their shape.
+"""
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from features.errors import StoreError
+from features.files import open_fs, write_atomic
+from features.store.reader import Feature, Store
+
+DPI = 150
+CELL = 7.6  # inches that a clip's time axis is wide
+FRAME = 0.9  # inches, about, that one frame is wide
+BANDS = 1.1  # inches that a row of vectors is high
+LEFT, RIGHT, TITLE, AXIS, TOP = 0.6, 0.2, 0.3, 0.5, 0.4  # inches around and above a cell
+TITLE_LENGTH = 100  # characters
+EMPTY = "#ececec"
+
+
+def contact_sheet(store: Store, clips: int = 6, seed: int = 0, split: str | None = None) -> Figure:
+    """Draw some clips, drawn by lot, in the order in which they lie in the store.
+
+    Raises StoreError for a split without clips.
+    """
+    rows = choose(store, clips, seed, split)
+    samples = [store.read(row["shard"], row["offset"], row["nbytes"]) for row in rows]
+    features = store.spec.features
+    heights = {name: _height(feature) for name, feature in features.items()}
+    columns = 1 if len(rows) == 1 else 2
+    lines = -(-len(rows) // columns)
+    cell = TITLE + sum(heights.values()) + AXIS
+    width, height = columns * (LEFT + CELL + RIGHT), TOP + lines * cell
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    heading = f"{store.uri}    {len(rows)} clips of {split or 'any split'}, seed {seed}"
+    _text(figure, 0.1 / width, 1 - TOP / 2 / height, heading, size=10, weight="bold", va="center")
+    colours = {name: _colour_range([sample[name] for sample in samples if name in sample]) for name in features}
+    for number, (row, sample) in enumerate(zip(rows, samples, strict=True)):
+        line, column = divmod(number, columns)
+        left, top = column * (LEFT + CELL + RIGHT) + LEFT, height - TOP - line * cell - TITLE
+        _text(figure, left / width, (top + 0.07) / height, describe(row, store), size=9, va="bottom")
+        duration = max([row["duration"], *(len(sample[m]) / f.rate for m, f in features.items() if m in sample)])
+        for name, feature in features.items():
+            top -= heights[name]
+            axes = figure.add_axes((left / width, top / height, CELL / width, (heights[name] - 0.03) / height))
+            axes.set(xlim=(0, duration), facecolor=EMPTY, yticks=[])
+            axes.set_ylabel(name, fontsize=8)
+            _draw(axes, sample.get(name), name, feature, duration, colours[name])
+            last = name == list(features)[-1]
+            axes.tick_params(axis="x", labelsize=7, labelbottom=last, length=3 if last else 0)
+        axes.set_xlabel("seconds", fontsize=7, labelpad=1)
+    return figure
+
+
+def choose(store: Store, clips: int, seed: int, split: str | None) -> list[dict[str, Any]]:
+    """Rows of the index drawn by lot, without repetition, in the index's order; all of them where there are fewer."""
+    columns = ["clip_id", "split", "shard", "offset", "nbytes", "duration"]
+    index = store.index(split, columns + [f"label_{task.name}" for task in store.spec.tasks])
+    if not len(index):
+        splits = ", ".join(store.spec.splits)
+        raise StoreError(f"{store.uri} has no indexed clip in {split or 'any split'}; its splits are {splits}")
+    lot = np.random.default_rng(seed).permutation(len(index))[:clips]
+    return index.take(np.sort(lot)).to_pylist()
+
+
+def describe(row: Mapping[str, Any], store: Store) -> str:
+    """A clip's heading: clip_id, split, seconds and labels; the middle of one that is too long is left out."""
+    labels = {task.name: row[f"label_{task.name}"] for task in store.spec.tasks}
+    values = [f"{name} {'-' if value is None else value}" for name, value in labels.items()]
+    rest = "   ".join(["", row["split"], f"{row['duration']:.2f} s", *values])
+    rest = _shortened(rest, 2 * TITLE_LENGTH // 3)
+    return _shortened(row["clip_id"], TITLE_LENGTH - len(rest)) + rest
+
+
+def write_figure(uri: str, figure: Figure) -> None:
+    """Write a figure as PNG to a path or URI, whole or not at all."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a clip_id in a script that the font lacks
+        figure.savefig(buffer, format="png", dpi=DPI)
+    fs, path = open_fs(uri)
+    write_atomic(fs, path, buffer.getvalue())
+
+
+def _height(feature: Feature) -> float:
+    """Inches that a modality's strip is high: frames keep their shape and fill the width."""
+    if not _is_picture(feature):
+        return BANDS
+    tall, wide = feature.shape[:2]
+    return CELL / _frames_across(feature) * tall / wide
+
+
+def _is_picture(feature: Feature) -> bool:
+    return len(feature.shape) == 3 and feature.shape[2] == 3 and feature.dtype == "uint8"
+
+
+def _frames_across(feature: Feature) -> int:
+    tall, wide = feature.shape[:2]
+    return max(1, round(CELL / FRAME * math.sqrt(tall / wide)))
+
+
+def _draw(
+    axes: Axes,
+    values: np.ndarray | None,
+    name: str,
+    feature: Feature,
+    duration: float,
+    colours: tuple[float, float] | None,
+) -> None:
+    if values is None:
+        _note(axes, f"no {name}")
+    elif _is_picture(feature):
+        _draw_frames(axes, values, feature, duration)
+    elif len(feature.shape) == 1:
+        extent = (0, len(values) / feature.rate, 0, feature.shape[0])
+        low, high = colours
+        axes.imshow(
+            values.T.astype(np.float32),
+            aspect="auto",
+            origin="lower",
+            extent=extent,
+            cmap="magma",
+            vmin=low,
+            vmax=high,
+            interpolation="nearest",
+        )
+        axes.set_xlim(0, duration)
+        axes.set_yticks([0, feature.shape[0]])
+        axes.tick_params(axis="y", labelsize=6, length=2)
+    else:
+        _note(axes, f"{len(values)} tokens of {feature.dtype} {list(feature.shape)}")
+
+
+def _draw_frames(axes: Axes, values: np.ndarray, feature: Feature, duration: float) -> None:
+    """Evenly spaced frames side by side, each centred at the time it was shown; blank where the video has ended."""
+    across = _frames_across(feature)
+    count, half = min(across, len(values)), 0.98 * duration / across / 2
+    for time in (np.arange(count) + 0.5) * duration / count:
+        token = int(time * feature.rate)
+        if token < len(values):
+            axes.imshow(
+                values[token], aspect="auto", extent=(time - half, time + half, 0, 1), interpolation="antialiased"
+            )
+    axes.set(xlim=(0, duration), ylim=(0, 1))
+
+
+def _colour_range(arrays: Sequence[np.ndarray]) -> tuple[float, float] | None:
+    """One range for all clips, so that a quiet one looks quiet; the few most extreme values do not set it."""
+    if not arrays or not all(array.ndim == 2 for array in arrays):
+        return None
+    low, high = np.percentile(np.concatenate([array.ravel().astype(np.float32) for array in arrays]), (1, 99.8))
+    return float(low), float(high)
+
+
+def _note(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=10, color="#777777")
+
+
+def _text(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
+    """Text as it stands: a $ in a clip_id is no formula."""
+    figure.text(x, y, text, parse_math=False, **style)
+
+
+def _shortened(text: str, length: int) -> str:
+    half = (length - 3) // 2
+    return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
