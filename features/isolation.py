@@ -1,15 +1,19 @@
 """Decoding in a child process that may die, so that no clip can hurt another.
 
-Any decoder can abort, hang with the interpreter's lock held, or leak; only another process survives that. Each encoder
-owns one child. A clip that crashes it or outlasts the timeout becomes a `Failure`, and a fresh child goes on.
+Any decoder can abort, hang with the interpreter's lock held, or eat all memory; only another process survives that.
+Each encoder owns one child. A clip that crashes it twice, outlasts the timeout or asks for more memory than allowed
+becomes a `Failure`, and a fresh child goes on.
 """
 
 import contextlib
 import multiprocessing
+import resource
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
+import psutil
 import torch
 
 from features.corpus import Clip
@@ -17,17 +21,18 @@ from features.encode import EncoderSpec, Sample, encode_clip
 from features.errors import MediaError
 from features.store.shards import Failure
 
+CRASH, TIMEOUT, MEMORY = "Crash", "Timeout", "Memory"  # classes of failures
 GRACE = 1.0  # seconds beyond the timeout after which a child that nobody stopped stops itself
 
 
 class IsolatedEncoder:
     """Encodes clips one by one in a killable child process.
 
-    timeout: seconds that one clip may take.
+    timeout: seconds that one clip may take. memory_gb: GB that one clip may take; enforced on Linux.
     """
 
-    def __init__(self, spec: EncoderSpec, timeout: float) -> None:
-        self.spec, self.timeout = spec, timeout
+    def __init__(self, spec: EncoderSpec, timeout: float, memory_gb: float = 4.0) -> None:
+        self.spec, self.timeout, self.memory_gb = spec, timeout, memory_gb
         # A fork server imports the decoders once; a child after a crash then starts in milliseconds.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["__main__", "features.isolation"])
@@ -37,7 +42,11 @@ class IsolatedEncoder:
     def encode(self, clips: Iterable[tuple[Clip, Mapping[str, str]]]) -> Iterator[tuple[Clip, Sample | Failure]]:
         """Each clip with its sample or failure, in order. clips: pairs of clip and resolved media URIs."""
         for clip, media in clips:
-            yield clip, self._encode(clip, media)
+            outcome = self._encode(clip, media)
+            if isinstance(outcome, Failure) and outcome.error == CRASH:  # the machine's fault, perhaps: once more
+                outcome = self._encode(clip, media)
+                outcome = replace(outcome, attempts=2) if isinstance(outcome, Failure) else outcome
+            yield clip, outcome
 
     def _encode(self, clip: Clip, media: Mapping[str, str]) -> Sample | Failure:
         if self._child is None or not self._child.is_alive():
@@ -45,19 +54,22 @@ class IsolatedEncoder:
         try:
             self._connection.send((clip, media, self.spec, self.timeout))
             if self._connection.poll(self.timeout):
-                return self._connection.recv()
+                outcome = self._connection.recv()
+                if isinstance(outcome, Failure) and outcome.error == MEMORY:
+                    self.close()  # what it holds by now, it may hold for ever
+                return outcome
         except (EOFError, OSError):  # the child's end of the pipe is gone
             self._child.join()
-            return Failure("decode", "Crash", f"the decoder's process died with exit code {self._child.exitcode}")
+            return Failure("decode", CRASH, f"the decoder's process died with exit code {self._child.exitcode}")
         self.close()
-        return Failure("decode", "Timeout", f"took longer than {self.timeout:g} s and was stopped")
+        return Failure("decode", TIMEOUT, f"took longer than {self.timeout:g} s and was stopped")
 
     def _start(self) -> None:
         """A child that has imported the decoders: no clip's time pays for that."""
         self.close()
         # A pipe and nothing else: the semaphores of a multiprocessing queue outlive a worker that Ray kills.
         self._connection, theirs = self._context.Pipe()
-        self._child = self._context.Process(target=_serve, args=(theirs, encode_clip), daemon=True)
+        self._child = self._context.Process(target=_serve, args=(theirs, encode_clip, self.memory_gb), daemon=True)
         self._child.start()
         theirs.close()
         try:
@@ -74,18 +86,23 @@ class IsolatedEncoder:
             self._child = None
 
 
-def _serve(connection: Connection, encode: Callable[[Clip, Mapping[str, str], EncoderSpec], Sample]) -> None:
+def _serve(
+    connection: Connection, encode: Callable[[Clip, Mapping[str, str], EncoderSpec], Sample], memory_gb: float
+) -> None:
     """The child's whole life: one clip in, one sample or failure out, until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A decoder that spins would outlive a job that was killed; no handler, for it may hold the interpreter's lock.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    if hasattr(used := psutil.Process().memory_info(), "data"):  # Linux: every private page that can be written
+        limit = used.data + int(memory_gb * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     with contextlib.suppress(EOFError, BrokenPipeError):
         connection.send("ready")
         while True:
             clip, media, spec, timeout = connection.recv()
             signal.setitimer(signal.ITIMER_REAL, timeout + GRACE)
-            outcome = _attempt(encode, clip, media, spec)
+            outcome = _attempt(encode, clip, media, spec, memory_gb)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send(outcome)
 
@@ -95,10 +112,13 @@ def _attempt(
     clip: Clip,
     media: Mapping[str, str],
     spec: EncoderSpec,
+    memory_gb: float,
 ) -> Sample | Failure:
     try:
         return encode(clip, media, spec)
-    except MediaError as error:
-        return Failure(error.stage, type(error).__name__, str(error))
     except Exception as error:  # a decoder may raise anything; the job's rule is that a bad clip costs that clip
+        if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
+            return Failure("decode", MEMORY, f"asked for more than {memory_gb:g} GB of memory")
+        if isinstance(error, MediaError):
+            return Failure(error.stage, type(error).__name__, str(error))
         return Failure("decode", type(error).__name__, str(error).splitlines()[0] if str(error) else "")

@@ -1,13 +1,16 @@
 """Writing one shard of a feature store so that it is either committed whole or not there.
 
 Order of writing: tar, failures part, index part. The index part is the commit record; whatever lies in the store
-without one is litter of a run that died, and `sweep_litter` removes it.
+without one is litter of a run that died, and `sweep_litter` removes it. A shard that is written again, because some of
+its clips may succeed now, loses its index part first: an index never points into another tar.
 """
 
 import contextlib
 import hashlib
 import json
+import tarfile
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -24,7 +27,7 @@ from features.files import list_files, open_fs, write_atomic
 from features.quality import QUALITY_SCHEMA
 from features.store import Store, StoreSpec, encode_array
 
-FOLDERS = ("shards", "index", "failures")
+FOLDERS = ("shards", "index", "failures")  # of one file per shard
 FAILURE_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -96,14 +99,11 @@ class ShardWriter:
 
     def add(self, clip: Clip, sample: Sample) -> None:
         """Append a sample to the tar; it counts from `commit` on."""
-        if self._tar is None:
-            self._stream = self.fs.open_output_stream(self._temporary)
-            # Fixed owner and time: the same samples give the same bytes.
-            self._tar = wds.TarWriter(self._stream, encoder=False, mtime=0.0, user="", group="", format="PAX_FORMAT")
+        tar = self._open()
         members = {f"{modality}.npy": encode_array(values) for modality, values in sample.features.items()}
         record = {"clip_id": clip.clip_id, "split": clip.split, "duration": sample.duration, "labels": clip.labels}
         members["json"] = json.dumps(record, default=str).encode()
-        offset = self._tar.tarstream.offset
+        offset = tar.offset
         self._tar.write({"__key__": sample_key(clip.clip_id), **members})
         checksum = hashlib.sha256()
         for name in sorted(members):  # the order in which they lie in the tar
@@ -114,7 +114,7 @@ class ShardWriter:
                 "split": self.split,
                 "shard": self.name,
                 "offset": offset,
-                "nbytes": self._tar.tarstream.offset - offset,
+                "nbytes": tar.offset - offset,
                 "sha256": checksum.hexdigest(),
                 "duration": sample.duration,
                 **{f"tokens_{m}": len(sample.features.get(m, ())) for m in self.modalities},
@@ -129,6 +129,13 @@ class ShardWriter:
             }
         )
 
+    def keep(self, row: Mapping[str, Any], payload: bytes) -> None:
+        """Append a sample of this shard's earlier version; row: its index row; payload: its stretch of the tar."""
+        tar = self._open()
+        self.rows.append({**row, "offset": tar.offset})
+        tar.fileobj.write(payload)
+        tar.offset += len(payload)
+
     def fail(self, clip: Clip, failure: Failure) -> None:
         """Record a clip that cannot be used."""
         self.failed.append(
@@ -137,6 +144,9 @@ class ShardWriter:
 
     def commit(self) -> None:
         """Tar, then failures, then index: after the last of them the shard counts."""
+        index = f"{self.root}/index/{self.name}.parquet"
+        if self.fs.get_file_info(index).type == pafs.FileType.File:
+            self.fs.delete_file(index)
         if self._tar is not None:
             self._tar.close()
             self._stream.close()
@@ -145,6 +155,14 @@ class ShardWriter:
             self._tar = None
         self._write_part("failures", self.failed, FAILURE_SCHEMA)
         self._write_part("index", self.rows, self.schema)
+
+    def _open(self) -> tarfile.TarFile:
+        """The tar, begun with the first sample."""
+        if self._tar is None:
+            self._stream = self.fs.open_output_stream(self._temporary)
+            # Fixed owner and time: the same samples give the same bytes.
+            self._tar = wds.TarWriter(self._stream, encoder=False, mtime=0.0, user="", group="", format="PAX_FORMAT")
+        return self._tar.tarstream
 
     def _write_part(self, folder: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
         buffer = pa.BufferOutputStream()
@@ -167,7 +185,7 @@ def find_store(uri: str, spec: StoreSpec) -> Store | None:
     fs, path = open_fs(uri)
     if fs.get_file_info(f"{path}/store.json").type == pafs.FileType.NotFound:
         # What lies in a store's folders without a commit record is deleted: not somebody else's files.
-        if foreign := [info.path for folder in FOLDERS for info in list_files(fs, f"{path}/{folder}")]:
+        if foreign := [info.path for folder in (*FOLDERS, "plan") for info in list_files(fs, f"{path}/{folder}")]:
             raise StoreError(f"{uri} holds files but no store ({foreign[0]}): give --store a new or empty folder")
         return None
     store = Store(uri)
@@ -201,6 +219,7 @@ def sweep_litter(store: Store) -> int:
     committed = {name for name, info in parts.items() if f"{name}.tar" in tars or not _rows(store, info)}
     litter = [info for infos in files.values() for info in infos if info.base_name.rsplit(".", 1)[0] not in committed]
     litter += [info for info in _every_file(store, "") if info.base_name.startswith("store.json.")]
+    litter += [info for info in _every_file(store, "plan") if info.base_name.endswith(".tmp")]
     for info in litter:
         store.fs.delete_file(info.path)
     return len(litter)

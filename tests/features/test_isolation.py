@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import crashing
@@ -27,7 +28,7 @@ SPEC = EncoderSpec(VideoSpec(size=16), AudioSpec())
 def encoder(monkeypatch):
     """An encoder whose child runs crashing.encode; 2 s per clip."""
     monkeypatch.setattr(features.isolation, "encode_clip", crashing.encode)
-    encoder = IsolatedEncoder(SPEC, timeout=2.0)
+    encoder = IsolatedEncoder(SPEC, timeout=2.0, memory_gb=0.3)
     yield encoder
     encoder.close()
 
@@ -38,20 +39,28 @@ def encode(encoder, *clip_ids):
 
 @pytest.mark.slow
 def test_a_clip_that_aborts_hangs_or_raises_costs_itself_alone(encoder):
-    ids = ["0", "aborts", "1", "aborts", "spins", "2", "raises", "refused", "4"]
+    ids = ["0", "aborts", "1", "aborts", "spins", "2", "raises", "refused", "4", "eats", "5"]
     outcomes = dict(zip(enumerate(ids), encode(encoder, *ids), strict=True))
     failures = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Failure)}
-    crash = Failure("decode", "Crash", "the decoder's process died with exit code -6")
+    crash = Failure("decode", "Crash", "the decoder's process died with exit code -6", attempts=2)
     assert failures == {
         (1, "aborts"): crash,
         (3, "aborts"): crash,
         (4, "spins"): Failure("decode", "Timeout", "took longer than 2 s and was stopped"),
         (6, "raises"): Failure("decode", "KeyError", repr("first line\nsecond line")),
         (7, "refused"): Failure("video", "MediaError", "no key frame"),
+        (9, "eats"): Failure("decode", "Memory", "asked for more than 0.3 GB of memory"),
     }
     for (_, name), outcome in outcomes.items():
         if isinstance(outcome, Sample):
             assert (outcome.features["video"] == make_sample(int(name)).features["video"]).all()
+
+
+@pytest.mark.slow
+def test_a_crash_that_does_not_come_again_costs_nothing(encoder, tmp_path):
+    clip = replace(make_clip("aborts once"), video=str(tmp_path / "crashed"))
+    ((_, outcome),) = encoder.encode([(clip, {})])
+    assert isinstance(outcome, Sample) and (tmp_path / "crashed").exists()
 
 
 @pytest.mark.slow
