@@ -1,11 +1,12 @@
 """The sound of one clip as log-mel frames: PyAV decodes, torchaudio resamples and transforms.
 
 Sound and pictures share one clock, the file's: sound that begins later than the file is preceded by silence, so that
-log-mel frame k, whose window is centred at (k + 0.5) * hop, belongs to the video frame shown at that time.
+log-mel frame k, whose window is centred at (k + 0.5) * hop, belongs to the video frame shown at that time. Packets
+that do not decode become silence.
 """
 
 import functools
-import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,10 +18,21 @@ from av.container import InputContainer
 from torchaudio.transforms import MelSpectrogram, Resample
 
 from features.errors import MediaError, one_line
-from features.media import check_segment, clock_zero, open_container, open_source
+from features.media import (
+    Source,
+    check_segment,
+    clock_zero,
+    declared_end,
+    held_share,
+    open_container,
+    open_source,
+    packet_time,
+    packets,
+)
 
 PREROLL = 0.5  # s decoded before a segment: AAC and MP3 frames need the ones before them
 GAP = 0.05  # s by which sound may drift from its timestamps before silence fills the gap
+QUIET = 1e-3  # of full scale (-60 dB): a log-mel frame without a louder sample is silence
 FLOOR = 1e-6  # added to the mel power, so that silence has a logarithm
 
 
@@ -45,18 +57,23 @@ class AudioSpec:
 
 
 class Sound(NamedTuple):
-    """samples: (N,) float32, mono, in [-1, 1]; rate: the file's own, samples per second."""
+    """samples: (N,) float32, mono, in [-1, 1]; rate: the file's own, samples per second.
+
+    decoded: share of the declared seconds that decoded; None where the file declares none.
+    """
 
     samples: np.ndarray
     rate: int
+    decoded: float | None
 
 
 @dataclass
 class LogMel:
-    """values: (T, mels) float16; duration: seconds of sound."""
+    """values: (T, mels) float16; duration: seconds of sound; quality: the sound's columns of QUALITY_SCHEMA."""
 
     values: np.ndarray
     duration: float
+    quality: Mapping[str, float | None]
 
 
 def encode_audio(uri: str, spec: AudioSpec, start: float | None = None, end: float | None = None) -> LogMel | None:
@@ -67,13 +84,20 @@ def encode_audio(uri: str, spec: AudioSpec, start: float | None = None, end: flo
     sound = decode_sound(uri, start, end)
     if sound is None:
         return None
-    return LogMel(log_mel(sound.samples, sound.rate, spec), len(sound.samples) / sound.rate)
+    values = log_mel(sound.samples, sound.rate, spec)
+    if not np.isfinite(values).all():
+        raise MediaError("audio", f"{uri}: the sound is louder than log-mel frames can hold; it is damaged")
+    edges = np.round(np.arange(len(values)) * spec.hop * sound.rate).astype(int)
+    loudest = np.maximum.reduceat(np.abs(sound.samples), edges)
+    quality = {"decoded_audio": sound.decoded, "silence": float((loudest < QUIET).mean())}
+    return LogMel(values, len(sound.samples) / sound.rate, quality)
 
 
 def decode_sound(uri: str, start: float | None = None, end: float | None = None) -> Sound | None:
     """Decode the first audio stream, mixed to mono, from start to end (s; an end beyond the file's is cut).
 
-    None where the file has no audio stream. Raises MediaError (stage open or audio).
+    A damaged or cut off file gives what is left of it, and decoded says how much that is. None where the file has no
+    audio stream. Raises MediaError (stage open or audio).
     """
     begin, stop = check_segment("audio", uri, start, end)
     source = open_source(uri)
@@ -88,7 +112,7 @@ def decode_sound(uri: str, start: float | None = None, end: float | None = None)
     return sound
 
 
-def _read(source: str | io.BytesIO, uri: str, begin: float, stop: float | None, seek: bool) -> Sound | None:
+def _read(source: Source, uri: str, begin: float, stop: float | None, seek: bool) -> Sound | None:
     """Decode from begin to stop; every frame lies where its timestamp says on the file's clock."""
     with open_container(source, uri) as container:
         stream = next(iter(container.streams.audio), None)
@@ -98,8 +122,8 @@ def _read(source: str | io.BytesIO, uri: str, begin: float, stop: float | None, 
             container.seek(round((begin - PREROLL + clock_zero(container)) / stream.time_base), stream=stream)
         rate = stream.rate
         first, last = round(begin * rate), None if stop is None else round(stop * rate)
-        origin, samples = _join(container, stream, last)
-        declared = float((stream.duration or 0) * stream.time_base) if stream.frames else 0.0
+        origin, samples, lost = _join(container, stream, first, last)
+        declared = declared_end(source, uri, container, stream)
     if seek and (origin > first or not len(samples)):  # some formats seek past the time asked for
         return _read(source, uri, begin, stop, seek=False)
     held = (origin + len(samples)) / rate
@@ -107,36 +131,52 @@ def _read(source: str | io.BytesIO, uri: str, begin: float, stop: float | None, 
         raise MediaError("audio", f"{uri} has an audio stream without sound; it is damaged, fetch it again")
     if held <= begin:
         raise MediaError("audio", f"{uri}: the segment starts at {begin:g} s, but the sound ends at {held:.3f} s")
-    if last is None and held < 0.9 * declared:
-        raise MediaError(
-            "audio", f"{uri} holds {held:.2f} s of its {declared:.2f} s of sound; it is cut off, fetch it again"
-        )
+    decoded = held_share(begin, stop, held, declared, lost)
     silence = max(0, min(origin, origin if last is None else last) - first)
     samples = samples[max(0, first - origin) : None if last is None else max(0, last - origin)]
-    return Sound(np.concatenate([np.zeros(silence, np.float32), samples]), rate)
+    return Sound(np.concatenate([np.zeros(silence, np.float32), samples]), rate, decoded)
 
 
-def _join(container: InputContainer, stream: AudioStream, last: int | None) -> tuple[int, np.ndarray]:
-    """All samples from here to sample number last as one array, and the number of its first sample."""
+def _join(
+    container: InputContainer, stream: AudioStream, first: int, last: int | None
+) -> tuple[int, np.ndarray, float]:
+    """All samples from here to sample number last as one array, and the number of its first sample.
+
+    And how many seconds between first and last did not decode.
+    """
     zero, rate = clock_zero(container), stream.rate
     longest = ((container.duration or 0) / av.time_base + 1) * rate  # a timestamp that jumps further is a broken one
     stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
     # Without the limit FFmpeg mixes floats to more than full scale: equal channels would come out 1.4 times as loud.
     mono = av.AudioResampler(format="fltp", layout="mono", rate=rate, options={"rematrix_maxval": "1.0"})
-    chunks, origin, end = [], 0, 0
-    for frame in container.decode(stream):
-        position = end if frame.time is None else round((frame.time - zero) * rate)
-        if not chunks:
-            origin = end = position
+    chunks, origin, end, lost = [], 0, 0, 0.0
+    for packet, frame in _frames(container, stream):
+        time = packet_time(packet) if frame is None else frame.time
+        position = end if time is None else round((time - zero) * rate)
         if last is not None and position >= last and chunks:
             break
+        if frame is None:
+            lost += float((packet.duration or 0) * packet.time_base) if position >= first else 0.0
+            continue
+        if not chunks:
+            origin = end = position
         if GAP * rate < position - end < longest:
             chunks.append(np.zeros(position - end, np.float32))
             end = position
         for part in [frame] if frame.format.name == "fltp" and frame.layout.nb_channels == 1 else mono.resample(frame):
             chunks.append(part.to_ndarray()[0])
             end += len(chunks[-1])
-    return origin, np.concatenate(chunks) if chunks else np.empty(0, np.float32)
+    return origin, np.concatenate(chunks) if chunks else np.empty(0, np.float32), lost
+
+
+def _frames(container: InputContainer, stream: AudioStream) -> Iterator[tuple[av.Packet, av.AudioFrame | None]]:
+    """Every frame that decodes, with its packet; None in its place for a packet that does not decode."""
+    for packet in packets(container, stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            frames = [None]
+        yield from ((packet, frame) for frame in frames)
 
 
 def log_mel(samples: np.ndarray, rate: int, spec: AudioSpec) -> np.ndarray:

@@ -14,7 +14,7 @@ class StoreError(FeaturesError):
 
 
 class MediaError(FeaturesError):
-    """One clip that cannot be used; stage says where it failed: open, video, audio, image or text."""
+    """One clip that cannot be used; stage says where it failed: open, video, audio, image, text or quality."""
 
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(stage, message)  # both in args, so that the error survives pickling between processes

@@ -2,22 +2,31 @@
 
 FFmpeg's packet index (PyAV) says which frames a clip has and when each is shown, so that variable frame rates, rotated
 phone clips and segments need no special case; a decoder then gives the pixels of the frames that are needed. There
-are two: decord, and PyAV where decord has no wheels or does not know the codec.
+are two: decord, and PyAV where decord has no wheels or does not know the codec. What neither decodes is salvaged:
+PyAV once more, with FFmpeg's error concealment, and a count of the frames that show no trace of the damage.
 """
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-from av import Packet, VideoFrame
-from av.container import InputContainer
-from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
+from av import FFmpegError
 
 from features.errors import MediaError, one_line
-from features.media import check_segment, clock_zero, open_container, open_source
+from features.media import (
+    Source,
+    check_segment,
+    clock_zero,
+    declared_end,
+    held_share,
+    open_container,
+    open_source,
+    packets,
+    stamp_of,
+)
+from features.pyav import Sampling, exact_pictures, latest_pictures, video_stream
 
 try:  # no wheels outside x86-64
     import decord
@@ -25,8 +34,6 @@ except ImportError:
     decord = None
 else:
     decord.logging.set_level(decord.logging.QUIET)
-
-Source = str | io.BytesIO
 
 FAULTS = 1e-6  # share of frames that decord may replace by earlier ones without a word: none
 TICK = 1e-3  # s; decord rounds times to milliseconds, and a target often falls exactly on a frame's edge
@@ -43,7 +50,13 @@ class VideoSpec:
     crop: tuple[float, float, float, float] | None = None
     """Left, top, right, bottom as fractions of the picture; none takes all of it."""
     decoder: Literal["auto", "decord", "pyav"] = "auto"
-    """auto is decord for whole files, and PyAV for segments and for files that decord does not read."""
+    """auto is decord for whole files, and PyAV for segments and for files that decord does not read or are damaged;
+    decord takes nothing else."""
+    sampling: Sampling = "exact"
+    """exact: the frame on screen at each time; every frame up to it is decoded. The others take the last frame before
+    that time among those they decode, and only PyAV knows them. nonref: the frames that others refer to; up to a few
+    frames late, and up to twice as fast where the file has B-frames. keyframes: key frames alone; late by up to the
+    file's key frame distance, often seconds, so that motion is lost, and many times faster."""
 
     def __post_init__(self) -> None:
         left, top, right, bottom = self.crop or (0.0, 0.0, 1.0, 1.0)
@@ -51,6 +64,8 @@ class VideoSpec:
             raise ValueError(f"crop {self.crop} is not left < right, top < bottom within 0 and 1")
         if not (self.fps > 0 and self.size > 0):
             raise ValueError(f"fps {self.fps} and size {self.size} must be above 0")
+        if self.decoder == "decord" and self.sampling != "exact":
+            raise ValueError(f"decord decodes every frame; sampling {self.sampling} needs decoder auto or pyav")
         if self.decoder == "decord" and _decord_misreads(self.window()[0]):
             raise ValueError(
                 f"decord misreads pictures {self.window()[0]} pixels wide; set decoder auto, or another size"
@@ -71,20 +86,36 @@ def _decord_misreads(width: int) -> bool:
 
 @dataclass
 class Frames:
-    """values: (T, size, size, 3) uint8 RGB; times: (T,) s from the file's beginning; duration: s of the segment."""
+    """values: (T, size, size, 3) uint8 RGB; times: (T,) s from the file's beginning; duration: s of the segment.
+
+    quality: the picture's columns of quality.QUALITY_SCHEMA.
+    """
 
     values: np.ndarray
     times: np.ndarray
     duration: float
+    quality: Mapping[str, float | bool | None]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """Times (s) on the file's clock: when frames appear (sorted), when the last one goes, when the stream begins."""
+    """Times (s) on the file's clock: when frames appear (sorted), when the last one goes, when the stream begins.
+
+    share: how much of what the file declares is there; None where it declares nothing.
+    """
 
     times: np.ndarray
     end: float
     first: float
+    share: float | None
+
+
+class Pictures(NamedTuple):
+    """values: (N, height, width, 3) uint8; good: (N,) bool, without a trace of damage; salvaged: some were damaged."""
+
+    values: np.ndarray
+    good: np.ndarray
+    salvaged: bool
 
 
 def resolve_decoder(decoder: str) -> str:
@@ -97,8 +128,9 @@ def resolve_decoder(decoder: str) -> str:
 def decode_frames(uri: str, spec: VideoSpec, start: float | None = None, end: float | None = None) -> Frames | None:
     """Sample the frames of a clip, or of its segment from start to end (s; an end beyond the file's end is cut).
 
-    Frame k of round(duration * fps), at least one, is the last one shown at or before start + (k + 0.5) / fps.
-    None where the file has no video. Raises MediaError (stage open or video) where it cannot be read.
+    Frame k of round(duration * fps), at least one, is the last one shown at or before start + (k + 0.5) / fps. A
+    damaged or cut off file gives what is left of it, and quality says how much that is. None where the file has no
+    video. Raises MediaError (stage open or video) where it cannot be read.
     """
     begin, stop = check_segment("video", uri, start, end)
     source = open_source(uri)
@@ -118,14 +150,20 @@ def decode_frames(uri: str, spec: VideoSpec, start: float | None = None, end: fl
     except Exception as error:  # decord raises its own classes, RuntimeError and AssertionError alike
         raise MediaError("video", f"{uri}: the video does not decode: {one_line(error)}") from error
     _, _, left, top = spec.window()
-    values = np.ascontiguousarray(pictures[repeats, top : top + spec.size, left : left + spec.size])
-    return Frames(values, np.minimum(times, until), until - begin)
+    values = np.ascontiguousarray(pictures.values[repeats, top : top + spec.size, left : left + spec.size])
+    quality = {
+        "salvaged": pictures.salvaged,
+        "good_frames": float(pictures.good[repeats].mean()),
+        "repeated_frames": float((values[1:] == values[:-1]).all((1, 2, 3)).sum() / len(values)),
+        "decoded_video": shown.share,
+    }
+    return Frames(values, np.minimum(times, until), until - begin, quality)
 
 
 def _frame_times(source: Source, uri: str, begin: float, stop: float | None, seek: bool = True) -> Shown | None:
     """When each frame from begin to stop is shown, from the packets alone; None where there is no video stream."""
     with open_container(source, uri) as container:
-        stream = _video_stream(container)
+        stream = video_stream(container)
         if stream is None:
             return None
         tick, zero = float(stream.time_base), clock_zero(container)
@@ -134,8 +172,8 @@ def _frame_times(source: Source, uri: str, begin: float, stop: float | None, see
         if seek:
             container.seek(round((begin + zero) / tick), stream=stream)
         stamps, end, hidden, whole = [], 0.0, 0, not seek
-        for packet in container.demux(stream):
-            stamp = _stamp(packet)
+        for packet in packets(container, stream):
+            stamp = stamp_of(packet)
             if stamp is None or packet.is_discard:  # the empty packet at the end; what the file's edit list cuts away
                 hidden += packet.is_discard
                 continue
@@ -144,20 +182,36 @@ def _frame_times(source: Source, uri: str, begin: float, stop: float | None, see
             if stop is not None and packet.dts is not None and packet.dts * tick - zero > stop:
                 whole = False
                 break
-        declared = (stream.frames, (stream.duration or 0) * tick)
+        share = held_share(begin, stop, end, declared_end(source, uri, container, stream))
+        if whole and share is not None and stream.frames:  # a header may tell more truth of one than of the other
+            share = min(1.0, max(share, (len(stamps) + hidden) / stream.frames))
     if seek and (not stamps or min(stamps) > begin + TICK):  # some formats seek past the time asked for
         return _frame_times(source, uri, begin, stop, seek=False)
     if not stamps:
         raise MediaError("video", f"{uri} holds no video frame; it is damaged or incomplete, fetch it again")
-    if whole and len(stamps) + hidden < 0.95 * declared[0] and end < 0.95 * declared[1]:
-        raise MediaError(
-            "video", f"{uri} holds {len(stamps)} of its {declared[0]} frames; it is cut off, fetch it again"
-        )
-    return Shown(np.sort(np.asarray(stamps)), end, first)
+    return Shown(np.sort(np.asarray(stamps)), end, first, share)
 
 
-def _decode(source: Source, uri: str, shown: Shown, wanted: np.ndarray, spec: VideoSpec, seek: bool) -> np.ndarray:
-    """The pictures shown at the wanted times (sorted, s), scaled as a whole: (N, height, width, 3) uint8."""
+def _decode(source: Source, uri: str, shown: Shown, wanted: np.ndarray, spec: VideoSpec, seek: bool) -> Pictures:
+    """The pictures shown at the wanted times (sorted, s), scaled as a whole."""
+    if spec.sampling == "exact" and (exact := _exact_pictures(source, uri, shown, wanted, spec, seek)) is not None:
+        return Pictures(exact, np.ones(len(wanted), bool), salvaged=False)
+    # FFmpeg conceals damage without a word: what is damaged shows where it must not conceal, the pictures where it may.
+    width, height, _, _ = spec.window()
+    strict = latest_pictures(source, uri, wanted, width, height, spec.sampling, strict=True, seek=seek)
+    if spec.sampling != "exact" and len(strict.values) and not strict.damaged:
+        return Pictures(strict.values, np.ones(len(wanted), bool), salvaged=False)
+    concealed = latest_pictures(source, uri, wanted, width, height, spec.sampling, strict=False, seek=seek)
+    if not len(concealed.values):
+        raise MediaError("video", f"{uri}: no frame decodes; it is damaged, fetch it again")
+    good = strict.intact & (concealed.exact if spec.sampling == "exact" else True)
+    return Pictures(concealed.values, good, salvaged=True)
+
+
+def _exact_pictures(
+    source: Source, uri: str, shown: Shown, wanted: np.ndarray, spec: VideoSpec, seek: bool
+) -> np.ndarray | None:
+    """The wanted pictures by decord or PyAV, None where one of them does not decode without concealment."""
     width, height, _, _ = spec.window()
     suits = not seek and not _decord_misreads(width)
     if spec.decoder == "decord" or (resolve_decoder(spec.decoder) == "decord" and suits):
@@ -167,13 +221,13 @@ def _decode(source: Source, uri: str, shown: Shown, wanted: np.ndarray, spec: Vi
             if spec.decoder == "decord":
                 raise
             # auto: AV1, MPEG program streams, damage: there PyAV has the last word
-    pictures = _pyav_pictures(source, uri, wanted, width, height, seek)
-    if seek and len(pictures) < len(wanted):  # the seek fell between key frames
-        pictures = _pyav_pictures(source, uri, wanted, width, height, seek=False)
-    if len(pictures) < len(wanted):
-        missing = f"{len(wanted) - len(pictures)} of {len(wanted)}"
-        raise MediaError("video", f"{uri}: {missing} frames do not decode; it is damaged, fetch it again")
-    return pictures
+    try:
+        pictures = exact_pictures(source, uri, wanted, width, height, seek)
+        if seek and len(pictures) < len(wanted):  # the seek fell between key frames
+            pictures = exact_pictures(source, uri, wanted, width, height, seek=False)
+    except FFmpegError:
+        return None
+    return pictures if len(pictures) == len(wanted) else None
 
 
 def _decord_pictures(source: Source, wanted: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -194,39 +248,3 @@ def _decord_pictures(source: Source, wanted: np.ndarray, width: int, height: int
     if pictures.shape != (len(wanted), height, width, 3):
         raise ValueError(f"decord gives pictures of shape {pictures.shape[1:]}")
     return pictures
-
-
-def _pyav_pictures(source: Source, uri: str, wanted: np.ndarray, width: int, height: int, seek: bool) -> np.ndarray:
-    """PyAV's pictures, without those that do not decode."""
-    scaler, pictures = VideoReformatter(), []
-    with open_container(source, uri) as container:
-        stream = _video_stream(container)
-        tick, zero, context = float(stream.time_base), clock_zero(container), stream.codec_context
-        context.thread_type, context.thread_count = "NONE", 1
-        context.options = {"err_detect": "explode"}  # else FFmpeg paints over what is damaged
-        skips = context.name in ("h264", "hevc")  # others drop the wrong frames, or delay the setting
-        stamps = {round((time + zero) / tick) for time in wanted}
-        if seek:
-            container.seek(min(stamps), stream=stream)
-        for packet in container.demux(stream):
-            if skips:  # a frame that is neither wanted nor needed by another is not decoded at all
-                context.skip_frame = "DEFAULT" if _stamp(packet) in stamps or packet.size == 0 else "NONREF"
-            for frame in packet.decode():
-                if _stamp(frame) in stamps and not frame.is_corrupt:
-                    stamps.discard(_stamp(frame))
-                    turns = round(frame.rotation / 90)
-                    size = (height, width) if turns % 2 else (width, height)
-                    picture = scaler.reformat(frame, *size, "rgb24", interpolation="BILINEAR").to_ndarray()
-                    pictures.append(np.rot90(picture, turns))
-            if not stamps:
-                break
-    return np.stack(pictures) if pictures else np.empty((0, height, width, 3), np.uint8)
-
-
-def _video_stream(container: InputContainer) -> VideoStream | None:
-    """The first video stream that is not a music file's cover."""
-    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
-
-
-def _stamp(item: Packet | VideoFrame) -> int | None:
-    return item.dts if item.pts is None else item.pts

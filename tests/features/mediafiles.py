@@ -22,13 +22,29 @@ def numbers(values):
 
 
 def write_media(
-    path, frames=(), fps=25, pts=None, sound=None, rate=16_000, layout="mono", sound_at=0.0, gop=12, faststart=False
+    path,
+    frames=(),
+    fps=25,
+    pts=None,
+    sound=None,
+    rate=16_000,
+    layout="mono",
+    sound_at=0.0,
+    gop=12,
+    bframes=None,
+    faststart=False,
 ):
-    """Write frames and sound ((channels, N) float32). pts: ms per frame, for a variable rate; sound_at: s."""
+    """Write frames and sound ((channels, N) float32). pts: ms per frame, for a variable rate; sound_at: s.
+
+    gop: frames from one key frame to the next; bframes: how many in a row may be B-frames.
+    """
     plain = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame"}
     with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
         if len(frames):
-            video = container.add_stream("libx264", rate=1000 if pts else fps, options={"crf": "8", "g": str(gop)})
+            options = {"crf": "8", "g": str(gop), "sc_threshold": "0"} | (
+                {} if bframes is None else {"bf": str(bframes)}
+            )
+            video = container.add_stream("libx264", rate=1000 if pts else fps, options=options)
             video.height, video.width = frames[0].shape[:2]
             video.pix_fmt = "yuv420p"
         if sound is not None:
@@ -70,6 +86,48 @@ def rotate(path, quarter_turns):
     data[at : at + 36] = matrix
     Path(path).write_bytes(data)
     return path
+
+
+def noise(count, width=64, height=48):
+    """Frames that compress badly: every packet has bytes to damage."""
+    return np.random.default_rng(0).integers(0, 255, (count, height, width, 3), np.uint8)
+
+
+def wreck_packet(path, stamp, kind="video"):
+    """Overwrite the packet that is shown at a stamp (ticks of its stream) with bytes that mean nothing."""
+    with av.open(str(path)) as container:
+        stream = getattr(container.streams, kind)[0]
+        packet = next(p for p in container.demux(stream) if p.size and p.pts == stamp)
+        at, size = packet.pos, packet.size
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(b"\xff" * size)
+    return path
+
+
+def cut(path, share):
+    """Keep the first share of a file's bytes."""
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[: round(len(data) * share)])
+    return path
+
+
+def damage(data, generator):
+    """Bytes of a media file, damaged at random: cut off, bits flipped, a stretch overwritten, or the header broken."""
+    data = bytearray(data)
+    kind = generator.choice(["truncated", "bits", "overwritten", "header"])
+    if kind == "truncated":
+        data = data[: generator.integers(len(data))]
+    elif kind == "bits":
+        for at in generator.integers(len(data), size=generator.integers(1, 60)):
+            data[at] ^= 1 << generator.integers(8)
+    elif kind == "overwritten":
+        at, size = generator.integers(len(data)), generator.integers(1, 5000)
+        data[at : at + size] = generator.bytes(len(data[at : at + size]))
+    else:
+        for at in generator.integers(min(len(data), 400), size=8):
+            data[at] = generator.integers(256)
+    return bytes(data)
 
 
 def write_manifest(path, rows):
