@@ -1,42 +1,74 @@
 """Files anywhere: local paths and URIs opened alike (pyarrow.fs), and small files written whole or not at all."""
 
+import functools
 import json
 import os
 import uuid
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow.fs as pafs
 from pyarrow import ArrowException
 from pyarrow.fs import FileSystem, LocalFileSystem
 
+from features import s3
 from features.errors import FeaturesError, one_line
 
+PROBE = 3.0  # seconds that storage may be away when a job starts
 
-def open_fs(uri: str) -> tuple[FileSystem, str]:
+
+def open_fs(uri: str, patience: float = s3.PATIENCE) -> tuple[FileSystem, str]:
     """The filesystem of a local path (relative or absolute) or a URI (file://, s3://, gs://), and the path in it.
 
-    Raises FeaturesError for a scheme that pyarrow does not open.
+    patience: seconds that each call to S3 goes on while the storage is away. Raises FeaturesError for what pyarrow
+    does not open.
     """
     if "://" not in uri:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     try:
+        parts = urlsplit(uri)
+        if parts.scheme == "s3":
+            path = f"{parts.netloc.rpartition('@')[2]}{unquote(parts.path)}".rstrip("/")
+            return _connect(parts._replace(path="").geturl(), patience), path
         return FileSystem.from_uri(uri)
     except (ArrowException, OSError, ValueError) as error:
-        raise FeaturesError(f"{uri} cannot be opened: {one_line(error)}; use a local path, s3:// or gs://") from error
+        advice = s3.explain(error) or f"{one_line(error)}; use a local path, s3:// or gs://"
+        raise FeaturesError(f"{uri} cannot be opened: {advice}") from error
+
+
+# One client per bucket and options: each has connections of its own.
+_connect = functools.lru_cache(maxsize=64)(s3.connect)
+
+
+def require_reachable(uri: str) -> None:
+    """Raise FeaturesError, within seconds, for an s3:// URI that will never work: host, credentials or bucket wrong."""
+    if not uri.startswith("s3://"):
+        return
+    fs, path = open_fs(uri, PROBE)
+    bucket = path.partition("/")[0]
+    try:
+        fs.get_file_info(path)  # a wrong key is refused here; a missing bucket looks like a missing file
+        missing = fs.get_file_info(bucket).type == pafs.FileType.NotFound and "allow_bucket_creation" not in uri
+    except OSError as error:
+        raise FeaturesError(f"{uri} cannot be used: {s3.explain(error) or one_line(error)}") from error
+    if missing:
+        raise FeaturesError(f"{uri} cannot be used: there is no bucket {bucket}; make it, or check its name")
 
 
 def parent(uri: str) -> str:
-    """The folder of a file, as an absolute local path or a URI without a slash at its end."""
-    address = uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
-    return address.partition("?")[0].rstrip("/").rpartition("/")[0] or "/"
+    """The folder of a file, as an absolute local path or a URI without a slash at its end; a URI keeps its options."""
+    address, mark, options = uri.partition("?") if "://" in uri else (os.path.abspath(os.path.expanduser(uri)), "", "")
+    return (address.rstrip("/").rpartition("/")[0] or "/") + mark + options
 
 
 def resolve(uri: str, folder: str) -> str:
     """A manifest's own text for a file made absolute: relative paths are relative to the manifest's folder."""
     if "://" in uri or os.path.isabs(uri):
         return uri
-    return f"{folder.rstrip('/')}/{quote(uri) if '://' in folder else uri}"
+    if "://" not in folder:
+        return f"{folder.rstrip('/')}/{uri}"
+    address, mark, options = folder.partition("?")
+    return f"{address.rstrip('/')}/{quote(uri)}{mark}{options}"
 
 
 def list_files(fs: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:

@@ -74,11 +74,12 @@ def ray_access() -> Check:
 
 def storage(uri: str) -> Check:
     """A file can be written to, and deleted from, the folder at `uri` (or the nearest one above that exists)."""
-    from features.files import open_fs
+    from features.files import PROBE, open_fs, require_reachable
 
     name = f"storage {uri}"
     try:
-        fs, path = open_fs(uri)
+        require_reachable(uri)
+        fs, path = open_fs(uri, PROBE)
         if fs.type_name == "local":
             path = str(next(p for p in (Path(path), *Path(path).parents) if p.exists()))
         probe = f"{path}/.probe-{uuid.uuid4().hex}"

@@ -24,6 +24,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from clcr.errors import ClcrError, ConfigError
 from features.errors import FeaturesError
+from features.files import require_reachable
 from infra.doctor import Unhealthy
 
 Config = TypeVar("Config")
@@ -35,6 +36,14 @@ class JobError(Exception):
 
 USER_ERRORS = (JobError, ClcrError, FeaturesError, Unhealthy)
 _registry = ConstructorRegistry()
+# For an option that also stands alone, `--retry-failed` and `--retry-failed Timeout,Crash`: () and a tuple; else None.
+OPTIONAL_LIST = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="[A,B,...]",
+    instance_from_str=lambda texts: tuple(word for text in texts for word in text.split(",") if word),
+    is_instance=lambda value: value is None or isinstance(value, tuple),
+    str_from_instance=lambda value: ["none"] if value is None else [",".join(value)],
+)
 
 
 def main(job: Callable[[Any], None], config_class: type, description: str) -> None:
@@ -44,6 +53,9 @@ def main(job: Callable[[Any], None], config_class: type, description: str) -> No
     except USER_ERRORS as error:
         sys.exit(_fail(error, 2))
     try:
+        for value in flatten(config).values():
+            if isinstance(value, str):
+                require_reachable(value)
         job(config)
     except KeyboardInterrupt:
         sys.exit(_fail("stopped by hand; run the same command again to go on", 130))

@@ -210,6 +210,7 @@ def launch(config: TrainConfig, run: tracking.Run) -> None:
         raise JobError(
             f"--workers {config.workers} with {cpus} CPUs each need more than the cluster's {resources['CPU']:g} CPUs"
         )
+    fs, path = open_fs(config.out)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"config": config, "run": run, "cpus": cpus},
@@ -218,7 +219,8 @@ def launch(config: TrainConfig, run: tracking.Run) -> None:
         ),
         run_config=RunConfig(
             name="checkpoints",
-            storage_path=config.out,
+            storage_path=path,
+            storage_filesystem=fs,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=3),
             logging_config=LoggingConfig(log_level="ERROR"),  # the job prints its own progress, once

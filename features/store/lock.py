@@ -1,7 +1,7 @@
 """One writer per store: a lock file with an owner and a heartbeat.
 
 A lock whose owner is dead (its process is gone from this host, or its heartbeat stood still) is taken over, so a job
-that was killed never blocks the next one.
+that was killed never blocks the next one. Storage that is away stops every heartbeat, so that time counts for nobody.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from features.errors import StoreError
 from features.files import open_fs, write_atomic
 
 HEARTBEAT = 5.0  # seconds
+POLL = 1.0  # seconds between two looks at another's heartbeat
 STALE = 30.0  # seconds without a heartbeat after which an owner counts as dead
 
 
@@ -28,6 +29,8 @@ class StoreLock:
     def __init__(self, store_uri: str) -> None:
         self.uri = store_uri
         self.fs, self.folder = open_fs(store_uri)
+        # One try each: a write that waited for the storage to come back could land on the lock of the next owner.
+        self._impatient, _ = open_fs(store_uri, patience=0)
         self.path = f"{self.folder}/lock.json"
         self.owner = uuid.uuid4().hex
         self._beats = 0
@@ -39,7 +42,7 @@ class StoreLock:
         if holder is not None and not _gone(holder):
             self._wait_until_stale(holder)
         self.fs.create_dir(self.folder, recursive=True)
-        self._write()
+        self._write(self.fs)
         time.sleep(0.2)  # no filesystem here has compare-and-swap: write, then see who wrote last
         self.check()
         self._thread.start()
@@ -61,33 +64,36 @@ class StoreLock:
 
     def _wait_until_stale(self, holder: dict) -> None:
         print(f"waiting: {self.uri} is locked by {_describe(holder)}", flush=True)
-        deadline = time.monotonic() + STALE
-        while time.monotonic() < deadline:
-            time.sleep(1)
+        seen_from = time.monotonic()
+        while time.monotonic() - seen_from < STALE:
+            time.sleep(POLL)
+            asked = time.monotonic()
             now = self._read()
             if now is None or _gone(now):
                 return
             if (now["owner"], now["beats"]) != (holder["owner"], holder["beats"]):
                 raise StoreError(f"{self.uri} is being written by {_describe(now)}: wait for it, or stop it")
+            if time.monotonic() - asked > POLL:  # the storage was away, for the owner perhaps as well
+                seen_from = time.monotonic()
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
             with contextlib.suppress(OSError):  # storage that is away for a moment: the next beat tries again
-                if (self._read() or {}).get("owner") != self.owner:
+                if (self._read(self._impatient) or {}).get("owner") != self.owner:
                     return
-                self._write()
+                self._write(self._impatient)
 
-    def _read(self) -> dict | None:
+    def _read(self, fs: pafs.FileSystem | None = None) -> dict | None:
         try:
-            with self.fs.open_input_file(self.path) as f:
+            with (fs or self.fs).open_input_file(self.path) as f:
                 return json.loads(f.read())
         except FileNotFoundError:
             return None
 
-    def _write(self) -> None:
+    def _write(self, fs: pafs.FileSystem) -> None:
         self._beats += 1
         me = {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(), "beats": self._beats}
-        write_atomic(self.fs, self.path, json.dumps(me | {"started": psutil.Process().create_time()}).encode())
+        write_atomic(fs, self.path, json.dumps(me | {"started": psutil.Process().create_time()}).encode())
 
 
 def _gone(holder: dict) -> bool:

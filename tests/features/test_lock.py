@@ -3,15 +3,17 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+import s3
 
 import features.store.lock
 from features.errors import StoreError
-from features.files import write_atomic
+from features.files import open_fs, read_json, write_atomic
 from features.store.lock import StoreLock
 
 ROOT = Path(__file__).parents[2]
@@ -104,3 +106,25 @@ def test_a_job_whose_lock_was_taken_over_stops_and_leaves_it_to_the_other(tmp_pa
         with pytest.raises(StoreError, match=r"taken over by another job \(process 7 on .*\): this one stops"):
             lock.check()
     assert lock_of(tmp_path)["owner"] == "other"
+
+
+@pytest.mark.slow
+def test_storage_that_is_away_longer_than_an_owner_may_be_silent_gives_its_lock_to_nobody(monkeypatch):
+    for name, value in s3.CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    for name, seconds in (("HEARTBEAT", 1.0), ("POLL", 0.2), ("STALE", 2.5)):
+        monkeypatch.setattr(features.store.lock, name, seconds)
+    with s3.server() as port, s3.Proxy(port) as proxy:
+        uri = proxy.uri("s3://bucket/store", allow_bucket_creation="true")
+        open_fs(uri)[0].create_dir("bucket")
+        with StoreLock(uri) as lock:
+            outage = threading.Timer(0.5, proxy.fail, [2.0, 2.0])
+            outage.start()
+            with pytest.raises(StoreError, match=rf"is being written by process {psutil.Process().pid} on "):
+                StoreLock(uri).__enter__()
+            outage.join()
+            lock.check()
+            before = read_json(uri, "lock.json")["beats"]
+            time.sleep(2.5)
+            assert read_json(uri, "lock.json")["beats"] > before
+        assert read_json(uri, "lock.json") is None
