@@ -153,10 +153,10 @@ def _fail(error: object, code: int) -> int:
 
 
 def _first_paragraph(box: str) -> str:
-    """What tyro's framed message says before its first rule; | + - is the frame where a terminal has no better."""
+    """What tyro's framed message says between its title and the next rule; a plain terminal has - for the frame."""
     lines = [line.strip(" │╭╮╰╯|+") for line in box.splitlines()][1:]
-    rule = next((i for i, line in enumerate(lines) if line and set(line) <= {"─", "-"}), len(lines))
-    return " ".join(" ".join(lines[:rule]).split())
+    paragraphs = "\n".join("\0" if line and set(line) <= {"─", "-"} else line for line in lines).split("\0")
+    return next((" ".join(text.split()) for text in paragraphs if text.strip()), "not understood")
 
 
 if __name__ == "__main__":

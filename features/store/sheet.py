@@ -77,8 +77,9 @@ def describe(row: Mapping[str, Any], store: Store) -> str:
     labels = {task.name: row[f"label_{task.name}"] for task in store.spec.tasks}
     values = [f"{name} {'-' if value is None else value}" for name, value in labels.items()]
     rest = "   ".join(["", row["split"], f"{row['duration']:.2f} s", *values])
-    rest = _shortened(rest, 2 * TITLE_LENGTH // 3)
-    return _shortened(row["clip_id"], TITLE_LENGTH - len(rest)) + rest
+    clip_id = row["clip_id"]
+    rest = _shortened(rest, TITLE_LENGTH - min(len(clip_id), TITLE_LENGTH // 3))
+    return _shortened(clip_id, TITLE_LENGTH - len(rest)) + rest
 
 
 def write_figure(uri: str, figure: Figure) -> None:
@@ -142,14 +143,12 @@ def _draw(
 
 def _draw_frames(axes: Axes, values: np.ndarray, feature: Feature, duration: float) -> None:
     """Evenly spaced frames side by side, each centred at the time it was shown; blank where the video has ended."""
-    across = _frames_across(feature)
-    count, half = min(across, len(values)), 0.98 * duration / across / 2
-    for time in (np.arange(count) + 0.5) * duration / count:
-        token = int(time * feature.rate)
-        if token < len(values):
-            axes.imshow(
-                values[token], aspect="auto", extent=(time - half, time + half, 0, 1), interpolation="antialiased"
-            )
+    across, span = _frames_across(feature), len(values) / feature.rate
+    count, width = min(len(values), max(1, round(across * span / duration))), duration / across
+    for time in (np.arange(count) + 0.5) * span / count:
+        left = max(0.0, time - width / 2)
+        extent = (left, left + 0.98 * width, 0, 1)
+        axes.imshow(values[int(time * feature.rate)], aspect="auto", extent=extent, interpolation="antialiased")
     axes.set(xlim=(0, duration), ylim=(0, 1))
 
 

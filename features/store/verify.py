@@ -180,10 +180,12 @@ def _check_spec(store: Store) -> Iterator[Problem]:
 
 
 def _file_sizes(store: Store) -> dict[str, int]:
-    """Bytes of every file in the store's folders, and of the locks and temporary files beside store.json."""
+    """Bytes of every file in the store's folders, of the lock, and of what a job died over beside store.json."""
     root = store.path.rstrip("/")
     infos = store.fs.get_file_info(pafs.FileSelector(root))
     infos = [info for info in infos if info.base_name.startswith(("lock.json", "store.json."))]
+    plan = store.fs.get_file_info(pafs.FileSelector(f"{root}/plan", allow_not_found=True))
+    infos += [info for info in plan if info.base_name.endswith(".tmp")]
     for folder in FOLDERS:
         infos += store.fs.get_file_info(pafs.FileSelector(f"{root}/{folder}", recursive=True, allow_not_found=True))
     return {info.path.removeprefix(f"{root}/"): info.size for info in infos if info.type == pafs.FileType.File}
@@ -295,6 +297,8 @@ def _members(stretch: bytes) -> dict[str, memoryview]:
     view, members, end = memoryview(stretch), {}, 0
     with tarfile.open(fileobj=io.BytesIO(stretch), mode="r:") as tar:
         for member in tar:
+            if view[end : member.offset_data] != _header(member):  # tarfile reads over damage that it can do without
+                raise tarfile.TarError(f"the header of {member.name} is not as it was written")
             last = member.offset_data + member.size
             end = last + -last % tarfile.BLOCKSIZE
             if any(view[last:end]):
@@ -305,6 +309,13 @@ def _members(stretch: bytes) -> dict[str, memoryview]:
     if end != len(stretch):  # tarfile takes a damaged header for the end
         raise tarfile.TarError(f"no whole members behind byte {end} of {len(stretch)}")
     return members
+
+
+def _header(member: tarfile.TarInfo) -> bytes:
+    """The bytes in front of a member's payload: a shard's members have no owner and no time."""
+    header = tarfile.TarInfo(member.name)
+    header.size, header.mode, header.mtime = member.size, member.mode, 0.0 if "mtime" in member.pax_headers else 0
+    return header.tobuf(tarfile.PAX_FORMAT)
 
 
 def _find_repeated(store: Store, plan: Mapping[str, int], hashes: list[np.ndarray]) -> Iterator[Problem]:
