@@ -50,13 +50,13 @@ class VideoSpec:
     crop: tuple[float, float, float, float] | None = None
     """Left, top, right, bottom as fractions of the picture; none takes all of it."""
     decoder: Literal["auto", "decord", "pyav"] = "auto"
-    """auto is decord for whole files, and PyAV for segments and for files that decord does not read or are damaged;
-    decord takes nothing else."""
+    """auto is decord for whole files, and PyAV for segments and for files that decord does not read or that are
+    damaged. decord alone fails on those files."""
     sampling: Sampling = "exact"
-    """exact: the frame on screen at each time; every frame up to it is decoded. The others take the last frame before
-    that time among those they decode, and only PyAV knows them. nonref: the frames that others refer to; up to a few
-    frames late, and up to twice as fast where the file has B-frames. keyframes: key frames alone; late by up to the
-    file's key frame distance, often seconds, so that motion is lost, and many times faster."""
+    """exact: the frame on screen at each time. The others decode fewer frames, by PyAV, and take the last of those
+    before each time. nonref leaves out the frames that no other refers to: it is late by a few frames, and faster
+    where a file has B-frames (else the same). keyframes decodes key frames alone: it is late by up to their distance,
+    often seconds, so that motion is lost, and several times faster."""
 
     def __post_init__(self) -> None:
         left, top, right, bottom = self.crop or (0.0, 0.0, 1.0, 1.0)
@@ -101,13 +101,14 @@ class Frames:
 class Shown:
     """Times (s) on the file's clock: when frames appear (sorted), when the last one goes, when the stream begins.
 
-    share: how much of what the file declares is there; None where it declares nothing.
+    share: how much of what the file declares is there; None where it declares nothing. format: FFmpeg's container.
     """
 
     times: np.ndarray
     end: float
     first: float
     share: float | None
+    format: str
 
 
 class Pictures(NamedTuple):
@@ -189,7 +190,7 @@ def _frame_times(source: Source, uri: str, begin: float, stop: float | None, see
         return _frame_times(source, uri, begin, stop, seek=False)
     if not stamps:
         raise MediaError("video", f"{uri} holds no video frame; it is damaged or incomplete, fetch it again")
-    return Shown(np.sort(np.asarray(stamps)), end, first, share)
+    return Shown(np.sort(np.asarray(stamps)), end, first, share, container.format.name)
 
 
 def _decode(source: Source, uri: str, shown: Shown, wanted: np.ndarray, spec: VideoSpec, seek: bool) -> Pictures:
@@ -213,14 +214,14 @@ def _exact_pictures(
 ) -> np.ndarray | None:
     """The wanted pictures by decord or PyAV, None where one of them does not decode without concealment."""
     width, height, _, _ = spec.window()
-    suits = not seek and not _decord_misreads(width)
+    suits = not seek and not _decord_misreads(width) and shown.format != "mpeg"  # it repeats frames of these
     if spec.decoder == "decord" or (resolve_decoder(spec.decoder) == "decord" and suits):
         try:
             return _decord_pictures(source, wanted - shown.first, width, height)
         except Exception:
             if spec.decoder == "decord":
                 raise
-            # auto: AV1, MPEG program streams, damage: there PyAV has the last word
+            # auto: AV1, damage: there PyAV has the last word
     try:
         pictures = exact_pictures(source, uri, wanted, width, height, seek)
         if seek and len(pictures) < len(wanted):  # the seek fell between key frames

@@ -33,6 +33,8 @@ def write_media(
     gop=12,
     bframes=None,
     faststart=False,
+    codec="libx264",
+    pixels="yuv420p",
 ):
     """Write frames and sound ((channels, N) float32). pts: ms per frame, for a variable rate; sound_at: s.
 
@@ -44,9 +46,10 @@ def write_media(
             options = {"crf": "8", "g": str(gop), "sc_threshold": "0"} | (
                 {} if bframes is None else {"bf": str(bframes)}
             )
-            video = container.add_stream("libx264", rate=1000 if pts else fps, options=options)
+            options = options if codec == "libx264" else {"crf": "8"}
+            video = container.add_stream(codec, rate=1000 if pts else fps, options=options)
             video.height, video.width = frames[0].shape[:2]
-            video.pix_fmt = "yuv420p"
+            video.pix_fmt = pixels
         if sound is not None:
             audio = container.add_stream(plain.get(path.suffix, "aac"), rate=rate, layout=layout)
         for number, picture in enumerate(frames):

@@ -123,6 +123,34 @@ def test_decoders_agree_on_moving_pictures(tmp_path):
 
 
 @contract
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels", "size"),
+    [
+        ("ten-bit.mp4", "libx264", "yuv420p10le", (64, 48)),
+        ("ten-bit.mkv", "libx265", "yuv422p10le", (64, 48)),
+        ("planar.mp4", "libx264", "yuv444p", (64, 48)),
+        ("odd.mp4", "libx264", "yuv444p", (37, 23)),
+        ("tiny.mp4", "libx264", "yuv444p", (1, 1)),
+        ("alpha.mov", "qtrle", "argb", (64, 48)),
+        ("grey.avi", "ffv1", "gray", (64, 48)),
+        ("jpegs.avi", "mjpeg", "yuvj422p", (64, 48)),
+        ("vp9.webm", "libvpx-vp9", "yuv420p", (64, 48)),
+        ("av1.mkv", "libsvtav1", "yuv420p10le", (64, 64)),
+        ("program.mpg", "mpeg2video", "yuv420p", (64, 48)),
+    ],
+)
+def test_pictures_come_as_people_have_them(tmp_path, decoder, name, codec, pixels, size):
+    path = write_media(tmp_path / name, numbered(36, *size)[::3], codec=codec, pixels=pixels)
+    if decoder == "decord" and codec in ("libsvtav1", "mpeg2video"):
+        with pytest.raises(MediaError, match="does not decode"):
+            decode_frames(path, VideoSpec(fps=25, size=32, decoder=decoder))
+        return
+    frames = decode_frames(path, VideoSpec(fps=25, size=32, decoder=decoder))
+    assert [round(number / 3) for number in numbers(frames.values)] == list(range(12))  # some codecs change the grey
+    assert frames.quality["salvaged"] is False and frames.quality["good_frames"] == 1.0
+
+
+@contract
 def test_a_file_without_pictures_has_no_frames(tmp_path, decoder):
     assert decode_frames(write_media(tmp_path / "sound.mp4", sound=sine(440, 0.5)), VideoSpec(decoder=decoder)) is None
 
