@@ -78,7 +78,7 @@ class Inspect:
         _require_at_least("--seed", self.seed, 0)
         if self.sheet is None and (self.clips, self.seed, self.split) != (6, 0, None):
             raise StoreError("--clips, --seed and --split choose what is drawn: name the picture with --sheet F.png")
-        if self.sheet is not None and not self.sheet.lower().endswith(".png"):
+        if self.sheet is not None and not self.sheet.partition("?")[0].lower().endswith(".png"):
             raise StoreError(f"--sheet {self.sheet}: the picture is a PNG, name it F.png")
         store = Store(self.store)
         report = inspect(store)
@@ -136,7 +136,9 @@ def main(arguments: list[str] | None = None) -> int:
         return options.run()
     except FeaturesError as error:
         return _fail(error, 1)
-    except (OSError, pa.ArrowException) as error:  # storage that does not answer
+    except pa.ArrowException as error:
+        return _fail(f"{options.store}: {one_line(error)}; `verify` names the parts that are damaged", 1)
+    except OSError as error:  # storage that does not answer
         return _fail(f"{options.store}: {one_line(error)}", 1)
     except KeyboardInterrupt:
         return _fail("stopped by hand", 130)

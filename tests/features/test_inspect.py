@@ -136,6 +136,14 @@ def test_a_store_without_a_committed_shard_is_an_error_of_one_line(tmp_path, cap
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_an_index_that_does_not_read_is_an_error_of_one_line_that_points_to_verify(tmp_path, capsys):
+    store = write_store(tmp_path, make_clips(3))
+    (tmp_path / "index/train-000000.parquet").write_bytes(b"x")
+    assert main(["inspect", store.uri]) == 1
+    error = capsys.readouterr().err
+    assert "`verify` names the parts" in error and error.count("\n") == 1
+
+
 def test_the_sheets_clips_are_drawn_by_seed_without_repetition(store):
     def ids(*options):
         return [row["clip_id"] for row in choose(store, *options)]
