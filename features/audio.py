@@ -123,10 +123,10 @@ def _read(source: Source, uri: str, begin: float, stop: float | None, seek: bool
         rate = stream.rate
         first, last = round(begin * rate), None if stop is None else round(stop * rate)
         origin, samples, lost = _join(container, stream, first, last)
-        declared = declared_end(source, uri, container, stream)
+        held = (origin + len(samples)) / rate
+        declared = stop if stop is not None and held >= stop else declared_end(source, uri, container, stream)
     if seek and (origin > first or not len(samples)):  # some formats seek past the time asked for
         return _read(source, uri, begin, stop, seek=False)
-    held = (origin + len(samples)) / rate
     if not len(samples):
         raise MediaError("audio", f"{uri} has an audio stream without sound; it is damaged, fetch it again")
     if held <= begin:
@@ -159,7 +159,7 @@ def _join(
             lost += float((packet.duration or 0) * packet.time_base) if position >= first else 0.0
             continue
         if not chunks:
-            origin = end = position
+            origin = end = position if position < longest else first
         if GAP * rate < position - end < longest:
             chunks.append(np.zeros(position - end, np.float32))
             end = position

@@ -7,12 +7,14 @@ PyAV once more, with FFmpeg's error concealment, and a count of the frames that 
 """
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 from av import FFmpegError
+from av import time_base as TIME_BASE
 
 from features.errors import MediaError, one_line
 from features.media import (
@@ -173,17 +175,21 @@ def _frame_times(source: Source, uri: str, begin: float, stop: float | None, see
         if seek:
             container.seek(round((begin + zero) / tick), stream=stream)
         stamps, end, hidden, whole = [], 0.0, 0, not seek
+        longest = 2 * container.duration / TIME_BASE + 10 if container.duration else math.inf  # s
         for packet in packets(container, stream):
             stamp = stamp_of(packet)
             if stamp is None or packet.is_discard:  # the empty packet at the end; what the file's edit list cuts away
                 hidden += packet.is_discard
                 continue
+            if stamp * tick - zero > longest:  # a broken timestamp would ask for hours of frames
+                continue
             stamps.append(stamp * tick - zero)
-            end = max(end, stamps[-1] + (packet.duration or 0) * tick)
+            end = max(end, min(stamps[-1] + (packet.duration or 0) * tick, longest))
             if stop is not None and packet.dts is not None and packet.dts * tick - zero > stop:
                 whole = False
                 break
-        share = held_share(begin, stop, end, declared_end(source, uri, container, stream))
+        declared = stop if stop is not None and end >= stop else declared_end(source, uri, container, stream)
+        share = held_share(begin, stop, end, declared)
         if whole and share is not None and stream.frames:  # a header may tell more truth of one than of the other
             share = min(1.0, max(share, (len(stamps) + hidden) / stream.frames))
     if seek and (not stamps or min(stamps) > begin + TICK):  # some formats seek past the time asked for

@@ -276,6 +276,18 @@ def test_a_webm_without_a_duration_per_stream_is_measured_by_its_longest_one(tmp
     assert quality(cut(path, 0.5))["decoded_video"] == pytest.approx(0.5, abs=0.1)
 
 
+def test_a_broken_timestamp_costs_its_frame_and_not_the_memory(tmp_path):
+    shown = [0, 20, 40, 60, 100, 120, 140, 500]  # ms
+    path = Path(write_media(tmp_path / "vfr.mp4", numbered(len(shown)), pts=shown, bframes=0))
+    data = bytearray(path.read_bytes())
+    last = data.index(b"stts") + 12 + 8 * (int.from_bytes(data[data.index(b"stts") + 8 :][:4], "big") - 2)
+    data[last + 4 : last + 8] = (0x7FFF0000).to_bytes(4, "big")
+    path.write_bytes(data)
+    frames = decode_frames(str(path), VideoSpec(fps=100, size=32))
+    assert frames.duration < 12
+    assert numbers(frames.values[:14:2]) == [0, 1, 2, 3, 3, 4, 5]
+
+
 def test_frames_equal_to_the_one_before_are_counted(tmp_path):
     still = [picture for picture in numbered(10) for _ in range(4)]
     assert quality(write_media(tmp_path / "slow.mp4", still, gop=100))["repeated_frames"] == pytest.approx(30 / 40)
