@@ -46,6 +46,14 @@ def server(credentials: bool = False) -> Iterator[int]:
         process.wait()
 
 
+def _bound(port: int) -> socket.socket:
+    """A socket on a local port, 0 = any; another may listen on the same one as long as this one does not."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound
+
+
 def free_port() -> int:
     """A port of this machine on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -56,19 +64,16 @@ class Proxy:
     """Forwards TCP to a local port, or refuses connections, or answers every request 503 SlowDown."""
 
     def __init__(self, target: int) -> None:
-        self.target, self.mode = target, FORWARD
+        self.target, self.mode = target, REFUSE
         self.unavailable = self.forwarded = 0  # connections that met each mode
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(("127.0.0.1", free_port()))  # a port that was asked for stays ours while nothing listens
+        self._port = _bound(0)  # keeps the port ours while nothing listens on it
+        self._listener: socket.socket | None = None
         self._open: set[socket.socket] = set()
-        self._wake = threading.Event()
-        self._closed = False
 
     @property
     def port(self) -> int:
         """The port to connect to."""
-        return self._listener.getsockname()[1]
+        return self._port.getsockname()[1]
 
     @property
     def endpoint(self) -> str:
@@ -81,31 +86,27 @@ class Proxy:
         return f"{uri}?{urlencode(query)}"
 
     def __enter__(self) -> "Proxy":
-        self._listener.listen(128)
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
+        self.set(FORWARD)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._closed = True
         self.set(REFUSE)
-        self._wake.set()
-        self._thread.join()
-        self._listener.close()
+        self._port.close()
 
     def set(self, mode: str) -> None:
         """Change at once, cutting what is under way."""
         self.mode = mode
-        if mode == REFUSE:
-            # Linux: the port stays bound, and connections to it are refused until `listen` is called again.
-            with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)
+        if mode == REFUSE and self._listener:
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes `accept`; such a socket cannot listen again
+            self._listener.close()
+            self._listener = None
         for connection in list(self._open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        if mode != REFUSE:
+        if mode != REFUSE and not self._listener:
+            self._listener = _bound(self.port)
             self._listener.listen(128)
-            self._wake.set()
+            threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def fail(self, refuse: float, unavailable: float) -> None:
         """An outage: connections refused, then 503, each for so many seconds; returns when it is over."""
@@ -115,15 +116,11 @@ class Proxy:
         time.sleep(unavailable)
         self.set(FORWARD)
 
-    def _accept(self) -> None:
-        while not self._closed:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:  # not listening
-                self._wake.wait()
-                self._wake.clear()
-                continue
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                client, _ = listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
         self._open.add(client)

@@ -1,0 +1,186 @@
+"""Extract and train with all on S3, which fails in the middle of each: refused connections, then 503 for 20 s."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+import s3
+from mediafiles import numbered, sine, write_manifest, write_media
+from mlflow.tracking import MlflowClient
+
+import clcr
+from features.files import list_files, open_fs, read_json, read_text
+
+ROOT = Path(__file__).parents[2]
+CLIPS, SHARD_ROWS = 36, 2
+EXTRACT = ["--shard-rows", str(SHARD_ROWS), "--video.size", "32", "--concurrency", "2"]
+TRAIN = [
+    "--epochs",
+    "12",
+    "--batch-size",
+    "8",
+    "--model.width",
+    "16",
+    "--model.heads",
+    "2",
+    "--checkpoint-seconds",
+    "0",
+]
+REFUSED, UNAVAILABLE = 3.0, 20.0  # seconds
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def credentials():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.CREDENTIALS.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Real clips and a manifest that names them by relative paths, so that it is the same corpus everywhere."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = []
+    for number in range(CLIPS):
+        write_media(folder / f"{number} x.mp4", numbered(25)[number % 5 :], sound=sine(200 + 20 * number, 1.0))
+        split = ("train", "train", "train", "train", "val", "test")[number % 6]
+        rows.append(
+            {"clip_id": f"c{number}", "video": f"{number} x.mp4", "split": split, "label": "ab"[number // 6 % 2]}
+        )
+    (folder / "broken.mp4").write_bytes(b"no video")
+    rows.append({"clip_id": "broken", "video": "broken.mp4", "split": "train", "label": "a"})
+    write_manifest(folder / "corpus.csv", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def storage(corpus):
+    """The proxy, and URIs that go around it; the corpus lies in s3://bucket/corpus."""
+    with s3.server() as port, s3.Proxy(port) as proxy, s3.Proxy(port) as direct:
+        fs, _ = open_fs(direct.uri("s3://bucket", allow_bucket_creation="true"))
+        fs.create_dir("bucket")
+        pafs.copy_files(str(corpus), "bucket/corpus", destination_filesystem=fs)
+        yield proxy, direct.uri
+
+
+def start(job, *args, **environment):
+    """`python pipelines/JOB.py ARGS` on no cluster but its own."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, str(ROOT / f"pipelines/{job}.py"), *map(str, args)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean | environment
+    )
+
+
+def wait_for(condition, process, seconds=180):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def objects(uri):
+    """Every file below a folder by its relative path, with its sha256."""
+    fs, path = open_fs(uri)
+    files = [i for i in fs.get_file_info(pafs.FileSelector(path, recursive=True)) if i.type == pafs.FileType.File]
+    return {i.path.removeprefix(f"{path}/"): hashlib.sha256(_bytes(fs, i.path)).hexdigest() for i in files}
+
+
+def _bytes(fs, path):
+    with fs.open_input_stream(path) as file:
+        return file.read()
+
+
+@pytest.fixture(scope="module")
+def extracted(storage, corpus, tmp_path_factory):
+    """A job whose storage failed once its first shard was committed, and one on local disk: stores and output."""
+    proxy, direct = storage
+    local, remote = tmp_path_factory.mktemp("local") / "store", direct("s3://bucket/store")
+    uris = [f"--{name}={proxy.uri(f's3://bucket/{path}')}" for name, path in
+            (("corpus", "corpus/corpus.csv"), ("store", "store"))]  # fmt: skip
+    fs, path = open_fs(remote)
+    job = start("extract", *uris, *EXTRACT)
+    wait_for(lambda: list_files(fs, f"{path}/index"), job)
+    proxy.set(s3.REFUSE)
+    committed = len(list_files(fs, f"{path}/index"))
+    undisturbed = start("extract", "--corpus", corpus / "corpus.csv", "--store", local, *EXTRACT)
+    proxy.fail(REFUSED, UNAVAILABLE)
+    finish(undisturbed)
+    return str(local), remote, finish(job), committed
+
+
+def test_a_store_extracted_through_an_outage_is_the_store_of_an_undisturbed_run(storage, extracted):
+    local, remote, output, committed = extracted
+    shards = -(-CLIPS // SHARD_ROWS)
+    assert 0 < committed < shards and storage[0].unavailable > 0
+    assert f"{CLIPS + 1} rows = {CLIPS} indexed + 1 failed" in output and "Traceback" not in output
+    assert objects(remote) == objects(local)
+
+
+def test_training_goes_through_an_outage_too(storage, extracted, tmp_path):
+    proxy, direct = storage
+    with mlflow_server(tmp_path) as tracking:
+        out = direct("s3://bucket/run")
+        fs, path = open_fs(out)
+        before = proxy.unavailable
+        uris = [
+            f"--{name}={proxy.uri(f's3://bucket/{folder}')}" for name, folder in (("store", "store"), ("out", "run"))
+        ]
+        job = start("train", *uris, *TRAIN, MLFLOW_TRACKING_URI=tracking)
+        selector = pafs.FileSelector(f"{path}/checkpoints", recursive=True, allow_not_found=True)
+        wait_for(lambda: any(i.base_name == "state.pt" for i in fs.get_file_info(selector)), job)
+        proxy.fail(REFUSED, UNAVAILABLE)
+        assert read_text(out, "metrics.json") is None
+        output = finish(job)
+        assert proxy.unavailable > before and "Traceback" not in output
+        run = MlflowClient(tracking).get_run(read_json(out, "run.json")["run_id"])
+        history = MlflowClient(tracking).get_metric_history(run.info.run_id, "val/accuracy")
+    assert run.info.status == "FINISHED" and [m.step for m in history] == list(range(12))
+    metrics = read_json(out, "metrics.json")
+    assert metrics["label"]["n"] == CLIPS // 6, json.dumps(metrics)
+    pafs.copy_files(f"{path}/model", str(tmp_path), source_filesystem=fs)
+    assert clcr.load(tmp_path) is not None
+
+
+class mlflow_server:
+    """A real tracking server on sqlite; its artifacts lie in the same folder."""
+
+    def __init__(self, folder):
+        self.port = s3.free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
+                   "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
+                   "--artifacts-destination", str(folder / "artifacts")]  # fmt: skip
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def __enter__(self):
+        import requests
+
+        def up():
+            try:
+                return requests.get(f"{self.uri}/health", timeout=5).ok
+            except requests.ConnectionError:
+                return False
+
+        wait_for(up, self.process)
+        return self.uri
+
+    def __exit__(self, *error):
+        os.killpg(self.process.pid, 15)
+        self.process.wait()
