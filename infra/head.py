@@ -26,9 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Head:
-    """A running head node. dashboard: the address that jobs are submitted to; env: what a client needs to be let in."""
+    """A running head node.
+
+    dashboard: the address that jobs are submitted to; address: the one that drivers join; env: what lets a client in.
+    """
 
     dashboard: str
+    address: str
     env: Mapping[str, str]
 
     def submit(self, *entrypoint: str, env: Mapping[str, str] | None = None) -> int:
@@ -65,7 +69,7 @@ def local_head(cpus: int | None = None, env: Mapping[str, str] | None = None) ->
             if not answers(ready, process, environment["RAY_AUTH_TOKEN"]):
                 log_text = (Path(session) / "start.log").read_text()
                 raise RuntimeError(f"the Ray head node did not start:\n{log_text[-2000:]}")
-        yield Head(url, environment)
+        yield Head(url, f"127.0.0.1:{port}", environment)
     finally:
         _stop(process, session)
 

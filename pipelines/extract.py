@@ -1,27 +1,34 @@
 #!/usr/bin/env python
 """Extract: a corpus of clips becomes a feature store, on any number of machines (Ray Data).
 
-Each task takes one shard's rows, decodes its clips in a process that may die, writes the shard and commits it. A run
-that was killed goes on where it stopped when the same command is given again; a run over a finished store does nothing.
+Each task takes one shard of the plan, decodes its clips in a process that may die, writes the shard and commits it. A
+run that was killed goes on where it stopped when the same command is given again; over a finished store it does
+nothing, or tries failed clips again (`--retry-failed`).
 """
 
+import itertools
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Annotated
 
-import pyarrow as pa
 import ray
+from pyarrow.fs import FileType
+from rich.console import Console
+from rich.table import Table
 
 from features.audio import AudioSpec
-from features.corpus import Clip, Corpus, read_corpus
+from features.corpus import Corpus, read_corpus
 from features.encode import EncoderSpec
-from features.isolation import IsolatedEncoder
-from features.store import Store, StoreSpec, shard_name
+from features.extractor import Extraction, extract_shard
+from features.files import open_fs
+from features.quality import QualitySpec
+from features.store import Store, StoreSpec
 from features.store.lock import StoreLock
-from features.store.shards import Failure, ShardWriter, create_store, find_store, sweep_litter
+from features.store.plan import write_plan
+from features.store.shards import create_store, failed_shards, find_store, sweep_litter
 from features.video import VideoSpec
 from infra.doctor import decoders, ray_access, require, storage, torch_pairing
-from pipelines.cli import JobError, Progress, main, resolve_uri, start_ray
+from pipelines.cli import OPTIONAL_LIST, JobError, Progress, main, require_at_least, resolve_uri, start_ray
 
 
 @dataclass(frozen=True)
@@ -38,48 +45,24 @@ class ExtractConfig:
     """which modalities to extract"""
     video: VideoSpec = field(default_factory=VideoSpec)
     audio: AudioSpec = field(default_factory=AudioSpec)
+    quality: QualitySpec = field(default_factory=QualitySpec)
     shard_rows: int = 64
     """clips per shard: the unit of work, of commit, and of loss when a machine dies"""
     concurrency: int = 0
     """decoding processes over the whole cluster; 0 = one per CPU"""
     timeout: float = 120.0
     """seconds that one clip may take before it counts as failed"""
+    memory_gb: float = 4.0
+    """GB of memory that decoding one clip may take before it counts as failed"""
     max_failed: float = 0.05
     """share of clips (0-1) that may fail before the job's exit code is not 0"""
+    retry_failed: Annotated[tuple[str, ...] | None, OPTIONAL_LIST] = None
+    """try failed clips again: those of the named classes or stages (Timeout, Crash, video, ...), or all of them"""
     dry_run: bool = False
     """check the corpus and print the plan; write nothing"""
 
     def __post_init__(self) -> None:
-        for name, least in (("shard_rows", 1), ("concurrency", 0), ("timeout", 1e-3), ("max_failed", 0)):
-            if getattr(self, name) < least:
-                raise JobError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least:g} or more")
-
-
-class ShardExtractor:
-    """A Ray Data worker that turns one shard's manifest rows into a committed shard."""
-
-    def __init__(self, store_uri: str, corpus: Corpus, spec: StoreSpec, encoder: EncoderSpec, timeout: float) -> None:
-        self.store_uri, self.corpus, self.spec = store_uri, corpus, spec
-        self.encoder = IsolatedEncoder(encoder, timeout)
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """One shard's rows in, one row of counts out. A clip that cannot be used is a failure row, never a raise."""
-        name = rows["shard"][0].as_py()
-        labels = self.corpus.labels
-        clips = [Clip.from_row(row, labels) for row in rows.to_pylist()]
-        label_types = pa.schema([self.corpus.schema.field(label) for label in labels])
-        with ShardWriter(self.store_uri, name, self.spec, label_types) as writer:
-            for clip, outcome in self.encoder.encode((clip, clip.media(self.corpus.folder)) for clip in clips):
-                if isinstance(outcome, Failure):
-                    writer.fail(clip, outcome)
-                else:
-                    writer.add(clip, outcome)
-            writer.commit()
-        return pa.table({"shard": [name], "indexed": [len(writer.rows)], "failed": [len(writer.failed)]})
-
-    def __del__(self) -> None:
-        """Ray Data drops the object when its work is done; the decoding child goes with it."""
-        self.encoder.close()
+        require_at_least(self, {"shard_rows": 1, "concurrency": 0, "timeout": 1e-3, "memory_gb": 1e-3, "max_failed": 0})
 
 
 def extract(config: ExtractConfig) -> None:
@@ -92,6 +75,7 @@ def extract(config: ExtractConfig) -> None:
     print(f"corpus {corpus_uri}: {spec.rows} clips ({', '.join(f'{n} {s}' for s, n in spec.splits.items())})")
     print("tasks: " + (", ".join(f"{t.name} ({len(t.classes) or t.kind})" for t in spec.tasks) or "none"), flush=True)
     existing = find_store(store_uri, spec)
+    require_media(corpus)
     if config.dry_run:
         return print_plan(store_uri, spec, existing)
     require(torch_pairing(), decoders(), ray_access(), storage(store_uri))
@@ -100,7 +84,12 @@ def extract(config: ExtractConfig) -> None:
         store = create_store(store_uri, spec)
         if removed := sweep_litter(store):
             print(f"removed {removed} files of a run that was interrupted")
-        run_pending(config, corpus, store, encoder, store.committed(), lock)
+        write_plan(store, corpus)
+        committed = store.committed()
+        pending = [name for name in spec.shards() if name not in committed]
+        if config.retry_failed is not None:
+            pending += shards_to_retry(store, config.retry_failed)
+        run(config, corpus, store, encoder, pending, lock)
     summarize(store, config.max_failed)
 
 
@@ -113,59 +102,69 @@ def plan_encoders(config: ExtractConfig, corpus: Corpus) -> EncoderSpec:
     if not wanted:
         raise JobError(f"--modalities {','.join(config.modalities)}: {corpus.uri} has no such media column")
     return EncoderSpec(
-        video=config.video if "video" in wanted else None, audio=config.audio if "audio" in wanted else None
+        video=config.video if "video" in wanted else None,
+        audio=config.audio if "audio" in wanted else None,
+        quality=config.quality,
     )
 
 
-def run_pending(
-    config: ExtractConfig, corpus: Corpus, store: Store, encoder: EncoderSpec, committed: set[str], lock: StoreLock
+def require_media(corpus: Corpus) -> None:
+    """Raise JobError where none of the first clips' files is there: a wrong folder or prefix, not some lost files."""
+    clips = itertools.islice(corpus.clips(), 32)
+    uris = [uri for clip in clips for uri in clip.media(corpus.folder).values()]
+    if uris and not any(_is_there(uri) for uri in uris):
+        raise JobError(
+            f"corpus {corpus.uri}: none of the first {len(uris)} media files is there, such as {uris[0]}; "
+            "relative paths are taken from the manifest's folder"
+        )
+
+
+def _is_there(uri: str) -> bool:
+    fs, path = open_fs(uri)
+    return fs.get_file_info(path).type == FileType.File
+
+
+def shards_to_retry(store: Store, classes: tuple[str, ...]) -> list[str]:
+    """Committed shards with failures to try again. Raises JobError for a class that no failure is of."""
+    failures = store.failures().select(["stage", "error"])
+    known = {value for column in failures.columns for value in column.unique().to_pylist()}
+    if unknown := sorted(set(classes) - known):
+        raise JobError(f"--retry-failed {','.join(unknown)}: {store.uri} has failures of {', '.join(sorted(known))}")
+    counts = failed_shards(store, classes)
+    print(f"trying again {sum(counts.values())} failed clips in {len(counts)} shards")
+    return list(counts)
+
+
+def run(
+    config: ExtractConfig, corpus: Corpus, store: Store, encoder: EncoderSpec, pending: list[str], lock: StoreLock
 ) -> None:
-    """Extract every planned shard that is not committed."""
-    pending = sum(1 for name in store.spec.shards() if name not in committed)
+    """Extract the pending shards on the whole cluster."""
     if not pending:
         return print("nothing to do: every shard is committed")
-    tables = [table for name, table in shards(corpus, store.spec) if name not in committed]
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    workers = min(config.concurrency or cpus, pending)
-    indexed, failed = store.counts()
-    print(f"{pending} of {pending + len(committed)} shards to extract, {workers} decoding processes", flush=True)
-    progress = Progress("extract", store.spec.rows, done=indexed + failed)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    results = ray.data.from_arrow(tables).map_batches(
-        ShardExtractor,
-        fn_constructor_args=(store.uri, corpus, store.spec, encoder, config.timeout),
-        batch_size=None,  # a block is a shard
+    workers = min(config.concurrency or cpus, len(pending))
+    total, rows = sum(1 for _ in store.spec.shards()), sum(map(store.spec.rows_of, pending))
+    print(f"{len(pending)} of {total} shards to extract, {workers} decoding processes", flush=True)
+    progress, failed = Progress("extract", store.spec.rows, done=store.spec.rows - rows), 0
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    # Only names travel, one to a block: a block is what a dead worker costs.
+    shards = ray.data.from_items([{"shard": name} for name in pending], override_num_blocks=len(pending))
+    extraction = Extraction(
+        store.uri, replace(corpus, table=None), encoder, config.timeout, config.memory_gb, config.retry_failed
+    )
+    # Tasks rather than actors: those of a node that died run elsewhere, whatever room there is.
+    results = shards.map_batches(
+        extract_shard,
+        fn_kwargs={"extraction": extraction},
+        batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=workers),
+        compute=ray.data.TaskPoolStrategy(size=workers),
         num_cpus=1,
     )
     for row in results.iter_rows():
         failed += row["failed"]
         progress.update(row["indexed"] + row["failed"], f"{failed} failed")
         lock.check()
-
-
-def shards(corpus: Corpus, spec: StoreSpec) -> Iterator[tuple[str, pa.Table]]:
-    """Shard names with their manifest rows, streamed: rows of a split in manifest order, `shard_rows` at a time."""
-    waiting = {split: [] for split in spec.splits}
-    numbers = dict.fromkeys(spec.splits, 0)
-
-    def flush(split: str, table: pa.Table) -> tuple[str, pa.Table]:
-        name = shard_name(split, numbers[split])
-        numbers[split] += 1
-        return name, table.append_column("shard", pa.array([name] * len(table)))
-
-    for batch in corpus.batches():
-        for split in spec.splits:
-            part = pa.table(batch).filter(pa.compute.equal(batch["split"], split))
-            waiting[split] = pa.concat_tables([*waiting[split], part]) if waiting[split] else part
-            while len(waiting[split]) >= spec.shard_rows:
-                yield flush(split, waiting[split].slice(0, spec.shard_rows).combine_chunks())
-                waiting[split] = waiting[split].slice(spec.shard_rows)
-    for split, rest in waiting.items():
-        if len(rest):
-            yield flush(split, rest.combine_chunks())
 
 
 def print_plan(store_uri: str, spec: StoreSpec, store: Store | None) -> None:
@@ -182,16 +181,23 @@ def summarize(store: Store, max_failed: float) -> None:
     rows = store.spec.rows
     print(f"{store.uri}: {rows} rows = {indexed} indexed + {failed} failed", flush=True)
     if failed:
-        failures = store.failures()
-        for group in failures.group_by(["stage", "error"]).aggregate([("clip_id", "count")]).to_pylist():
-            print(f"  {group['clip_id_count']} x {group['stage']}: {group['error']}")
-        for row in failures.slice(0, 5).to_pylist():
-            print(f"  {row['clip_id']}: {row['message']}")
-        print(f"  all of them: {store.uri}/failures/*.parquet")
+        print_failures(store)
     if indexed + failed != rows:
         raise JobError(f"{rows - indexed - failed} rows are in neither index nor failures: run the same command again")
     if failed > max_failed * rows:
         raise JobError(f"{failed} of {rows} clips failed, more than --max-failed {max_failed:g} allows")
+
+
+def print_failures(store: Store) -> None:
+    """Failures by class, most frequent first, with an example of each."""
+    table = Table("clips", "stage", "class", "for example")
+    groups = store.failures().group_by(["stage", "error"], use_threads=False)
+    groups = groups.aggregate([("clip_id", "count"), ("message", "first"), ("clip_id", "first")])
+    for group in groups.sort_by([("clip_id_count", "descending")]).to_pylist():
+        example = f"{group['clip_id_first']}: {group['message_first']}"
+        table.add_row(str(group["clip_id_count"]), group["stage"], group["error"], example)
+    Console(width=140).print(table)
+    print(f"all of them: {store.uri}/failures/*.parquet; --retry-failed [CLASS] tries them again", flush=True)
 
 
 if __name__ == "__main__":

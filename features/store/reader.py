@@ -1,6 +1,7 @@
 """The feature store: WebDataset shards with a parquet index, described by one spec file.
 
-    STORE/store.json             the spec: features, tasks, plan, digest of the corpus
+    STORE/store.json             the spec: features, tasks, rows per split, digest of the corpus
+    STORE/plan/*.arrow           the manifest's rows by shard, one file per split
     STORE/shards/*.tar           {clip_id}.{modality}.npy and {clip_id}.json, one split per shard
     STORE/index/*.parquet        one row per committed sample; the part is the shard's commit record
     STORE/failures/*.parquet     one row per clip that could not be used
@@ -25,7 +26,7 @@ from features.errors import StoreError
 from features.files import list_files, open_fs
 from features.tasks import Task
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OPEN_SHARDS = 128  # files that one reader keeps open: a large store has more shards than a process may open files
 
 
@@ -88,6 +89,11 @@ class StoreSpec:
             for number in range(-(-rows // self.shard_rows)):
                 yield shard_name(split, number)
 
+    def rows_of(self, shard: str) -> int:
+        """Rows of the manifest that a shard holds."""
+        split, number = shard.rsplit("-", 1)
+        return min(self.shard_rows, self.splits[split] - int(number) * self.shard_rows)
+
     def difference(self, other: "StoreSpec") -> list[str]:
         """Each entry that differs, as `key: mine != theirs`."""
         mine, theirs = _flatten(self.to_dict()), _flatten(other.to_dict())
@@ -149,11 +155,15 @@ class Store:
 
     def read(self, shard: str, offset: int, nbytes: int) -> dict[str, Any]:
         """One sample: `{modality: (T, *shape) array}` and its `json` dict; `offset`, `nbytes` as in the index."""
+        return decode_sample(self.payload(shard, offset, nbytes))
+
+    def payload(self, shard: str, offset: int, nbytes: int) -> bytes:
+        """One sample's stretch of its tar."""
         if shard not in self._shards:
             if len(self._shards) >= OPEN_SHARDS:
                 self._shards.pop(next(iter(self._shards))).close()
             self._shards[shard] = self.fs.open_input_file(f"{self.path}/shards/{shard}.tar")
-        return decode_sample(self._shards[shard].read_at(nbytes, offset))
+        return self._shards[shard].read_at(nbytes, offset)
 
     def _parts(self, folder: str) -> list[str]:
         return [info.path for info in list_files(self.fs, f"{self.path}/{folder}")]

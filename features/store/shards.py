@@ -10,8 +10,8 @@ import hashlib
 import json
 import tarfile
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -49,6 +49,19 @@ class Failure:
     error: str
     message: str
     attempts: int = 1
+
+    def after(self, attempts: int) -> "Failure":
+        """The same failure, counting the attempts of earlier runs."""
+        return replace(self, attempts=self.attempts + attempts)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a committed shard holds that stays, by clip_id: index rows and failures; attempts of those to try again."""
+
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    failed: Mapping[str, Failure] = field(default_factory=dict)
+    attempts: Mapping[str, int] = field(default_factory=dict)
 
 
 def sample_key(clip_id: str) -> str:
@@ -178,6 +191,41 @@ class ShardWriter:
                 self._tar.close()
                 self._stream.close()
             self.fs.delete_file(self._temporary)
+
+
+def read_earlier(store: Store, name: str, retry: Sequence[str]) -> Earlier:
+    """A committed shard's content, without the failures to try again: those of a class or stage in retry, or all."""
+    try:
+        rows = _read_part(store, "index", name)
+    except FileNotFoundError:  # not committed: a run that was to try it again died
+        return Earlier()
+    failures = _read_part(store, "failures", name)
+    again = {row["clip_id"]: row["attempts"] for row in failures if is_retried(row, retry)}
+    kept = {
+        row["clip_id"]: Failure(row["stage"], row["error"], row["message"], row["attempts"])
+        for row in failures
+        if row["clip_id"] not in again
+    }
+    return Earlier({row["clip_id"]: row for row in rows}, kept, again)
+
+
+def failed_shards(store: Store, retry: Sequence[str]) -> dict[str, int]:
+    """Committed shards with failures to try again, and how many."""
+    counts = {}
+    for name in sorted(store.committed()):
+        if number := sum(is_retried(row, retry) for row in _read_part(store, "failures", name)):
+            counts[name] = number
+    return counts
+
+
+def is_retried(failure: Mapping[str, Any], retry: Sequence[str]) -> bool:
+    """Whether a row of failures is of a class or stage that is named; none named = all."""
+    return not retry or failure["error"] in retry or failure["stage"] in retry
+
+
+def _read_part(store: Store, folder: str, name: str) -> list[dict[str, Any]]:
+    with store.fs.open_input_file(f"{store.path}/{folder}/{name}.parquet") as file:
+        return pq.read_table(file).to_pylist()
 
 
 def find_store(uri: str, spec: StoreSpec) -> Store | None:

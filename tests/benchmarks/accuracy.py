@@ -92,7 +92,7 @@ def print_table(config: AccuracyConfig, out: Path) -> None:
         scores = np.array([[run[task]["accuracy"] for task in tasks] for run in runs])
         scores = np.concatenate([scores, scores.mean(1, keepdims=True)], axis=1)
         table.add_row(model, *(interval(column) for column in scores.T))
-    Console(width=120).print(table)
+    Console(width=160).print(table)
 
 
 def interval(values: Sequence[float]) -> str:

@@ -63,7 +63,8 @@ def run(monkeypatch, capsys, *args):
 def test_plain_python_extracts_and_says_what_failed(first_run):
     done, folder = first_run
     assert done.returncode == 0, done.stderr
-    assert "24 rows = 21 indexed + 3 failed" in done.stdout and "3 x open: MediaError" in done.stdout
+    assert "24 rows = 21 indexed + 3 failed" in done.stdout
+    assert "│ 3     │ open  │ MediaError │ corrupt/1.x: " in done.stdout
     assert "Traceback" not in done.stderr and "resource_tracker" not in done.stderr
     failures = {row["clip_id"]: row["message"] for row in Store(str(folder)).failures().to_pylist()}
     assert failures.keys() == BROKEN.keys()
@@ -109,7 +110,7 @@ def test_more_failures_than_allowed_make_the_exit_code_not_0(first_run, corpus, 
 def is_decoder(process):
     """A Ray worker that runs the extractor, or a process that it started."""
     with suppress(psutil.Error):
-        return "ShardExtractor" in " ".join(process.cmdline()) or "forkserver" in " ".join(process.cmdline())
+        return "extract_shard" in " ".join(process.cmdline()) or "forkserver" in " ".join(process.cmdline())
     return False
 
 

@@ -1,0 +1,79 @@
+"""One shard, from its planned rows to its commit: the work that a cluster hands out."""
+
+import functools
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from features.corpus import Clip, Corpus
+from features.encode import EncoderSpec
+from features.errors import FeaturesError, StoreError, one_line
+from features.isolation import IsolatedEncoder
+from features.store import Store
+from features.store.plan import planned_rows
+from features.store.shards import Earlier, Failure, ShardWriter, read_earlier
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What a worker has to know: which store, from which corpus (its schema and folder), how to encode.
+
+    timeout: seconds that one clip may take; memory_gb: GB that one clip may take. retry: classes of failures to try
+    again where a shard is committed already; None writes every shard anew.
+    """
+
+    store_uri: str
+    corpus: Corpus
+    encoder: EncoderSpec
+    timeout: float
+    memory_gb: float
+    retry: tuple[str, ...] | None = None
+
+    def shard(self, name: str) -> ShardWriter:
+        """Extract and commit one shard; a clip that cannot be used is a failure, never a raise.
+
+        Returns the writer, which knows what it wrote. Raises StoreError when the shard cannot be written.
+        """
+        try:
+            return self._shard(name)
+        except FeaturesError:
+            raise
+        except OSError as error:
+            raise StoreError(
+                f"shard {name} of {self.store_uri} cannot be written: {one_line(error)}; "
+                "mend that and run the same command again to go on"
+            ) from error
+
+    def _shard(self, name: str) -> ShardWriter:
+        store = Store(self.store_uri)  # anew: a reader holds on to the tar that it opened
+        clips = [Clip.from_row(row, self.corpus.labels) for row in planned_rows(store, name).to_pylist()]
+        earlier = Earlier() if self.retry is None else read_earlier(store, name, self.retry)
+        fresh = [clip for clip in clips if clip.clip_id not in earlier.rows and clip.clip_id not in earlier.failed]
+        encoder = isolated_encoder(self.encoder, self.timeout, self.memory_gb)
+        outcomes = encoder.encode((clip, clip.media(self.corpus.folder)) for clip in fresh)
+        label_types = pa.schema([self.corpus.schema.field(label) for label in self.corpus.labels])
+        with ShardWriter(self.store_uri, name, store.spec, label_types) as writer:
+            for clip in clips:
+                if (row := earlier.rows.get(clip.clip_id)) is not None:
+                    writer.keep(row, store.payload(name, row["offset"], row["nbytes"]))
+                elif (failure := earlier.failed.get(clip.clip_id)) is not None:
+                    writer.fail(clip, failure)
+                elif isinstance(outcome := next(outcomes)[1], Failure):
+                    writer.fail(clip, outcome.after(earlier.attempts.get(clip.clip_id, 0)))
+                else:
+                    writer.add(clip, outcome)
+            writer.commit()
+        return writer
+
+
+@functools.lru_cache(maxsize=1)
+def isolated_encoder(spec: EncoderSpec, timeout: float, memory_gb: float) -> IsolatedEncoder:
+    """This process's decoding child: it lives from shard to shard, and goes when this process goes."""
+    return IsolatedEncoder(spec, timeout, memory_gb)
+
+
+def extract_shard(batch: pa.Table, extraction: Extraction) -> pa.Table:
+    """The same for Ray Data: a table with one shard's name in, its counts out."""
+    name = batch["shard"][0].as_py()
+    writer = extraction.shard(name)
+    return pa.table({"shard": [name], "indexed": [len(writer.rows)], "failed": [len(writer.failed)]})
