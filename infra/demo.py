@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -58,12 +59,19 @@ def run_jobs(head: Head) -> int:
     extract = ["--corpus", str(OUT / "corpus" / "corpus.csv"), *store, "--video.size", "32"]
     if code := submit(head, "pipelines/extract.py", *extract, env=env):
         return code
-    for model in MODELS:
-        say(f"3/4 train: {model}")
+    say(f"3/4 train: {', '.join(MODELS)}, as many at a time as there are cores")
+
+    def train(model: str) -> int:
         options = ["--model", model, "--tasks", TASKS, "--epochs", str(EPOCHS), "--experiment", "demo"]
-        options += ["--model.width", WIDTH]
-        if code := submit(head, "pipelines/train.py", *store, "--out", str(OUT / model), *options, env=env):
+        options += ["--model.width", WIDTH, "--cpus-per-worker", "1"]
+        return submit(head, "pipelines/train.py", *store, "--out", str(OUT / model), *options, env=env)
+
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        if code := max(pool.map(train, MODELS)):
             return code
+    finally:  # who interrupts the demo does not wait for its jobs: the head node takes them with it
+        pool.shutdown(wait=False, cancel_futures=True)
     if (OUT / "sweep" / "best.yaml").exists():
         return 0
     say(f"4/4 sweep: {SWEEP['trials']} trials over token budgets and loss weights")
@@ -76,9 +84,9 @@ def submit(head: Head, script: str, *options: str, env: dict[str, str]) -> int:
     """Submit one job with its options. What the job prints goes to the screen, all of Ray's log to demo-out/logs."""
     settings = [f"{name}={value}" for name, value in env.items()]
     command = head.submit_command("env", *settings, "python", script, *options)
-    print("ray " + " ".join(command[1:]), flush=True)
     (OUT / "logs").mkdir(exist_ok=True)
     name = Path(options[options.index("--out") + 1]).name if "--out" in options else Path(script).stem
+    print(f"{name:8}ray " + " ".join(command[1:]), flush=True)
     with open(OUT / "logs" / f"{name}.log", "w") as log:
         job = subprocess.Popen(
             command, cwd=ROOT, env=dict(head.env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -86,7 +94,7 @@ def submit(head: Head, script: str, *options: str, env: dict[str, str]) -> int:
         for line in job.stdout:
             log.write(line)
             if not CHATTER.search(line):
-                print(PREFIX.sub("", line), end="", flush=True)
+                print(f"{name:8}{PREFIX.sub('', line)}", end="", flush=True)
     return job.wait()
 
 
