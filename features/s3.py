@@ -71,7 +71,9 @@ def connect(uri: str, patience: float = PATIENCE) -> FileSystem:
     # from_uri asks AWS for the bucket's region where none is given: a call like any other.
     plain, _ = patiently(FileSystem.from_uri, uri, patience=patience)
     _, (options,) = plain.__reduce__()  # the options of the URI and the environment together
-    return PyFileSystem(PatientS3({**options, "allow_delayed_open": True, "connect_timeout": CONNECT}, patience))
+    # Arrow's I/O threads call us (copy_files); a write in the background would need one of them, and wait for ever.
+    ours = {"background_writes": False, "allow_delayed_open": True, "connect_timeout": CONNECT}
+    return PyFileSystem(PatientS3({**options, **ours}, patience))
 
 
 class PatientS3(FileSystemHandler):

@@ -148,7 +148,10 @@ def test_pyarrow_reads_and_copies_through_it(proxy, tmp_path):
     pq.write_table(table, f"{path}/t.parquet", filesystem=fs)
     assert ds.dataset(path, filesystem=fs).to_table() == table
     pafs.copy_files(path, str(tmp_path), source_filesystem=fs)
+    for number in range(40):  # more than Arrow has threads
+        (tmp_path / f"{number}.bin").write_bytes(bytes(1000))
     pafs.copy_files(str(tmp_path), f"{path}2", destination_filesystem=fs)
+    assert len(list_files(fs, f"{path}2")) == 41
     assert pq.read_table(f"{path}2/t.parquet", filesystem=fs) == table
     with pytest.raises(FileNotFoundError):
         fs.open_input_file(f"{path}/missing")
