@@ -29,31 +29,12 @@ from features.media import (
     packet_time,
     packets,
 )
+from features.specs import AudioSpec
 
 PREROLL = 0.5  # s decoded before a segment: AAC and MP3 frames need the ones before them
 GAP = 0.05  # s by which sound may drift from its timestamps before silence fills the gap
 QUIET = 1e-3  # of full scale (-60 dB): a log-mel frame without a louder sample is silence
 FLOOR = 1e-6  # added to the mel power, so that silence has a logarithm
-
-
-@dataclass(frozen=True)
-class AudioSpec:
-    """How sound becomes log-mel frames."""
-
-    sample_rate: int = 16_000
-    """Samples per second that the sound is resampled to."""
-    mels: int = 64
-    """Mel bands."""
-    hop: float = 0.02
-    """Seconds from one log-mel frame to the next."""
-    window: float = 0.04
-    """Seconds of sound that one log-mel frame sees."""
-
-    def __post_init__(self) -> None:
-        if not (self.sample_rate > 0 and self.mels > 0 and 0 < self.hop <= self.window):
-            raise ValueError(f"{self}: sample_rate and mels must be above 0, and 0 < hop <= window")
-        if abs(self.hop * self.sample_rate - round(self.hop * self.sample_rate)) > 1e-6:
-            raise ValueError(f"hop {self.hop} s is not a whole number of samples at {self.sample_rate} Hz")
 
 
 class Sound(NamedTuple):

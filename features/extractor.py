@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from features.corpus import Clip, Corpus
-from features.encode import EncoderSpec
 from features.errors import FeaturesError, StoreError, one_line
 from features.isolation import IsolatedEncoder
+from features.specs import EncoderSpec
 from features.store import Store
 from features.store.plan import planned_rows
 from features.store.shards import Earlier, Failure, ShardWriter, read_earlier

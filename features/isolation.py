@@ -14,13 +14,13 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import psutil
-import torch
 
 from features.corpus import Clip
-from features.encode import EncoderSpec, Sample, encode_clip
 from features.errors import MediaError
+from features.specs import EncoderSpec, Sample
 from features.store.shards import Failure
 
+Encode = Callable[[Clip, Mapping[str, str], EncoderSpec], Sample]
 CRASH, TIMEOUT, MEMORY = "Crash", "Timeout", "Memory"  # classes of failures
 GRACE = 1.0  # seconds beyond the timeout after which a child that nobody stopped stops itself
 
@@ -28,14 +28,17 @@ GRACE = 1.0  # seconds beyond the timeout after which a child that nobody stoppe
 class IsolatedEncoder:
     """Encodes clips one by one in a killable child process.
 
-    timeout: seconds that one clip may take. memory_gb: GB that one clip may take; enforced on Linux.
+    timeout: seconds that one clip may take. memory_gb: GB that one clip may take; enforced on Linux. encode_clip: what
+    the child runs; none stands for features.encode's, which only the child then loads.
     """
 
-    def __init__(self, spec: EncoderSpec, timeout: float, memory_gb: float = 4.0) -> None:
-        self.spec, self.timeout, self.memory_gb = spec, timeout, memory_gb
+    def __init__(
+        self, spec: EncoderSpec, timeout: float, memory_gb: float = 4.0, encode_clip: Encode | None = None
+    ) -> None:
+        self.spec, self.timeout, self.memory_gb, self.encode_clip = spec, timeout, memory_gb, encode_clip
         # A fork server imports the decoders once; a child after a crash then starts in milliseconds.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["__main__", "features.isolation"])
+        self._context.set_forkserver_preload(["__main__", "features.isolation", "features.encode"])
         self._child: multiprocessing.Process | None = None
         self._connection: Connection | None = None
 
@@ -69,7 +72,7 @@ class IsolatedEncoder:
         self.close()
         # A pipe and nothing else: the semaphores of a multiprocessing queue outlive a worker that Ray kills.
         self._connection, theirs = self._context.Pipe()
-        self._child = self._context.Process(target=_serve, args=(theirs, encode_clip, self.memory_gb), daemon=True)
+        self._child = self._context.Process(target=_serve, args=(theirs, self.encode_clip, self.memory_gb), daemon=True)
         self._child.start()
         theirs.close()
         try:
@@ -86,13 +89,16 @@ class IsolatedEncoder:
             self._child = None
 
 
-def _serve(
-    connection: Connection, encode: Callable[[Clip, Mapping[str, str], EncoderSpec], Sample], memory_gb: float
-) -> None:
+def _serve(connection: Connection, encode: Encode | None, memory_gb: float) -> None:
     """The child's whole life: one clip in, one sample or failure out, until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A decoder that spins would outlive a job that was killed; no handler, for it may hold the interpreter's lock.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    import torch
+
+    from features.encode import encode_clip
+
+    encode = encode or encode_clip
     torch.set_num_threads(1)
     if hasattr(used := psutil.Process().memory_info(), "data"):  # Linux: every private page that can be written
         limit = used.data + int(memory_gb * 1e9)
@@ -108,11 +114,7 @@ def _serve(
 
 
 def _attempt(
-    encode: Callable[[Clip, Mapping[str, str], EncoderSpec], Sample],
-    clip: Clip,
-    media: Mapping[str, str],
-    spec: EncoderSpec,
-    memory_gb: float,
+    encode: Encode, clip: Clip, media: Mapping[str, str], spec: EncoderSpec, memory_gb: float
 ) -> Sample | Failure:
     try:
         return encode(clip, media, spec)

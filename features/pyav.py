@@ -4,7 +4,7 @@ Every function takes wanted times (sorted, s on the file's clock) and the size t
 """
 
 import bisect
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from av import FFmpegError, Packet, VideoFrame
@@ -14,8 +14,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from features.media import Source, clock_zero, open_container, packets, stamp_of
-
-Sampling = Literal["exact", "nonref", "keyframes"]
+from features.specs import Sampling
 
 SKIPPED = {"exact": "DEFAULT", "nonref": "NONREF", "keyframes": "NONKEY"}  # what the decoder leaves out
 

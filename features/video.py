@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from av import FFmpegError
@@ -28,7 +28,8 @@ from features.media import (
     packets,
     stamp_of,
 )
-from features.pyav import Sampling, exact_pictures, latest_pictures, video_stream
+from features.pyav import exact_pictures, latest_pictures, video_stream
+from features.specs import VideoSpec, decord_misreads, resolve_decoder
 
 try:  # no wheels outside x86-64
     import decord
@@ -39,51 +40,6 @@ else:
 
 FAULTS = 1e-6  # share of frames that decord may replace by earlier ones without a word: none
 TICK = 1e-3  # s; decord rounds times to milliseconds, and a target often falls exactly on a frame's edge
-
-
-@dataclass(frozen=True)
-class VideoSpec:
-    """How a clip's frames are sampled: fps per second of the clip, size x size pixels of the cropped picture."""
-
-    fps: float = 12.5
-    """Frames sampled per second."""
-    size: int = 64
-    """Width and height of a sampled frame in pixels."""
-    crop: tuple[float, float, float, float] | None = None
-    """Left, top, right, bottom as fractions of the picture; none takes all of it."""
-    decoder: Literal["auto", "decord", "pyav"] = "auto"
-    """auto is decord for whole files, and PyAV for segments and for files that decord does not read or that are
-    damaged. decord alone fails on those files."""
-    sampling: Sampling = "exact"
-    """exact: the frame on screen at each time. The others decode fewer frames, by PyAV, and take the last of those
-    before each time. nonref leaves out the frames that no other refers to: it is late by a few frames, and faster
-    where a file has B-frames (else the same). keyframes decodes key frames alone: it is late by up to their distance,
-    often seconds, so that motion is lost, and several times faster."""
-
-    def __post_init__(self) -> None:
-        left, top, right, bottom = self.crop or (0.0, 0.0, 1.0, 1.0)
-        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-            raise ValueError(f"crop {self.crop} is not left < right, top < bottom within 0 and 1")
-        if not (self.fps > 0 and self.size > 0):
-            raise ValueError(f"fps {self.fps} and size {self.size} must be above 0")
-        if self.decoder == "decord" and self.sampling != "exact":
-            raise ValueError(f"decord decodes every frame; sampling {self.sampling} needs decoder auto or pyav")
-        if self.decoder == "decord" and _decord_misreads(self.window()[0]):
-            raise ValueError(
-                f"decord misreads pictures {self.window()[0]} pixels wide; set decoder auto, or another size"
-            )
-
-    def window(self) -> tuple[int, int, int, int]:
-        """Width and height the whole picture is scaled to, and where the crop's left and top edge then lie (pixels)."""
-        left, top, right, bottom = self.crop or (0.0, 0.0, 1.0, 1.0)
-        width, height = round(self.size / (right - left)), round(self.size / (bottom - top))
-        return width, height, min(round(left * width), width - self.size), min(round(top * height), height - self.size)
-
-
-def _decord_misreads(width: int) -> bool:
-    """Rows are padded to 32 pixels; where that is a whole multiple of the width, decord takes it for more channels."""
-    row = 3 * 32 * -(-width // 32)
-    return row % width == 0 and row != 3 * width
 
 
 @dataclass
@@ -119,13 +75,6 @@ class Pictures(NamedTuple):
     values: np.ndarray
     good: np.ndarray
     salvaged: bool
-
-
-def resolve_decoder(decoder: str) -> str:
-    """The decoder that auto stands for on this machine: decord or pyav."""
-    if decoder == "auto":
-        return "pyav" if decord is None else "decord"
-    return decoder
 
 
 def decode_frames(uri: str, spec: VideoSpec, start: float | None = None, end: float | None = None) -> Frames | None:
@@ -220,7 +169,7 @@ def _exact_pictures(
 ) -> np.ndarray | None:
     """The wanted pictures by decord or PyAV, None where one of them does not decode without concealment."""
     width, height, _, _ = spec.window()
-    suits = not seek and not _decord_misreads(width) and shown.format != "mpeg"  # it repeats frames of these
+    suits = not seek and not decord_misreads(width) and shown.format != "mpeg"  # it repeats frames of these
     if spec.decoder == "decord" or (resolve_decoder(spec.decoder) == "decord" and suits):
         try:
             return _decord_pictures(source, wanted - shown.first, width, height)

@@ -16,17 +16,15 @@ from pyarrow.fs import FileType
 from rich.console import Console
 from rich.table import Table
 
-from features.audio import AudioSpec
 from features.corpus import Corpus, read_corpus
-from features.encode import EncoderSpec
 from features.extractor import Extraction, extract_shard
 from features.files import open_fs
 from features.quality import QualitySpec
+from features.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.store import Store, StoreSpec
 from features.store.lock import StoreLock
 from features.store.plan import write_plan
 from features.store.shards import create_store, failed_shards, find_store, sweep_litter
-from features.video import VideoSpec
 from infra.doctor import decoders, ray_access, require, storage, torch_pairing
 from pipelines.cli import OPTIONAL_LIST, JobError, Progress, main, require_at_least, resolve_uri, start_ray
 

@@ -12,20 +12,22 @@ import tarfile
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-import webdataset as wds
 
 from features.corpus import Clip
-from features.encode import Sample
 from features.errors import StoreError
 from features.files import list_files, open_fs, write_atomic
 from features.quality import QUALITY_SCHEMA
+from features.specs import Sample
 from features.store import Store, StoreSpec, encode_array
+
+if TYPE_CHECKING:
+    import webdataset as wds
 
 FOLDERS = ("shards", "index", "failures")  # of one file per shard
 FAILURE_SCHEMA = pa.schema(
@@ -172,6 +174,8 @@ class ShardWriter:
     def _open(self) -> tarfile.TarFile:
         """The tar, begun with the first sample."""
         if self._tar is None:
+            import webdataset as wds  # here, for it loads torch, which reading a store does not need
+
             self._stream = self.fs.open_output_stream(self._temporary)
             # Fixed owner and time: the same samples give the same bytes.
             self._tar = wds.TarWriter(self._stream, encoder=False, mtime=0.0, user="", group="", format="PAX_FORMAT")

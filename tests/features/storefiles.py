@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from features.corpus import Clip
-from features.encode import Sample
+from features.specs import Sample
 from features.store import Feature, Store, StoreSpec, shard_name
 from features.store.shards import ShardWriter, create_store
 from features.tasks import Task

@@ -7,8 +7,9 @@ import pytest
 import torchaudio
 from mediafiles import cut, numbered, sine, wreck_packet, write_media
 
-from features.audio import AudioSpec, decode_sound, encode_audio, log_mel
+from features.audio import decode_sound, encode_audio, log_mel
 from features.errors import MediaError
+from features.specs import AudioSpec
 
 RATE = 16_000
 DECODERS = [decode_sound]

@@ -11,12 +11,10 @@ import pytest
 from mediafiles import damage, noise, numbered, sine, write_media
 from storefiles import make_clip
 
-from features.audio import AudioSpec
-from features.encode import EncoderSpec, Sample
 from features.isolation import IsolatedEncoder
 from features.quality import QUALITY_SCHEMA, QualitySpec
+from features.specs import AudioSpec, EncoderSpec, Sample, VideoSpec
 from features.store.shards import Failure
-from features.video import VideoSpec
 
 FUZZED = int(os.environ.get("FUZZED", 30))
 SEED = int(os.environ.get("FUZZ_SEED", 0))

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from storefiles import LABELS, make_clip, make_clips, make_sample, make_spec, shards_of, write_store
 
-from features.encode import Sample
 from features.errors import StoreError
+from features.specs import Sample
 from features.store import Feature
 from features.store.__main__ import main
 from features.store.inspect import LINES, inspect, print_report

@@ -12,23 +12,19 @@ import psutil
 import pytest
 from storefiles import make_clip, make_sample
 
-import features.isolation
-from features.audio import AudioSpec
 from features.corpus import read_corpus
-from features.encode import EncoderSpec, Sample
 from features.isolation import IsolatedEncoder
+from features.specs import AudioSpec, EncoderSpec, Sample, VideoSpec
 from features.store.shards import Failure
-from features.video import VideoSpec
 
 ROOT = Path(__file__).parents[2]
 SPEC = EncoderSpec(VideoSpec(size=16), AudioSpec())
 
 
 @pytest.fixture
-def encoder(monkeypatch):
+def encoder():
     """An encoder whose child runs crashing.encode; 2 s per clip."""
-    monkeypatch.setattr(features.isolation, "encode_clip", crashing.encode)
-    encoder = IsolatedEncoder(SPEC, timeout=2.0, memory_gb=0.3)
+    encoder = IsolatedEncoder(SPEC, timeout=2.0, memory_gb=0.3, encode_clip=crashing.encode)
     yield encoder
     encoder.close()
 
@@ -104,8 +100,7 @@ from storefiles import make_clip
 from test_isolation import SPEC
 
 if __name__ == "__main__":
-    features.isolation.encode_clip = crashing.encode
-    encoder = features.isolation.IsolatedEncoder(SPEC, timeout=2)
+    encoder = features.isolation.IsolatedEncoder(SPEC, timeout=2, encode_clip=crashing.encode)
     for _, sample in encoder.encode((make_clip(name), {}) for name in ["1", "spins"]):
         print(encoder._child.pid, flush=True)
 """

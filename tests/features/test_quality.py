@@ -7,11 +7,10 @@ import pytest
 from mediafiles import cut, noise, numbered, sine, wreck_packet, write_media
 from storefiles import make_clip
 
-from features.audio import AudioSpec
-from features.encode import EncoderSpec, encode_clip
+from features.encode import encode_clip
 from features.errors import MediaError
 from features.quality import QUALITY_SCHEMA, QualitySpec
-from features.video import VideoSpec
+from features.specs import AudioSpec, EncoderSpec, VideoSpec
 
 TICKS = 512  # of an mp4's clock from one frame to the next, at 25 per second
 

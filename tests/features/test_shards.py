@@ -142,11 +142,11 @@ def test_a_folder_with_somebody_elses_shards_is_left_alone(tmp_path):
 def test_a_store_of_another_schema_version_is_refused(tmp_path):
     store = write_store(tmp_path, make_clips(1))
     (tmp_path / "store.json").write_text(json.dumps({**store.spec.to_dict(), "schema_version": 0}))
-    with pytest.raises(StoreError, match="schema version 0 is not 1: extract"):
+    with pytest.raises(StoreError, match="schema version 0 is not 2: extract"):
         Store(str(tmp_path))
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"schema_version": 1}', "[]"])
+@pytest.mark.parametrize("content", ["", "{", '{"schema_version": 2}', "[]"])
 def test_a_damaged_spec_is_an_error_of_one_line(tmp_path, content):
     (tmp_path / "store.json").write_text(content)
     with pytest.raises(StoreError, match=r"store\.json is damaged .*extract"):

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from storefiles import FEATURES, make_clip, make_clips, make_sample, make_spec, shards_of, write_shard, write_store
 
-from features.encode import Sample
+from features.specs import Sample
 from features.store import Feature, Store
 from features.store.__main__ import main
 from features.store.shards import Failure, ShardWriter, create_store, sweep_litter

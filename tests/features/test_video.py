@@ -13,7 +13,8 @@ from mediafiles import cut, noise, numbered, numbers, rotate, sine, wreck_packet
 
 import features.video
 from features.errors import MediaError
-from features.video import VideoSpec, decode_frames, resolve_decoder
+from features.specs import VideoSpec, resolve_decoder
+from features.video import decode_frames
 
 DECODERS = ["pyav", "auto"] + (["decord"] if features.video.decord else [])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from zoo import ZOO, manifest, outcomes
 
-from features.encode import Sample
+from features.specs import Sample
 from features.store.shards import Failure
 
 NOT_SAMPLES: dict[str, str] = {}  # files that FFmpeg decodes and we do not, each with the reason: none

@@ -10,12 +10,10 @@ from pathlib import Path
 
 from storefiles import make_clip
 
-from features.audio import AudioSpec
-from features.encode import EncoderSpec, Sample
 from features.isolation import IsolatedEncoder
 from features.quality import QUALITY_SCHEMA
+from features.specs import AudioSpec, EncoderSpec, Sample, VideoSpec
 from features.store.shards import Failure
-from features.video import VideoSpec
 
 ZOO = Path(__file__).parents[3] / "shared/data/media_zoo"
 SPEC = EncoderSpec(VideoSpec(size=32), AudioSpec())

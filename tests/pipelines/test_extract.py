@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,35 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(corpus, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_failed_clips_are_tried_again_and_no_others(first_run, corpus, cluster, tmp_path, monkeypatch, capsys):
+    shutil.copytree(first_run[1], tmp_path / "store")
+    before = files_of(tmp_path / "store")
+    command = ["--corpus", corpus, "--store", tmp_path / "store", *OPTIONS, "--retry-failed"]
+    code, _, err = run(monkeypatch, capsys, *command, "Timeout")
+    assert code == 1 and err == f"error: --retry-failed Timeout: {tmp_path}/store has failures of MediaError, open\n"
+    code, out, _ = run(monkeypatch, capsys, *command)
+    assert code == 0 and "trying again 3 failed clips in 3 shards" in out and "21 indexed + 3 failed" in out
+    assert {row["attempts"] for row in Store(str(tmp_path / "store")).failures().to_pylist()} == {2}
+    after = files_of(tmp_path / "store")
+    assert {name for name in before if before[name] != after[name]} == {
+        name for name in before if name.startswith("failures/") and b"MediaError" in before[name]
+    }
+
+
+@pytest.mark.slow
+def test_a_store_that_cannot_be_written_stops_the_job_in_one_line(
+    first_run, corpus, cluster, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(first_run[1], tmp_path / "store")
+    for folder in ("index", "failures", "shards"):
+        shutil.rmtree(tmp_path / "store" / folder)
+    (tmp_path / "store" / "failures").touch()  # a file where the folder should be
+    code, _, err = run(monkeypatch, capsys, "--corpus", corpus, "--store", tmp_path / "store", *OPTIONS)
+    assert code == 1 and err.count("\n") == 1 and "cannot be written" in err
+    assert not (tmp_path / "store" / "lock.json").exists()
+
+
 ROW = {"video": "x.mp4", "label": "a"}
 GOOD = [{"clip_id": split, "split": split, **ROW, "group": split} for split in ("train", "val", "test")]
 MISTAKES = {
@@ -181,6 +211,7 @@ MISTAKES = {
     ),
     "an unknown option": (GOOD, ["--shard-row", "3"], "did you mean --shard-rows?"),
     "a wrong value": (GOOD, ["--video.fps", "-3"], "fps -3"),
+    "media that are nowhere": (GOOD, [], "none of the first 3 media files is there, such as "),
     "too few of something": (GOOD, ["--shard-rows", "0"], "--shard-rows 0: must be 1 or more"),
 }
 
