@@ -13,6 +13,10 @@ class StoreError(FeaturesError):
     """A feature store that is missing, damaged, locked, or made with another specification."""
 
 
+class StorageError(FeaturesError):
+    """Storage that stays away: no clip's fault, so the job stops and goes on later."""
+
+
 class MediaError(FeaturesError):
     """One clip that cannot be used; stage says where it failed: open, video, audio, image, text or quality."""
 

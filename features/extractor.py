@@ -1,12 +1,12 @@
 """One shard, from its planned rows to its commit: the work that a cluster hands out."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from features.corpus import Clip, Corpus
-from features.errors import FeaturesError, StoreError, one_line
+from features.errors import FeaturesError, StorageError, StoreError, one_line
 from features.isolation import IsolatedEncoder
 from features.specs import EncoderSpec
 from features.store import Store
@@ -32,7 +32,8 @@ class Extraction:
     def shard(self, name: str) -> ShardWriter:
         """Extract and commit one shard; a clip that cannot be used is a failure, never a raise.
 
-        Returns the writer, which knows what it wrote. Raises StoreError when the shard cannot be written.
+        Returns the writer, which knows what it wrote. Raises StoreError when the shard cannot be written, StorageError
+        when the media's storage stays away.
         """
         try:
             return self._shard(name)
@@ -59,11 +60,21 @@ class Extraction:
                 elif (failure := earlier.failed.get(clip.clip_id)) is not None:
                     writer.fail(clip, failure)
                 elif isinstance(outcome := next(outcomes)[1], Failure):
-                    writer.fail(clip, outcome.after(earlier.attempts.get(clip.clip_id, 0)))
+                    if outcome.error == StorageError.__name__:  # says nothing about the clip
+                        raise StorageError(outcome.message)
+                    outcome = self._portable(outcome.after(earlier.attempts.get(clip.clip_id, 0)), clip)
+                    writer.fail(clip, outcome)
                 else:
                     writer.add(clip, outcome)
             writer.commit()
         return writer
+
+    def _portable(self, failure: Failure, clip: Clip) -> Failure:
+        """The failure with files named as the manifest has them: a store's bytes know nothing of the machine."""
+        message = failure.message
+        for column, uri in clip.media(self.corpus.folder).items():
+            message = message.replace(uri, getattr(clip, column))
+        return replace(failure, message=message)
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,8 +10,11 @@ from av.stream import Stream
 from pyarrow import ArrowException
 from pyarrow.fs import FileType, LocalFileSystem
 
-from features.errors import FeaturesError, MediaError, one_line
+from features.errors import FeaturesError, MediaError, StorageError, one_line
 from features.files import open_fs
+from features.s3 import is_transient
+
+PATIENCE = 60.0  # s; less than a clip's default timeout: storage that is away is not the clip's fault
 
 av.logging.set_level(av.logging.PANIC)  # what matters arrives as an exception; the rest would flood a job's log
 
@@ -25,10 +28,11 @@ PADDING = 0.1  # s by which one stream may: codecs pad, and not every last packe
 def open_source(uri: str) -> Source:
     """What a decoder opens: a local file's path, or the bytes of a file that lies elsewhere.
 
-    Raises MediaError (stage open) for what is missing, a folder, empty or not readable.
+    Raises MediaError (stage open) for what is missing, a folder, empty or not readable, StorageError where the storage
+    is away for longer than its patience.
     """
     try:
-        filesystem, path = open_fs(uri)
+        filesystem, path = open_fs(uri, PATIENCE)
         info = filesystem.get_file_info(path)
         if info.type == FileType.NotFound:
             raise MediaError("open", f"{uri} does not exist; check the manifest's path")
@@ -43,6 +47,8 @@ def open_source(uri: str) -> Source:
     except MediaError:
         raise
     except (FeaturesError, ArrowException, OSError) as error:
+        if is_transient(error):
+            raise StorageError(f"{uri} cannot be read: {one_line(error)}; run the same command again later") from error
         raise MediaError("open", f"{uri} cannot be read: {one_line(error)}") from error
 
 
@@ -54,7 +60,8 @@ def open_container(source: Source, uri: str) -> av.container.InputContainer:
             return av.open(source, metadata_errors="replace")
         return av.open(f"file:{source}", metadata_errors="replace")  # 'a:b.mp4' is a name here, not a protocol
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaError("open", f"{uri} is not a media file that FFmpeg reads: {one_line(error)}") from error
+        reason = getattr(error, "strerror", None) or one_line(error)  # the rest would name the file once more
+        raise MediaError("open", f"{uri} is not a media file that FFmpeg reads: {reason}") from error
 
 
 def clock_zero(container: av.container.InputContainer) -> float:

@@ -20,7 +20,8 @@ import pytest
 import s3 as s3server
 from s3 import FORWARD, REFUSE, UNAVAILABLE, Proxy, free_port
 
-from features.errors import FeaturesError
+import features.media
+from features.errors import FeaturesError, MediaError, StorageError
 from features.files import list_files, open_fs, parent, read_json, require_reachable, resolve, write_atomic, write_text
 
 ROOT = Path(__file__).parents[2]
@@ -186,3 +187,18 @@ def test_a_uris_options_stay_with_its_folder_and_its_files():
     assert resolve("a b/1.mp4", "s3://b/c/?region=x") == "s3://b/c/a%20b/1.mp4?region=x"
     assert resolve("s3://other/1.mp4", "s3://b/c?region=x") == "s3://other/1.mp4"
     assert parent("/data/c.csv") == "/data" and resolve("a b.mp4", "/data") == "/data/a b.mp4"
+
+
+@pytest.mark.slow
+def test_storage_that_stays_away_is_no_fault_of_the_clip(proxy, monkeypatch):
+    monkeypatch.setattr(features.media, "PATIENCE", 1.0)
+    fs, _ = open_fs(proxy.uri("s3://bucket"))
+    write_atomic(fs, "bucket/clip.mp4", b"not a video")
+    assert features.media.open_source(proxy.uri("s3://bucket/clip.mp4")).read() == b"not a video"
+    for mode in (REFUSE, UNAVAILABLE):
+        proxy.set(mode)
+        with pytest.raises(StorageError, match="cannot be read: .*run the same command again later"):
+            features.media.open_source(proxy.uri("s3://bucket/clip.mp4"))
+    proxy.set(FORWARD)
+    with pytest.raises(MediaError, match="does not exist"):
+        features.media.open_source(proxy.uri("s3://bucket/other.mp4"))

@@ -80,8 +80,9 @@ def test_a_driver_killed_at_every_point_in_turn(cluster, manifest, undisturbed, 
     while extract(cluster, tmp_path, manifest, faults).returncode:
         runs += 1
         assert runs <= len(faults)
-    assert [fault["point"] for fault in struck(tmp_path)] == ["mid-tar", "tar", "failures", "index", "lock"]
-    assert runs == len(faults)
+    points = [fault["point"] for fault in struck(tmp_path)]  # two tasks may reach two of them in one run
+    assert sorted(points) == sorted(fault["point"] for fault in faults) and points[-1] == "lock"
+    assert 2 <= runs <= len(faults)
     assert files_of(tmp_path / "store") == undisturbed
 
 
