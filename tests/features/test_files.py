@@ -197,7 +197,7 @@ def test_storage_that_stays_away_is_no_fault_of_the_clip(proxy, monkeypatch):
     assert features.media.open_source(proxy.uri("s3://bucket/clip.mp4")).read() == b"not a video"
     for mode in (REFUSE, UNAVAILABLE):
         proxy.set(mode)
-        with pytest.raises(StorageError, match="cannot be read: .*run the same command again later"):
+        with pytest.raises(StorageError, match=r"cannot be read: .*run the same command again later"):
             features.media.open_source(proxy.uri("s3://bucket/clip.mp4"))
     proxy.set(FORWARD)
     with pytest.raises(MediaError, match="does not exist"):
