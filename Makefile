@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test fast lint lock setup screenshot clean help
+.PHONY: demo test fast chaos bench lint lock setup screenshot clean help
 
 help:            ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -29,6 +29,13 @@ test: setup      ## lint and every test
 
 fast: setup      ## lint and the tests that need no Ray, MLflow or browser
 	@$(BIN)/ruff check . && $(BIN)/python -m pytest -m "not slow"
+
+chaos: setup     ## long: 20 random kills of the extract job, 300 damaged files
+	@$(BIN)/python -m tests.benchmarks.chaos
+	@FUZZED=300 $(BIN)/python -m pytest -q tests/features/test_fuzz.py
+
+bench: setup     ## the extract job against a plain process pool (needs ../shared/data)
+	@$(BIN)/python -m tests.benchmarks.extraction
 
 screenshot: setup  ## MLflow's comparison page of the demo's sweep, as README shows it
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \

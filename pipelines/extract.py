@@ -88,6 +88,7 @@ def extract(config: ExtractConfig) -> None:
         if config.retry_failed is not None:
             pending += shards_to_retry(store, config.retry_failed)
         run(config, corpus, store, encoder, pending, lock)
+        sweep_litter(store)  # of workers that died
     summarize(store, config.max_failed)
 
 
