@@ -84,7 +84,14 @@ def isolated_encoder(spec: EncoderSpec, timeout: float, memory_gb: float) -> Iso
 
 
 def extract_shard(batch: pa.Table, extraction: Extraction) -> pa.Table:
-    """The same for Ray Data: a table with one shard's name in, its counts out."""
-    name = batch["shard"][0].as_py()
-    writer = extraction.shard(name)
-    return pa.table({"shard": [name], "indexed": [len(writer.rows)], "failed": [len(writer.failed)]})
+    """The same for Ray Data: a table with one shard's name in, its counts out, or the error that stops the job.
+
+    Never raises for what a person can mend: Ray would wrap it in errors and logs of its own.
+    """
+    indexed, failed, error = 0, 0, ""
+    try:
+        writer = extraction.shard(batch["shard"][0].as_py())
+        indexed, failed = len(writer.rows), len(writer.failed)
+    except FeaturesError as stop:
+        error = str(stop)
+    return pa.table({"shard": batch["shard"], "indexed": [indexed], "failed": [failed], "error": [error]})

@@ -60,9 +60,10 @@ def main(job: Callable[[Any], None], config_class: type, description: str) -> No
     except KeyboardInterrupt:
         sys.exit(_fail("stopped by hand; run the same command again to go on", 130))
     except Exception as error:
-        if (known := find_user_error(error)) is None:
+        known = find_user_error(error)
+        if known is None and not (isinstance(error, OSError) and error.errno):  # a full disk, a folder without access
             raise
-        sys.exit(_fail(known, 1))
+        sys.exit(_fail(known or error, 1))
 
 
 def parse(config_class: type[Config], args: Sequence[str], description: str = "") -> Config:

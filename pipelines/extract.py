@@ -161,6 +161,8 @@ def run(
         num_cpus=1,
     )
     for row in results.iter_rows():
+        if row["error"]:
+            raise JobError(row["error"])
         failed += row["failed"]
         progress.update(row["indexed"] + row["failed"], f"{failed} failed")
         lock.check()
