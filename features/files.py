@@ -78,9 +78,14 @@ def list_files(fs: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
     return sorted(files, key=lambda info: info.base_name)
 
 
+def temporary_path(fs: pafs.FileSystem, path: str) -> str:
+    """Where a file is written before it is moved to `path`: two writers never share one. `path` on object stores."""
+    return f"{path}.{uuid.uuid4().hex}.tmp" if fs.type_name == "local" else path
+
+
 def write_atomic(fs: pafs.FileSystem, path: str, payload: bytes) -> None:
     """Write a whole file or nothing. Object stores show a file only when it is closed; local ones need a rename."""
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp" if fs.type_name == "local" else path  # two writers never share one
+    temporary = temporary_path(fs, path)
     with fs.open_output_stream(temporary) as f:
         f.write(payload)
     if temporary != path:

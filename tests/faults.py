@@ -23,8 +23,6 @@ from features.store.lock import StoreLock
 from features.store.shards import ShardWriter
 from pipelines.cli import main
 
-POINTS = ("mid-tar", "tar", "failures", "index")
-
 
 def strike(point):
     """Count that a point is reached, and kill whom its fault names when its turn has come."""

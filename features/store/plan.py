@@ -7,7 +7,6 @@ resuming ever holds a corpus in memory.
 """
 
 import contextlib
-import uuid
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ import pyarrow.fs as pafs
 
 from features.corpus import Corpus
 from features.errors import StoreError
+from features.files import temporary_path
 from features.store.reader import Store
 
 OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -74,7 +74,7 @@ class _Part:
 def _plan_file(store: Store, split: str, schema: pa.Schema) -> Iterator[_Part]:
     """A split's file, there under its name only once it is whole."""
     path = _path(store, split)
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp" if store.fs.type_name == "local" else path
+    temporary = temporary_path(store.fs, path)
     try:
         with store.fs.open_output_stream(temporary) as stream, pa.ipc.new_file(stream, schema, options=OPTIONS) as file:
             yield _Part(file, store.spec.shard_rows)

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import tarfile
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from features.corpus import Clip
 from features.errors import StoreError
-from features.files import list_files, open_fs, write_atomic
+from features.files import list_files, open_fs, temporary_path, write_atomic
 from features.quality import QUALITY_SCHEMA
 from features.specs import Sample
 from features.store import Store, StoreSpec, encode_array
@@ -106,9 +105,8 @@ class ShardWriter:
         self.rows: list[dict[str, Any]] = []
         self.failed: list[dict[str, Any]] = []
         # A name of its own per writer: a task that Ray runs again never meets the half of its dead twin.
-        suffix = f".{uuid.uuid4().hex}.tmp" if self.fs.type_name == "local" else ""
         self._tar_path = f"{self.root}/shards/{name}.tar"
-        self._temporary = self._tar_path + suffix
+        self._temporary = temporary_path(self.fs, self._tar_path)
         self._stream: pa.NativeFile | None = None
         self._tar: wds.TarWriter | None = None
 

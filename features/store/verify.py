@@ -106,10 +106,7 @@ def verify(
 
 def planned_rows(spec: StoreSpec) -> dict[str, int]:
     """Rows of the manifest that each planned shard covers, indexed and failed together."""
-    split_rows = (
-        min(spec.shard_rows, rows - first) for rows in spec.splits.values() for first in range(0, rows, spec.shard_rows)
-    )
-    return dict(zip(spec.shards(), split_rows, strict=True))
+    return {shard: spec.rows_of(shard) for shard in spec.shards()}
 
 
 def check_shard(store: Store, name: str, planned: int, sizes: Mapping[str, int], fast: bool = False) -> Checked:
