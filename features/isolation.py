@@ -7,17 +7,21 @@ becomes a `Failure`, and a fresh child goes on.
 
 import contextlib
 import multiprocessing
+import platform
 import resource
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from types import ModuleType
 
 import psutil
 
 from features.corpus import Clip
-from features.errors import MediaError
+from features.errors import FeaturesError, MediaError, one_line
 from features.specs import EncoderSpec, Sample
+from features.store.samples import PackedSample, pack
 from features.store.shards import Failure
 
 Encode = Callable[[Clip, Mapping[str, str], EncoderSpec], Sample]
@@ -38,12 +42,12 @@ class IsolatedEncoder:
         self.spec, self.timeout, self.memory_gb, self.encode_clip = spec, timeout, memory_gb, encode_clip
         # A fork server imports the decoders once; a child after a crash then starts in milliseconds.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["__main__", "features.isolation", "features.encode"])
+        self._context.set_forkserver_preload(["features.isolation", "features.encode", "webdataset"])
         self._child: multiprocessing.Process | None = None
         self._connection: Connection | None = None
 
-    def encode(self, clips: Iterable[tuple[Clip, Mapping[str, str]]]) -> Iterator[tuple[Clip, Sample | Failure]]:
-        """Each clip with its sample or failure, in order. clips: pairs of clip and resolved media URIs."""
+    def encode(self, clips: Iterable[tuple[Clip, Mapping[str, str]]]) -> Iterator[tuple[Clip, PackedSample | Failure]]:
+        """Each clip with its packed sample or failure, in order. clips: pairs of clip and resolved media URIs."""
         for clip, media in clips:
             outcome = self._encode(clip, media)
             if isinstance(outcome, Failure) and outcome.error == CRASH:  # the machine's fault, perhaps: once more
@@ -51,7 +55,7 @@ class IsolatedEncoder:
                 outcome = replace(outcome, attempts=2) if isinstance(outcome, Failure) else outcome
             yield clip, outcome
 
-    def _encode(self, clip: Clip, media: Mapping[str, str]) -> Sample | Failure:
+    def _encode(self, clip: Clip, media: Mapping[str, str]) -> PackedSample | Failure:
         if self._child is None or not self._child.is_alive():
             self._start()
         try:
@@ -73,12 +77,19 @@ class IsolatedEncoder:
         # A pipe and nothing else: the semaphores of a multiprocessing queue outlive a worker that Ray kills.
         self._connection, theirs = self._context.Pipe()
         self._child = self._context.Process(target=_serve, args=(theirs, self.encode_clip, self.memory_gb), daemon=True)
-        self._child.start()
+        # A child is told to run the program that made it again, as a module; a worker of Ray is large, and of no use.
+        program, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            self._child.start()
+        finally:
+            sys.modules["__main__"] = program
         theirs.close()
         try:
-            self._connection.recv()
+            problem = self._connection.recv()
         except EOFError:
-            raise RuntimeError("the decoding process does not start; what it printed says why") from None
+            problem = "it died; what it printed says why"
+        if problem:
+            raise FeaturesError(f"the decoders do not load on {platform.node()}: {problem}; make setup installs them")
 
     def close(self) -> None:
         """Stop the child."""
@@ -94,17 +105,19 @@ def _serve(connection: Connection, encode: Encode | None, memory_gb: float) -> N
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A decoder that spins would outlive a job that was killed; no handler, for it may hold the interpreter's lock.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    import torch
+    try:
+        import torch
 
-    from features.encode import encode_clip
-
+        from features.encode import encode_clip
+    except (ImportError, OSError, RuntimeError) as error:  # torchaudio beside another build of torch, for one
+        return connection.send(one_line(error))
     encode = encode or encode_clip
     torch.set_num_threads(1)
     if hasattr(used := psutil.Process().memory_info(), "data"):  # Linux: every private page that can be written
         limit = used.data + int(memory_gb * 1e9)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     with contextlib.suppress(EOFError, BrokenPipeError):
-        connection.send("ready")
+        connection.send("")  # ready
         while True:
             clip, media, spec, timeout = connection.recv()
             signal.setitimer(signal.ITIMER_REAL, timeout + GRACE)
@@ -115,9 +128,9 @@ def _serve(connection: Connection, encode: Encode | None, memory_gb: float) -> N
 
 def _attempt(
     encode: Encode, clip: Clip, media: Mapping[str, str], spec: EncoderSpec, memory_gb: float
-) -> Sample | Failure:
+) -> PackedSample | Failure:
     try:
-        return encode(clip, media, spec)
+        return pack(clip, encode(clip, media, spec))
     except Exception as error:  # a decoder may raise anything; the job's rule is that a bad clip costs that clip
         if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
             return Failure("decode", MEMORY, f"asked for more than {memory_gb:g} GB of memory")

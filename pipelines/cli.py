@@ -22,10 +22,7 @@ import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from clcr.errors import ClcrError, ConfigError
-from features.errors import FeaturesError
 from features.files import require_reachable
-from infra.doctor import Unhealthy
 
 Config = TypeVar("Config")
 
@@ -34,7 +31,7 @@ class JobError(Exception):
     """A job cannot do what it was asked to, and a person can act on it."""
 
 
-USER_ERRORS = (JobError, ClcrError, FeaturesError, Unhealthy)
+OURS = ("clcr", "features", "infra", "pipelines", "tuning")  # every error that these define is one to act on
 _registry = ConstructorRegistry()
 # For an option that also stands alone, `--retry-failed` and `--retry-failed Timeout,Crash`: () and a tuple; else None.
 OPTIONAL_LIST = PrimitiveConstructorSpec(
@@ -50,7 +47,9 @@ def main(job: Callable[[Any], None], config_class: type, description: str) -> No
     """Parse the options, run the job, exit. Mistakes in the input end in one line and exit code 1 or 2."""
     try:
         config = parse(config_class, sys.argv[1:], description)
-    except USER_ERRORS as error:
+    except Exception as error:
+        if not is_user_error(error):
+            raise
         sys.exit(_fail(error, 2))
     try:
         for value in flatten(config).values():
@@ -67,7 +66,7 @@ def main(job: Callable[[Any], None], config_class: type, description: str) -> No
 
 
 def parse(config_class: type[Config], args: Sequence[str], description: str = "") -> Config:
-    """Options to a config. Raises ConfigError naming the option; `--help` prints and exits 0."""
+    """Options to a config. Raises JobError naming the option; `--help` prints and exits 0."""
     args = _with_config_file(config_class, list(args))
     errors = io.StringIO()
     try:
@@ -76,7 +75,7 @@ def parse(config_class: type[Config], args: Sequence[str], description: str = ""
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ConfigError(_one_line(errors.getvalue())) from None
+        raise JobError(_one_line(errors.getvalue())) from None
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -92,9 +91,9 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def override(config: Config, options: Mapping[str, Any]) -> Config:
-    """The config with some options changed, by dotted name. Raises ConfigError for an unknown name or a wrong value."""
+    """The config with some options changed, by dotted name. Raises JobError for an unknown name or a wrong value."""
     if unknown := sorted(options.keys() - flatten(config).keys()):
-        raise ConfigError(f"no option {unknown[0]}{_hint(unknown[0], flatten(config))}")
+        raise JobError(f"no option {unknown[0]}{_hint(unknown[0], flatten(config))}")
     changes = {}
     for name, field in _named_fields(type(config)):
         value = getattr(config, field.name)
@@ -108,10 +107,10 @@ def override(config: Config, options: Mapping[str, Any]) -> Config:
 
 
 def require_at_least(config: Any, least: Mapping[str, float]) -> None:
-    """Raise ConfigError for the first option that is below its least value; least: by field name."""
+    """Raise JobError for the first option that is below its least value; least: by field name."""
     for name, value in least.items():
         if getattr(config, name) < value:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be {value:g} or more")
+            raise JobError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be {value:g} or more")
 
 
 def to_yaml(config: Any) -> str:
@@ -152,6 +151,11 @@ def start_ray() -> None:
     ray.init(address=address, log_to_driver=True, logging_level="warning")
 
 
+def is_user_error(error: BaseException) -> bool:
+    """Whether an error says what a person can do: all those that this project defines do."""
+    return type(error).__module__.partition(".")[0] in OURS
+
+
 def find_user_error(error: BaseException | None) -> Exception | None:
     """The user's mistake behind an exception that Ray wrapped, if there is one."""
     seen: set[int] = set()
@@ -160,7 +164,7 @@ def find_user_error(error: BaseException | None) -> Exception | None:
         current = queue.pop()
         if current is None or id(current) in seen:
             continue
-        if isinstance(current, USER_ERRORS):
+        if is_user_error(current):
             return current
         seen.add(id(current))
         queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
@@ -206,22 +210,22 @@ def _with_config_file(config_class: type, args: list[str]) -> list[str]:
 
 def _yaml_options(config_class: type, path: str) -> Iterator[str]:
     if not path:
-        raise ConfigError("--config: name a YAML file of options")
+        raise JobError("--config: name a YAML file of options")
     try:
         tree = yaml.safe_load(Path(path).read_text()) or {}
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}; give a YAML file of options") from None
+        raise JobError(f"--config {path}: {error.strerror}; give a YAML file of options") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path}: not YAML: {error}") from None
+        raise JobError(f"--config {path}: not YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"--config {path}: expected `option: value` lines")
+        raise JobError(f"--config {path}: expected `option: value` lines")
     known = {name.replace("_", "-"): kind for name, kind in _options(config_class)}
     for name, value in _dotted(tree):
         option = name.replace("_", "-")
         if option not in known:
-            raise ConfigError(f"--config {path}: unknown option {name}{_hint(option, known)}")
+            raise JobError(f"--config {path}: unknown option {name}{_hint(option, known)}")
         if known[option] is bool and not isinstance(value, bool):
-            raise ConfigError(f"--config {path}: {name} is true or false, not {value!r}")
+            raise JobError(f"--config {path}: {name} is true or false, not {value!r}")
         if known[option] is bool:
             yield f"--{option}" if value else _negated(option)
         elif value is not None:

@@ -25,7 +25,7 @@ from features.store import Store, StoreSpec
 from features.store.lock import StoreLock
 from features.store.plan import write_plan
 from features.store.shards import create_store, failed_shards, find_store, sweep_litter
-from infra.doctor import decoders, ray_access, require, storage, torch_pairing
+from infra.doctor import ray_access, require, storage
 from pipelines.cli import OPTIONAL_LIST, JobError, Progress, main, require_at_least, resolve_uri, start_ray
 
 
@@ -76,7 +76,7 @@ def extract(config: ExtractConfig) -> None:
     require_media(corpus)
     if config.dry_run:
         return print_plan(store_uri, spec, existing)
-    require(torch_pairing(), decoders(), ray_access(), storage(store_uri))
+    require(ray_access(), storage(store_uri))  # decoders are looked at where they run
     start_ray()
     with StoreLock(store_uri) as lock:
         store = create_store(store_uri, spec)

@@ -11,19 +11,17 @@ bytes on any cluster. Writing is in `features.store.shards`; this file is the on
 """
 
 import hashlib
-import io
 import json
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
 from features.errors import StoreError
 from features.files import list_files, open_fs
+from features.store.samples import unpack
 from features.tasks import Task
 
 SCHEMA_VERSION = 2
@@ -155,7 +153,7 @@ class Store:
 
     def read(self, shard: str, offset: int, nbytes: int) -> dict[str, Any]:
         """One sample: `{modality: (T, *shape) array}` and its `json` dict; `offset`, `nbytes` as in the index."""
-        return decode_sample(self.payload(shard, offset, nbytes))
+        return unpack(self.payload(shard, offset, nbytes))
 
     def payload(self, shard: str, offset: int, nbytes: int) -> bytes:
         """One sample's stretch of its tar."""
@@ -177,32 +175,6 @@ class Store:
     def _rows(self, folder: str) -> int:
         parts = self._parts(folder)
         return ds.dataset(parts, filesystem=self.fs, format="parquet").count_rows() if parts else 0
-
-
-def decode_sample(tar_bytes: bytes) -> dict[str, Any]:
-    """The members of one sample's stretch of a tar: arrays by modality, and `json`."""
-    sample: dict[str, Any] = {}
-    with tarfile.open(fileobj=io.BytesIO(tar_bytes), mode="r:") as tar:
-        for member in tar:
-            name, extension = member.name.split(".", 1)[1], member.name.rsplit(".", 1)[1]
-            payload = tar.extractfile(member).read()
-            if extension == "json":
-                sample["json"] = json.loads(payload)
-            else:
-                sample[name.removesuffix(".npy")] = decode_array(payload)
-    return sample
-
-
-def encode_array(array: np.ndarray) -> bytes:
-    """An array as the bytes of a .npy file."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def decode_array(payload: bytes) -> np.ndarray:
-    """The array in the bytes of a .npy file."""
-    return np.lib.format.read_array(io.BytesIO(payload), allow_pickle=False)
 
 
 def _digest(plain: Mapping[str, Any]) -> str:

@@ -6,13 +6,11 @@ its clips may succeed now, loses its index part first: an index never points int
 """
 
 import contextlib
-import hashlib
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -22,13 +20,11 @@ from features.corpus import Clip
 from features.errors import StoreError
 from features.files import list_files, open_fs, temporary_path, write_atomic
 from features.quality import QUALITY_SCHEMA
-from features.specs import Sample
-from features.store import Store, StoreSpec, encode_array
-
-if TYPE_CHECKING:
-    import webdataset as wds
+from features.store import Store, StoreSpec
+from features.store.samples import PackedSample
 
 FOLDERS = ("shards", "index", "failures")  # of one file per shard
+TAR_END = 2 * tarfile.BLOCKSIZE  # zeros, and more of them until a record is full
 FAILURE_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -63,11 +59,6 @@ class Earlier:
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     failed: Mapping[str, Failure] = field(default_factory=dict)
     attempts: Mapping[str, int] = field(default_factory=dict)
-
-
-def sample_key(clip_id: str) -> str:
-    """WebDataset key of a clip: percent-encoded, dots included, because WebDataset splits names at the first dot."""
-    return quote(clip_id, safe="").replace(".", "%2E")
 
 
 def index_schema(spec: StoreSpec, labels: pa.Schema) -> pa.Schema:
@@ -107,47 +98,35 @@ class ShardWriter:
         # A name of its own per writer: a task that Ray runs again never meets the half of its dead twin.
         self._tar_path = f"{self.root}/shards/{name}.tar"
         self._temporary = temporary_path(self.fs, self._tar_path)
-        self._stream: pa.NativeFile | None = None
-        self._tar: wds.TarWriter | None = None
+        self._tar: pa.NativeFile | None = None
 
-    def add(self, clip: Clip, sample: Sample) -> None:
+    def add(self, clip: Clip, sample: PackedSample) -> None:
         """Append a sample to the tar; it counts from `commit` on."""
-        tar = self._open()
-        members = {f"{modality}.npy": encode_array(values) for modality, values in sample.features.items()}
-        record = {"clip_id": clip.clip_id, "split": clip.split, "duration": sample.duration, "labels": clip.labels}
-        members["json"] = json.dumps(record, default=str).encode()
-        offset = tar.offset
-        self._tar.write({"__key__": sample_key(clip.clip_id), **members})
-        checksum = hashlib.sha256()
-        for name in sorted(members):  # the order in which they lie in the tar
-            checksum.update(members[name])
-        self.rows.append(
-            {
-                "clip_id": clip.clip_id,
-                "split": self.split,
-                "shard": self.name,
-                "offset": offset,
-                "nbytes": tar.offset - offset,
-                "sha256": checksum.hexdigest(),
-                "duration": sample.duration,
-                **{f"tokens_{m}": len(sample.features.get(m, ())) for m in self.modalities},
-                **{name: sample.quality.get(name) for name in QUALITY_SCHEMA.names},
-                "uri_video": clip.video,
-                "uri_audio": clip.audio,
-                "start": clip.start,
-                "end": clip.end,
-                "fold": clip.fold,
-                "group": clip.group,
-                **{f"label_{name}": value for name, value in clip.labels.items()},
-            }
-        )
+        row = {
+            "clip_id": clip.clip_id,
+            "split": self.split,
+            "shard": self.name,
+            "nbytes": len(sample.payload),
+            "sha256": sample.sha256,
+            "duration": sample.duration,
+            **{f"tokens_{m}": sample.tokens.get(m, 0) for m in self.modalities},
+            **{name: sample.quality.get(name) for name in QUALITY_SCHEMA.names},
+            "uri_video": clip.video,
+            "uri_audio": clip.audio,
+            "start": clip.start,
+            "end": clip.end,
+            "fold": clip.fold,
+            "group": clip.group,
+            **{f"label_{name}": value for name, value in clip.labels.items()},
+        }
+        self.keep(row, sample.payload)
 
     def keep(self, row: Mapping[str, Any], payload: bytes) -> None:
-        """Append a sample of this shard's earlier version; row: its index row; payload: its stretch of the tar."""
-        tar = self._open()
-        self.rows.append({**row, "offset": tar.offset})
-        tar.fileobj.write(payload)
-        tar.offset += len(payload)
+        """Append a sample as it is. row: its index row, but for the offset; payload: its stretch of the tar."""
+        if self._tar is None:
+            self._tar = self.fs.open_output_stream(self._temporary)
+        self.rows.append({**row, "offset": self._tar.tell()})
+        self._tar.write(payload)
 
     def fail(self, clip: Clip, failure: Failure) -> None:
         """Record a clip that cannot be used."""
@@ -161,23 +140,13 @@ class ShardWriter:
         if self.fs.get_file_info(index).type == pafs.FileType.File:
             self.fs.delete_file(index)
         if self._tar is not None:
+            self._tar.write(bytes(TAR_END + -(self._tar.tell() + TAR_END) % tarfile.RECORDSIZE))
             self._tar.close()
-            self._stream.close()
             if self._temporary != self._tar_path:
                 self.fs.move(self._temporary, self._tar_path)
             self._tar = None
         self._write_part("failures", self.failed, FAILURE_SCHEMA)
         self._write_part("index", self.rows, self.schema)
-
-    def _open(self) -> tarfile.TarFile:
-        """The tar, begun with the first sample."""
-        if self._tar is None:
-            import webdataset as wds  # here, for it loads torch, which reading a store does not need
-
-            self._stream = self.fs.open_output_stream(self._temporary)
-            # Fixed owner and time: the same samples give the same bytes.
-            self._tar = wds.TarWriter(self._stream, encoder=False, mtime=0.0, user="", group="", format="PAX_FORMAT")
-        return self._tar.tarstream
 
     def _write_part(self, folder: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
         buffer = pa.BufferOutputStream()
@@ -191,7 +160,6 @@ class ShardWriter:
         if self._tar is not None and self._temporary != self._tar_path:  # not committed: leave nothing behind
             with contextlib.suppress(OSError):  # a full disk, the reason why we are here
                 self._tar.close()
-                self._stream.close()
             self.fs.delete_file(self._temporary)
 
 

@@ -37,17 +37,15 @@ from multiprocessing import Pool
 import torch, webdataset
 from features.corpus import Clip, read_corpus
 from features.encode import encode_clip
-from features.store import Store, encode_array
+from features.store.samples import pack
 
 def shard(job):
     torch.set_num_threads(1)
     name, rows = job
-    with webdataset.TarWriter(f"{sys.argv[3]}/{name}.tar", encoder=False) as tar:
+    with open(f"{sys.argv[3]}/{name}.tar", "wb") as tar:
         for row in rows:
             clip = Clip.from_row(row, corpus.labels)
-            sample = encode_clip(clip, clip.media(corpus.folder), encoder)
-            arrays = {f"{modality}.npy": encode_array(values) for modality, values in sample.features.items()}
-            tar.write({"__key__": clip.clip_id, **arrays})
+            tar.write(pack(clip, encode_clip(clip, clip.media(corpus.folder), encoder)).payload)
 
 corpus = read_corpus(sys.argv[1])
 from tests.benchmarks.extraction import encoder_of, planned
@@ -149,6 +147,7 @@ def print_stages(config: ExtractionConfig, clips: int = 100) -> None:
     import features.store.shards as shards
     from features.corpus import Clip, read_corpus
     from features.store import StoreSpec
+    from features.store.samples import pack
     from features.store.shards import ShardWriter
 
     corpus = read_corpus(config.corpus)
@@ -180,7 +179,7 @@ def print_stages(config: ExtractionConfig, clips: int = 100) -> None:
         for row in next(corpus.batches(clips)).to_pylist():
             clip = Clip.from_row(row, corpus.labels)
             sample = features.encode.encode_clip(clip, clip.media(corpus.folder), encoder)
-            clocked("write", writer.add)(clip, sample)
+            writer.add(clip, clocked("write", pack)(clip, sample))
         clocked("write", writer.commit)()
     total = sum(seconds.values())
     print("one process's time: " + ", ".join(f"{stage} {s / total:.0%}" for stage, s in seconds.most_common()))

@@ -6,6 +6,7 @@ import pyarrow as pa
 from features.corpus import Clip
 from features.specs import Sample
 from features.store import Feature, Store, StoreSpec, shard_name
+from features.store.samples import pack
 from features.store.shards import ShardWriter, create_store
 from features.tasks import Task
 
@@ -56,7 +57,7 @@ def shards_of(clips, shard_rows):
 def write_shard(store_uri, name, rows, spec):
     with ShardWriter(str(store_uri), name, spec, LABELS) as writer:
         for number, clip in rows:
-            writer.add(clip, make_sample(number))
+            writer.add(clip, pack(clip, make_sample(number)))
         writer.commit()
 
 

@@ -17,6 +17,7 @@ from features.specs import Sample
 from features.store import Feature
 from features.store.__main__ import main
 from features.store.inspect import LINES, inspect, print_report
+from features.store.samples import pack
 from features.store.shards import Failure, ShardWriter, create_store
 from features.store.sheet import choose, contact_sheet, write_figure
 from features.tasks import Task
@@ -38,7 +39,7 @@ def ledger(tmp_path_factory):
                     writer.fail(clip, Failure("decode", "Crash", "exit code -6", attempts=2))
                 else:
                     figures = {"salvaged": number == 4, "good_frames": number / 16}
-                    writer.add(clip, replace(make_sample(number), quality=figures))
+                    writer.add(clip, pack(clip, replace(make_sample(number), quality=figures)))
             writer.commit()
     return store
 
@@ -106,7 +107,7 @@ def test_the_tables_show_every_figure_and_take_names_as_text(tmp_path):
     spec = make_spec(clips, tasks=(Task("label", "classification", ("[bold]:smile:",)),))
     store = create_store(str(tmp_path), spec)
     with ShardWriter(str(tmp_path), "train-000000", spec, LABELS) as writer:
-        writer.add(clips[0], make_sample(2))
+        writer.add(clips[0], pack(clips[0], make_sample(2)))
         writer.fail(make_clip("[red]y"), Failure("open", "MediaError", "[/red] is empty"))
         writer.commit()
     text = printed(inspect(store))
@@ -172,8 +173,8 @@ def test_each_cell_of_the_sheet_names_its_clip_and_draws_it_at_its_time(tmp_path
     store = create_store(str(tmp_path), spec)
     frames = np.repeat(np.arange(50, dtype=np.uint8), 8 * 8 * 3).reshape(50, 8, 8, 3)
     with ShardWriter(str(tmp_path), "train-000000", spec, LABELS) as writer:
-        writer.add(clips[0], Sample({"video": frames, "audio": np.ones((100, 4), np.float16)}, 4.0))
-        writer.add(clips[1], Sample({"audio": np.ones((200, 4), np.float16)}, 4.0))
+        writer.add(clips[0], pack(clips[0], Sample({"video": frames, "audio": np.ones((100, 4), np.float16)}, 4.0)))
+        writer.add(clips[1], pack(clips[1], Sample({"audio": np.ones((200, 4), np.float16)}, 4.0)))
         writer.commit()
     figure = contact_sheet(store, 2)
     heading, first, second = [text.get_text() for text in figure.texts]
@@ -196,7 +197,7 @@ def test_features_that_are_no_pictures_or_sound_are_named_by_their_shape(tmp_pat
     spec = make_spec(clips, features={"video": Feature((2, 2, 2, 2), "float32", 1.0)})
     store = create_store(str(tmp_path), spec)
     with ShardWriter(str(tmp_path), "train-000000", spec, LABELS) as writer:
-        writer.add(clips[0], Sample({"video": np.zeros((3, 2, 2, 2, 2), np.float32)}, 3.0))
+        writer.add(clips[0], pack(clips[0], Sample({"video": np.zeros((3, 2, 2, 2, 2), np.float32)}, 3.0)))
         writer.commit()
     (axes,) = contact_sheet(store).axes
     assert [text.get_text() for text in axes.texts] == ["3 tokens of float32 [2, 2, 2, 2]"]

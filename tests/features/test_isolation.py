@@ -14,7 +14,8 @@ from storefiles import make_clip, make_sample
 
 from features.corpus import read_corpus
 from features.isolation import IsolatedEncoder
-from features.specs import AudioSpec, EncoderSpec, Sample, VideoSpec
+from features.specs import AudioSpec, EncoderSpec, VideoSpec
+from features.store.samples import PackedSample, unpack
 from features.store.shards import Failure
 
 ROOT = Path(__file__).parents[2]
@@ -48,20 +49,20 @@ def test_a_clip_that_aborts_hangs_or_raises_costs_itself_alone(encoder):
         (9, "eats"): Failure("decode", "Memory", "asked for more than 0.3 GB of memory"),
     }
     for (_, name), outcome in outcomes.items():
-        if isinstance(outcome, Sample):
-            assert (outcome.features["video"] == make_sample(int(name)).features["video"]).all()
+        if isinstance(outcome, PackedSample):
+            assert (unpack(outcome.payload)["video"] == make_sample(int(name)).features["video"]).all()
 
 
 @pytest.mark.slow
 def test_a_crash_that_does_not_come_again_costs_nothing(encoder, tmp_path):
     clip = replace(make_clip("aborts once"), video=str(tmp_path / "crashed"))
     ((_, outcome),) = encoder.encode([(clip, {})])
-    assert isinstance(outcome, Sample) and (tmp_path / "crashed").exists()
+    assert isinstance(outcome, PackedSample) and (tmp_path / "crashed").exists()
 
 
 @pytest.mark.slow
 def test_the_timeout_is_the_clips_own_and_not_the_childs_start(encoder):
-    assert isinstance(encode(encoder, "1")[0], Sample)  # importing the decoders takes longer than a clip may
+    assert isinstance(encode(encoder, "1")[0], PackedSample)  # importing the decoders takes longer than a clip may
     encoder.timeout = 0.3
     begun = time.monotonic()
     assert encode(encoder, "spins")[0].error == "Timeout"
@@ -86,8 +87,9 @@ def test_real_clips_come_out_in_order_and_broken_ones_say_why(corpus):
     encoder.close()
     assert [clip for clip, _ in outcomes] == clips
     good, corrupt, silent, empty, missing, long = (outcome for _, outcome in outcomes)
-    assert good.features["video"].shape == (12, 16, 16, 3) and good.features["audio"].shape[1] == 64
-    assert silent.features.keys() == {"video"} and long.features.keys() == {"video", "audio"}
+    arrays = unpack(good.payload)
+    assert arrays["video"].shape == (12, 16, 16, 3) and arrays["audio"].shape[1] == 64
+    assert silent.tokens.keys() == {"video"} and long.tokens.keys() == {"video", "audio"}
     for failure, reason in [(corrupt, "not a media file"), (empty, "0 bytes"), (missing, "does not exist")]:
         assert (failure.stage, failure.error) == ("open", "MediaError") and reason in failure.message
 

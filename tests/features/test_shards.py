@@ -19,7 +19,8 @@ from storefiles import (
 
 from features.errors import StoreError
 from features.store import Feature, Store
-from features.store.shards import Failure, ShardWriter, create_store, find_store, sample_key, sweep_litter
+from features.store.samples import pack, sample_key
+from features.store.shards import Failure, ShardWriter, create_store, find_store, sweep_litter
 
 STRANGE_IDS = ["a.b.c", "deep/er/than.this", "../up", "grüße/Ωμέγα 猫", "100%2E", "sp ace", "x" * 300 + ".é"]
 
@@ -60,7 +61,7 @@ def test_nothing_of_a_shard_is_there_before_it_is_committed(tmp_path):
     spec = make_spec(clips)
     store = create_store(str(tmp_path), spec)
     with pytest.raises(KeyboardInterrupt), ShardWriter(str(tmp_path), "train-000000", spec, LABELS) as writer:
-        writer.add(clips[0], make_sample(0))
+        writer.add(clips[0], pack(clips[0], make_sample(0)))
         assert store.committed() == set()
         raise KeyboardInterrupt
     assert list(files_of(tmp_path)) == ["store.json"]

@@ -12,6 +12,7 @@ from storefiles import FEATURES, make_clip, make_clips, make_sample, make_spec, 
 from features.specs import Sample
 from features.store import Feature, Store
 from features.store.__main__ import main
+from features.store.samples import pack
 from features.store.shards import Failure, ShardWriter, create_store, sweep_litter
 from features.store.verify import check_sample, planned_rows, verify
 
@@ -138,7 +139,9 @@ def test_arrays_of_another_shape_than_the_spec_says_are_named(tmp_path):
     with ShardWriter(str(tmp_path), "train-000000", create_store(str(tmp_path), spec).spec, pa.schema([])) as writer:
         for number, clip in enumerate(clips):
             video = make_sample(number).features["video"]
-            writer.add(clip, Sample({"video": video.astype(np.float32) if number == 1 else video[:, :2]}, 1.0))
+            writer.add(
+                clip, pack(clip, Sample({"video": video.astype(np.float32) if number == 1 else video[:, :2]}, 1.0))
+            )
         writer.schema = writer.schema.append(pa.field("label_label", pa.string()))
         writer.schema = writer.schema.append(pa.field("label_mood", pa.float64()))
         writer.commit()

@@ -12,7 +12,8 @@ from storefiles import make_clip
 
 from features.isolation import IsolatedEncoder
 from features.quality import QUALITY_SCHEMA
-from features.specs import AudioSpec, EncoderSpec, Sample, VideoSpec
+from features.specs import AudioSpec, EncoderSpec, VideoSpec
+from features.store.samples import PackedSample
 from features.store.shards import Failure
 
 ZOO = Path(__file__).parents[3] / "shared/data/media_zoo"
@@ -27,8 +28,8 @@ def manifest() -> dict[str, dict[str, str]]:
     return {row["file"]: row for row in rows}
 
 
-def outcomes(spec: EncoderSpec = SPEC) -> Iterator[tuple[str, Sample | Failure]]:
-    """Each file's name with its sample or failure, by the decoder that runs apart."""
+def outcomes(spec: EncoderSpec = SPEC) -> Iterator[tuple[str, PackedSample | Failure]]:
+    """Each file's name with its packed sample or failure, by the decoder that runs apart."""
     names = sorted(path.name for path in ZOO.glob("[0-9]*"))
     encoder = IsolatedEncoder(spec, timeout=60)
     for clip, outcome in encoder.encode((make_clip(name), {"video": str(ZOO / name)}) for name in names):
@@ -43,7 +44,7 @@ def main() -> None:
         if isinstance(outcome, Failure):
             print(name, "failure", outcome.stage, outcome.message.replace(f"{ZOO}/", ""), sep="\t")
         else:
-            tokens = " ".join(f"{m}={len(v)}" for m, v in outcome.features.items())
+            tokens = " ".join(f"{m}={n}" for m, n in outcome.tokens.items())
             figures = (outcome.quality.get(figure) for figure in QUALITY_SCHEMA.names)
             cells = ("" if value is None else f"{value:.3g}" for value in figures)
             print(name, "sample", "", "", tokens, *cells, sep="\t")

@@ -8,7 +8,6 @@ import pytest
 import tyro
 import yaml
 
-from clcr.errors import ConfigError
 from features.errors import StoreError
 from pipelines.cli import JobError, Progress, find_user_error, flatten, main, override, parse, resolve_uri, to_yaml
 
@@ -26,7 +25,7 @@ class Frames:
 
     def __post_init__(self):
         if self.fps <= 0:
-            raise ConfigError(f"--frames.fps {self.fps}: must be above 0")
+            raise JobError(f"--frames.fps {self.fps}: must be above 0")
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def test_the_command_line_wins_over_the_file_wherever_it_stands(tmp_path):
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line_that_names_it(args, culprit):
-    with pytest.raises(ConfigError, match=culprit) as error:
+    with pytest.raises(JobError, match=culprit) as error:
         parse(Options, args)
     assert "\n" not in str(error.value)
 
@@ -135,7 +134,7 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path, monkeypatch, 
     printed = capsys.readouterr()
     assert stop.value.code == 2 and printed.out == ""
     assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
-    with pytest.raises(ConfigError, match=culprit):
+    with pytest.raises(JobError, match=culprit):
         parse(Options, sys.argv[1:])
 
 
@@ -174,7 +173,7 @@ def test_override_changes_the_named_options_alone():
     [({"frames.fsp": 1.0}, "frames.fsp; did you mean frames.fps?"), ({"frames.fps": -1.0}, "fps")],
 )
 def test_override_refuses_what_is_not_an_option(options, culprit):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(JobError) as error:
         override(OPTIONS, options)
     assert culprit in str(error.value)
 
