@@ -30,8 +30,9 @@ test: setup      ## lint and every test
 fast: setup      ## lint and the tests that need no Ray, MLflow or browser
 	@$(BIN)/ruff check . && $(BIN)/python -m pytest -m "not slow"
 
-chaos: setup     ## long: 20 random kills of the extract job, 300 damaged files
+chaos: setup     ## long: 20 random kills of the extract job, 300 damaged clips, a decoder that misbehaves
 	@$(BIN)/python -m tests.benchmarks.chaos
+	@$(BIN)/python -m tests.benchmarks.damage
 	@FUZZED=300 $(BIN)/python -m pytest -q tests/features/test_fuzz.py
 
 bench: setup     ## the extract job against a plain process pool (needs ../shared/data)
