@@ -113,7 +113,7 @@ def test_what_stands_in_for_a_missing_modality_is_never_read(make):
 
 def test_a_budget_that_refuses_every_token_gives_no_nan(make):
     model, batch = make.model(), make.batch()
-    for level in model.levels:
+    for level in model.intra:
         level.budget.rho.data.fill_(-200.0)
     loss = make.loss(model, batch)
     loss.backward()
@@ -129,9 +129,9 @@ def test_the_budget_binds_at_the_start_and_its_parameters_move(make):
         assert diagnostics[f"budget_active/0/{m}"].mean() >= 0.8
     refused = [v.mean() for name, v in diagnostics.items() if name.startswith("refused")]
     assert sum(refused) > 0
-    before = [(level.budget.rho.item(), level.budget.scale.item()) for level in model.levels]
+    before = [(level.budget.rho.item(), level.budget.scale.item()) for level in model.intra]
     make.train(model, batch, steps=10)
-    for (rho, scale), level in zip(before, model.levels, strict=True):
+    for (rho, scale), level in zip(before, model.intra, strict=True):
         assert level.budget.rho.item() != rho and level.budget.scale.item() != scale
 
 
@@ -139,7 +139,7 @@ def test_the_budget_binds_at_the_start_and_its_parameters_move(make):
 def test_rotating_a_basis_with_its_exchange_weights_changes_no_logit(trained):
     model, batch = trained
     before = model(batch)
-    for level in model.levels:
+    for level in model.intra:
         rotation = torch.linalg.qr(torch.randn(16, 16)).Q
         exchange, subspaces = level.exchange, level.subspaces
         u_sh, u_pr = subspaces()
@@ -173,13 +173,8 @@ def test_three_modalities_one_of_them_language(make, name):
 @pytest.mark.parametrize(
     "options",
     [
-        {"pooling": "mean"},
-        {"exchange": "dense"},
-        {"exchange": "none"},
-        {"level_weights": "uniform"},
         {"shared_width": 8, "private_width": 12},
         {"stride": 1, "blocks": 1},
-        {"loss": {"correlation": "whitened"}},
         {"stem": {"video": "trunk"}},
         {"budget": {"start": (0.3, 0.5, 0.9)}},
     ],
