@@ -57,12 +57,15 @@ class ModelConfig:
     """How: shared subspace within the token budget; ablations: dense (no budget), whole (nor subspaces), or none."""
     aggregation: Aggregation = "attention"
     """Of levels and modalities: learned weights; ablations: even_levels (omega uniform), or mean (no weights)."""
+    depth: int = 4
+    """Layers of each crossmodal and each self-attention transformer of `mult`; no other model has them."""
 
     def __post_init__(self) -> None:
         _require(self.width >= 2, "model.width", self.width, "must be 2 or more")
         _require(1 <= self.levels <= 5, "model.levels", self.levels, "must lie in 1..5")
         _require(self.heads >= 1, "model.heads", self.heads, "must be 1 or more")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must lie in [0, 1)")
+        _require(self.depth >= 1, "model.depth", self.depth, "must be 1 or more")
         _require(self.blocks >= 1, "model.blocks", self.blocks, "must be 1 or more")
         _require(self.stride >= 1, "model.stride", self.stride, "must be 1 or more")
         _require(self.min_rate >= 0, "model.min-rate", self.min_rate, "must not be negative (tokens per second)")

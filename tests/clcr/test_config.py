@@ -15,6 +15,7 @@ from clcr.errors import ConfigError
     [
         (lambda: ModelConfig(levels=6), "--model.levels 6"),
         (lambda: ModelConfig(heads=3), "--model.heads 3"),
+        (lambda: ModelConfig(depth=0), "--model.depth 0"),
         (lambda: ModelConfig(shared_width=100, private_width=100), "--model.shared-width 100"),
         (lambda: ModelConfig(pooling="max"), "--model.pooling max"),
         (lambda: ModelConfig(hierarchy="flat"), "--model.hierarchy flat"),
@@ -29,7 +30,7 @@ from clcr.errors import ConfigError
         (lambda: LossConfig(lambda_intra=-1), "--loss.lambda-intra -1"),
         (lambda: LossConfig(correlation="mi"), "--loss.correlation mi"),
         (lambda: clcr.CLCRConfig(budget=BudgetConfig(start=(0.5, 0.6))), "--model.levels 3"),
-        (lambda: clcr.CLCRConfig.from_dict({"model": {"depth": 3}}), "--model.depth"),
+        (lambda: clcr.CLCRConfig.from_dict({"model": {"thickness": 3}}), "--model.thickness"),
         (lambda: clcr.CLCRConfig.from_dict({"models": {}}), "--models"),
     ],
 )

@@ -55,7 +55,7 @@ def test_exchange_reports_what_the_forward_pass_did(trained):
         assert all(torch.equal(flows.alpha[m], out.alpha[level][m]) for m in model.features)
 
 
-@pytest.mark.parametrize("name", ["clcr", "concat", "video", "audio"])
+@pytest.mark.parametrize("name", ["clcr", "concat", "mult", "video", "audio"])
 @torch.no_grad()
 def test_padding_order_and_neighbours_never_change_a_clips_logits(make, name):
     batch, samples = make.batch(), make.samples()
@@ -79,7 +79,7 @@ def padded(features, extra=13):
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("name", ["clcr", "concat", "audio"])
+@pytest.mark.parametrize("name", ["clcr", "concat", "mult", "audio"])
 def test_missing_modalities_give_no_nan_and_no_weight(make, name, mode):
     samples = make.samples(8)
     del samples[0]["features"]["audio"]
@@ -162,7 +162,7 @@ def test_any_number_of_levels(make, levels):
     assert out.omega.shape == (6, levels) and torch.allclose(out.omega.sum(1), torch.ones(6))
 
 
-@pytest.mark.parametrize("name", ["clcr", "concat", "text"])
+@pytest.mark.parametrize("name", ["clcr", "concat", "mult", "text"])
 def test_three_modalities_one_of_them_language(make, name):
     batch = make.batch(features=make.three)
     model = make.model(name, features=make.three)
@@ -195,7 +195,7 @@ def test_diagnostics_are_one_number_per_sample(make):
     assert all(v.shape == (6,) and v.isfinite().all() for v in values.values())
 
 
-@pytest.mark.parametrize("name", ["clcr", "concat", "video", "audio"])
+@pytest.mark.parametrize("name", ["clcr", "concat", "mult", "video", "audio"])
 def test_every_model_can_learn_a_batch_by_heart(make, name):
     batch = make.batch(6)
     model = make.model(name, width=32, loss={"lambda_intra": 0.0, "lambda_inter": 0.0})
@@ -234,7 +234,7 @@ def test_training_under_bfloat16_autocast_keeps_bases_orthonormal_and_logits_fin
         assert all((u_sh.T @ u).abs().max() <= 1e-5 for u in u_pr.values())
 
 
-@pytest.mark.parametrize("name", ["clcr", "concat"])
+@pytest.mark.parametrize("name", ["clcr", "concat", "mult"])
 def test_a_model_compiles_as_one_graph(make, name):
     model, batch = make.model(name, levels=2, stem={"shift": 0.0}), make.batch()  # no augmentation: comparable
     expected = model(batch)
