@@ -15,7 +15,7 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from clcr.config import Pooling
+from clcr.config import Aggregation, Pooling
 
 EXCLUDED = -1e4  # score of what is masked out; finite, so a row of nothing but masked entries is no NaN
 
@@ -87,6 +87,13 @@ class Aggregated(NamedTuple):
     beta: Tensor
     eta: Tensor
 
+    @classmethod
+    def weighted(cls, s_bar: Tensor, p_bar: Tensor, omega: Tensor, beta: Tensor, eta: Tensor) -> "Aggregated":
+        """Sum the modalities' shared summaries, set their private ones side by side: s_bar, p_bar (B, N, M, d)."""
+        shared = torch.einsum("bnm,bnmd->bnd", beta, s_bar)
+        private = rearrange(eta[..., None] * p_bar, "b n m d -> b n (m d)")
+        return cls(shared, private, omega, beta, eta)
+
 
 class CoAggregation(nn.Module):
     """Summaries of all levels and modalities to one shared and one private representation per task."""
@@ -101,19 +108,35 @@ class CoAggregation(nn.Module):
     def forward(self, shared: Tensor, private: Tensor, present: Tensor) -> Aggregated:
         """shared, private: (B, N, K, M, d), zero where missing; present: (B, M)."""
         omega = self.weights(shared, present)
-        s_bar = torch.einsum("bnk,bnkmd->bnmd", omega, shared.float())
-        p_bar = torch.einsum("bnk,bnkmd->bnmd", omega, private.float())
+        s_bar, p_bar = level_mean(shared, omega), level_mean(private, omega)
         context = self.query(present_mean(s_bar, present))
         scores = torch.einsum("bnd,bnmd->bnm", context, self.key(s_bar)) / s_bar.shape[-1] ** 0.5
         beta = masked_softmax(scores, present[:, None])
         eta = self.gate(p_bar).squeeze(-1).sigmoid() * present[:, None]
-        return Aggregated(
-            shared=torch.einsum("bnm,bnmd->bnd", beta, s_bar),
-            private=rearrange(eta[..., None] * p_bar, "b n m d -> b n (m d)"),
-            omega=omega,
-            beta=beta,
-            eta=eta,
-        )
+        return Aggregated.weighted(s_bar, p_bar, omega, beta, eta)
+
+
+class MeanAggregation(nn.Module):
+    """Plain means over the levels and over the modalities that are present, private summaries ungated (ablation)."""
+
+    def forward(self, shared: Tensor, private: Tensor, present: Tensor) -> Aggregated:
+        """shared, private: (B, N, K, M, d), zero where missing; present: (B, M)."""
+        omega = UniformWeights()(shared, present)
+        eta = repeat(present.float(), "b m -> b n m", n=shared.shape[1])
+        beta = eta / eta.sum(dim=-1, keepdim=True).clamp(min=1)
+        return Aggregated.weighted(level_mean(shared, omega), level_mean(private, omega), omega, beta, eta)
+
+
+def co_aggregation(kind: Aggregation, levels: int, width: int) -> nn.Module:
+    """The aggregation of a model: `attention`, or one of its ablations."""
+    if kind == "mean":
+        return MeanAggregation()
+    return CoAggregation(width, LevelWeights(levels, width) if kind == "attention" else UniformWeights())
+
+
+def level_mean(summaries: Tensor, omega: Tensor) -> Tensor:
+    """Mean over the levels, weighted: (B, N, K, M, d), (B, N, K) -> (B, N, M, d)."""
+    return torch.einsum("bnk,bnkmd->bnmd", omega, summaries.float())
 
 
 def present_mean(values: Tensor, present: Tensor) -> Tensor:

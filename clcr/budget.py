@@ -15,39 +15,41 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from clcr.config import BudgetConfig
+
 
 class Admission(NamedTuple):
-    """alpha: (B, T) weight of every token; participation: (B,) sum(alpha) / valid tokens; active: (B,) bool."""
+    """alpha: (B, T) weight of every token; active: (B,) bool, whether the budget bound."""
 
     alpha: Tensor
-    participation: Tensor
     active: Tensor
 
 
-def project(activation: Tensor, budget: Tensor, valid: Tensor | None = None) -> Tensor:
+def project(activation: Tensor, budget: Tensor | float, valid: Tensor | None = None) -> Tensor:
     """Project onto the truncated simplex {a : 0 <= a <= 1, sum(a) <= budget} (CLCR, sec. IntraCED).
 
-    activation: (..., T) any real; budget: (...,) tokens; valid: (..., T) bool, padding is 0 in the result.
-    Exact gradient in both arguments. Raises ValueError if budget is negative.
+    activation: (..., T) any real; budget: tokens, a number, (...,) or (..., 1); valid: (..., T) bool, padding is 0 in
+    the result. Computed in float32 at least, returned in the activation's dtype. Exact gradient in both arguments.
+    Raises ValueError if a budget is negative.
     """
+    a = activation.to(torch.promote_types(activation.dtype, torch.float32))
+    budget = torch.as_tensor(budget, dtype=a.dtype, device=a.device)
+    budget = (budget if budget.ndim == a.ndim else budget[..., None]).expand(*a.shape[:-1], 1)
     if not torch.compiler.is_compiling() and bool((budget < 0).any()):
         raise ValueError(f"the budget is negative ({budget.min().item():g}): no vector of weights fits it")
-    valid = torch.ones_like(activation, dtype=torch.bool) if valid is None else valid
-    budget = budget[..., None]
+    valid = torch.ones_like(a, dtype=torch.bool) if valid is None else valid
     with torch.no_grad():
-        rest = activation.where(valid, 0.0)
+        rest = a.where(valid, 0.0)
         active = (rest.clamp(0, 1) * valid).sum(-1, keepdim=True) > budget
         tau = torch.where(active, _threshold(rest, budget, valid), 0.0)
         full = valid & (rest - tau >= 1)
         interior = valid & (rest - tau > 0) & ~full
         size = interior.sum(-1, keepdim=True)
-    # The same tau once more, as a function of both arguments: autograd then gives the exact gradient, and the
-    # rounding of the running sums in the search drops out.
-    exact = ((activation.where(interior, 0.0).sum(-1, keepdim=True) + full.sum(-1, keepdim=True)) - budget) / (
-        size.clamp(min=1)
-    )
-    tau = torch.where(active & (size > 0), exact, tau)
-    return torch.where(interior, (activation - tau).clamp(0, 1), full.to(activation.dtype))
+    # One more Newton step, with gradient: it takes out the rounding of the running sums in the search, and autograd
+    # then gives the exact gradient of tau in both arguments.
+    excess = (a - tau).where(interior, 0.0).sum(-1, keepdim=True) - (budget - full.sum(-1, keepdim=True))
+    tau = tau + (excess / size.clamp(min=1)).where(active & (size > 0), 0.0)
+    return torch.where(interior, (a - tau).clamp(0, 1), full.to(a.dtype)).to(activation.dtype)
 
 
 def _threshold(activation: Tensor, budget: Tensor, valid: Tensor) -> Tensor:
@@ -73,13 +75,17 @@ class TokenBudget(nn.Module):
     does not bind, rho has no gradient: the start matters. `start` is that share (rho = logit(start)).
     """
 
-    def __init__(self, k_shared: int, start: float, gamma: float, threshold: float, scale: float) -> None:
+    def __init__(self, k_shared: int, start: float, config: BudgetConfig) -> None:
         super().__init__()
         self.k_shared = k_shared
-        self.gamma = gamma
-        self.rho = nn.Parameter(torch.tensor(math.log(start / (1 - start))))
-        self.threshold = nn.Parameter(torch.tensor(float(threshold)))
-        self.raw_scale = nn.Parameter(torch.tensor(math.log(math.expm1(scale))))  # softplus gives the scale
+        self.gamma = config.gamma
+        rho = torch.tensor(math.log(start / (1 - start)))
+        if config.kind == "learned":
+            self.rho = nn.Parameter(rho)
+        else:
+            self.register_buffer("rho", rho)
+        self.threshold = nn.Parameter(torch.tensor(float(config.threshold)))
+        self.raw_scale = nn.Parameter(torch.tensor(math.log(math.expm1(config.scale))))  # softplus gives the scale
 
     @property
     def scale(self) -> Tensor:
@@ -96,12 +102,13 @@ class TokenBudget(nn.Module):
         activation = torch.sigmoid(self.scale * (self.evidence(shared) - self.threshold))
         tokens = valid.sum(dim=1).float()
         budget = torch.minimum(self.gamma * torch.sigmoid(self.rho) * tokens, tokens)
-        alpha = project(activation, budget, valid)
         active = (activation * valid).sum(dim=1) > budget
-        return Admission(alpha, alpha.sum(dim=1) / tokens.clamp(min=1), active)
+        return Admission(project(activation, budget, valid), active)
 
 
-def admit_all(valid: Tensor) -> Admission:
-    """No budget: every valid token takes part in full."""
-    alpha = valid.float()
-    return Admission(alpha, valid.any(dim=1).float(), torch.zeros_like(valid[:, 0]))
+class NoBudget(nn.Module):
+    """Every valid token takes part in full (ablation)."""
+
+    def forward(self, shared: Tensor, valid: Tensor) -> Admission:
+        """shared: (B, T, k_s); valid: (B, T)."""
+        return Admission(valid.float(), torch.zeros_like(valid[:, 0]))

@@ -8,8 +8,10 @@ from typing import Any, Literal, get_args
 from clcr.errors import ConfigError
 
 Pooling = Literal["attention", "mean"]
-Exchange = Literal["budgeted", "dense", "none"]
-LevelWeights = Literal["learned", "uniform"]
+Hierarchy = Literal["levels", "deepest", "mixed"]
+Exchange = Literal["budgeted", "dense", "whole", "none"]
+Aggregation = Literal["attention", "even_levels", "mean"]
+BudgetKind = Literal["learned", "fixed"]
 FrameStem = Literal["patches", "trunk", "resnet18"]
 Correlation = Literal["cka", "whitened"]
 
@@ -49,40 +51,47 @@ class ModelConfig:
     """Dimensions of a level's shared subspace (k_s); 0 is half the width."""
     private_width: int = 0
     """Dimensions of a private subspace (k_p), at most width - k_s; 0 is half the width."""
+    hierarchy: Hierarchy = "levels"
+    """What exchanges: each level by itself, only the deepest one, or all levels mixed together (ablations)."""
     exchange: Exchange = "budgeted"
-    """Intra-level exchange: within the token budget, between all tokens (dense), or none (ablations)."""
-    level_weights: LevelWeights = "learned"
-    """Weights of the levels in the summary: learned per sample, or uniform (ablation)."""
+    """How: shared subspace within the token budget; ablations: dense (no budget), whole (nor subspaces), or none."""
+    aggregation: Aggregation = "attention"
+    """Of levels and modalities: learned weights; ablations: even_levels (omega uniform), or mean (no weights)."""
+    depth: int = 4
+    """Layers of each crossmodal and each self-attention transformer of `mult`; no other model has them."""
 
     def __post_init__(self) -> None:
         _require(self.width >= 2, "model.width", self.width, "must be 2 or more")
         _require(1 <= self.levels <= 5, "model.levels", self.levels, "must lie in 1..5")
         _require(self.heads >= 1, "model.heads", self.heads, "must be 1 or more")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must lie in [0, 1)")
+        _require(self.depth >= 1, "model.depth", self.depth, "must be 1 or more")
         _require(self.blocks >= 1, "model.blocks", self.blocks, "must be 1 or more")
         _require(self.stride >= 1, "model.stride", self.stride, "must be 1 or more")
         _require(self.min_rate >= 0, "model.min-rate", self.min_rate, "must not be negative (tokens per second)")
         _require(self.max_rate > 0, "model.max-rate", self.max_rate, "must be positive (tokens per second)")
+        k_shared, k_private = self.shared_width or self.width // 2, self.private_width or self.width // 2
         _require(
-            self.k_shared >= 1 and self.k_private >= 1 and self.k_shared + self.k_private <= self.width,
+            k_shared >= 1 and k_private >= 1 and k_shared + k_private <= self.width,
             "model.shared-width",
-            self.k_shared,
-            f"must be 1 or more, and with --model.private-width {self.k_private} not exceed the width {self.width}",
+            k_shared,
+            f"must be 1 or more, and with --model.private-width {k_private} not exceed the width {self.width}",
         )
         _require(self.k_shared % self.heads == 0, "model.heads", self.heads, f"must divide k_s = {self.k_shared}")
         _require_one_of(self.pooling, Pooling, "model.pooling")
+        _require_one_of(self.hierarchy, Hierarchy, "model.hierarchy")
         _require_one_of(self.exchange, Exchange, "model.exchange")
-        _require_one_of(self.level_weights, LevelWeights, "model.level-weights")
+        _require_one_of(self.aggregation, Aggregation, "model.aggregation")
 
     @property
     def k_shared(self) -> int:
-        """Dimensions of the shared subspace."""
-        return self.shared_width or self.width // 2
+        """Dimensions of the shared flow: of its subspace, or of the whole token."""
+        return self.width if self.exchange == "whole" else self.shared_width or self.width // 2
 
     @property
     def k_private(self) -> int:
-        """Dimensions of each private subspace."""
-        return self.private_width or self.width // 2
+        """Dimensions of each private flow: of its subspace, or of the whole token."""
+        return self.width if self.exchange == "whole" else self.private_width or self.width // 2
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,8 @@ class StemConfig:
 class BudgetConfig:
     """The token budget: budget = gamma * sigmoid(rho) * valid tokens."""
 
+    kind: BudgetKind = "learned"
+    """Whether the share of admitted tokens is learned, or stays at its start (ablation)."""
     start: tuple[float, ...] = (0.68,)
     """Share of tokens admitted at the start (b0, rho = logit(b0)): one value, or one per level."""
     gamma: float = 1.0
@@ -121,6 +132,7 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", tuple(self.start))
+        _require_one_of(self.kind, BudgetKind, "budget.kind")
         _require(
             bool(self.start) and all(0 < b < 1 for b in self.start),
             "budget.start",
@@ -138,13 +150,21 @@ class LossConfig:
     lambda_intra: float = 0.01
     """Weight of the intra-level term: private flows apart from each other and from the shared flow."""
     lambda_inter: float = 0.01
-    """Weight of the inter-level terms (private, shared-private, mixing)."""
+    """Weight of the inter-level terms together."""
+    pr: float = 1.0
+    """Weight, within lambda_inter, of L_pr: private flows apart between levels."""
+    sp: float = 1.0
+    """Weight, within lambda_inter, of L_sp: shared and private flows apart between levels."""
+    mix: float = 1.0
+    """Weight, within lambda_inter, of L_mix: levels that contradict each other are not mixed."""
     correlation: Correlation = "cka"
     """Measure of dependence: debiased linear CKA, or the whitened cross-correlation the paper names."""
 
     def __post_init__(self) -> None:
         _require(self.lambda_intra >= 0, "loss.lambda-intra", self.lambda_intra, "must not be negative")
         _require(self.lambda_inter >= 0, "loss.lambda-inter", self.lambda_inter, "must not be negative")
+        for term in ("pr", "sp", "mix"):
+            _require(getattr(self, term) >= 0, f"loss.{term}", getattr(self, term), "must not be negative")
         _require_one_of(self.correlation, Correlation, "loss.correlation")
 
 

@@ -1,21 +1,22 @@
 """CLCR (arXiv 2602.19605): hierarchy, intra-level exchange, inter-level aggregation, heads, regularisers - in order."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from statistics import mean
 
 import torch
 from torch import Tensor, nn
 
-from clcr.aggregation import CoAggregation, LevelWeights, TaskHeads, TimePooling, UniformWeights
+from clcr.aggregation import TaskHeads, TimePooling, co_aggregation
 from clcr.base import MultimodalModel, Output
 from clcr.batches import Batch, FeatureSpec
-from clcr.budget import TokenBudget, admit_all
-from clcr.config import CLCRConfig
+from clcr.budget import NoBudget, TokenBudget
+from clcr.config import CLCRConfig, ModelConfig
 from clcr.errors import ConfigError
 from clcr.exchange import CoExchange
-from clcr.hierarchy import Tokens, masked_mean
+from clcr.hierarchy import masked_mean
 from clcr.regularizers import regularizers
-from clcr.subspaces import Subspaces
+from clcr.subspaces import Subspaces, WholeSpace
 from clcr.tasks import TaskSpec
 
 
@@ -23,21 +24,32 @@ from clcr.tasks import TaskSpec
 class Flows:
     """One level after the exchange, by modality.
 
-    shared: (B, T, k_s), private: (B, T, k_p) coordinates; valid: (B, T); alpha: (B, T); participation: (B,);
+    shared: (B, T, k_s) coordinates in u_sh (d, k_s); private: (B, T, k_p) in u_pr (d, k_p); valid, alpha: (B, T);
     active: (B,) whether the budget bound.
     """
 
-    shared: dict[str, Tensor] = field(default_factory=dict)
-    private: dict[str, Tensor] = field(default_factory=dict)
-    valid: dict[str, Tensor] = field(default_factory=dict)
-    alpha: dict[str, Tensor] = field(default_factory=dict)
-    participation: dict[str, Tensor] = field(default_factory=dict)
-    active: dict[str, Tensor] = field(default_factory=dict)
+    u_sh: Tensor
+    u_pr: dict[str, Tensor]
+    shared: dict[str, Tensor]
+    private: dict[str, Tensor]
+    valid: dict[str, Tensor]
+    alpha: dict[str, Tensor]
+    active: dict[str, Tensor]
+
+    def participation(self) -> dict[str, Tensor]:
+        """Share of the tokens that take part, by weight: (B,)."""
+        return {m: a.sum(dim=1) / self.valid[m].sum(dim=1).clamp(min=1) for m, a in self.alpha.items()}
+
+    def means(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Masked means over time of the shared and the private flows, lifted to R^d: (B, d)."""
+        shared = {m: masked_mean(h.float(), self.valid[m]) @ self.u_sh.T for m, h in self.shared.items()}
+        private = {m: masked_mean(h.float(), self.valid[m]) @ self.u_pr[m].T for m, h in self.private.items()}
+        return shared, private
 
 
 @dataclass
 class CLCROutput(Output):
-    """A forward pass. Lists are over levels, dicts over modalities.
+    """A forward pass. Lists are over the levels in use, shallow to deep; dicts over modalities.
 
     alpha: (B, T) token weights; valid: (B, T) the tokens that are not padding; participation: (B,) share of tokens;
     budget_active: (B,) bool; shared, private: (B, d) masked means of the flows, lifted to R^d; omega: (B, K) and
@@ -56,39 +68,51 @@ class CLCROutput(Output):
     task_omega: dict[str, Tensor] = field(default_factory=dict)
 
 
-class ExchangeLevel(nn.Module):
-    """Subspaces, budget and exchange of one level (IntraCED), and how its tokens become summaries."""
+class IntraCED(nn.Module):
+    """Subspaces, budget and exchange of levels that exchange together: one, or (ablation) all of them mixed."""
 
-    def __init__(self, level: int, modalities: int, tasks: int, config: CLCRConfig) -> None:
+    def __init__(self, modalities: int, start: float, config: CLCRConfig) -> None:
         super().__init__()
-        model, budget, k_shared = config.model, config.budget, config.model.k_shared
-        self.subspaces = Subspaces(modalities, model.width, k_shared, model.k_private)
-        self.budget = self.exchange = None
-        if model.exchange == "budgeted":
-            start = config.budget_start(level)
-            self.budget = TokenBudget(k_shared, start, budget.gamma, budget.threshold, budget.scale)
-        if model.exchange != "none":
-            self.exchange = CoExchange(k_shared, model.heads, model.dropout)
+        model, whole = config.model, config.model.exchange == "whole"
+        self.subspaces = (
+            WholeSpace(modalities, model.width)
+            if whole
+            else Subspaces(modalities, model.width, model.k_shared, model.k_private)
+        )
+        budgeted = model.exchange == "budgeted"
+        self.budget = TokenBudget(model.k_shared, start, config.budget) if budgeted else NoBudget()
+        self.exchange = CoExchange(model.k_shared, model.heads, model.dropout) if model.exchange != "none" else None
+
+    def forward(self, tokens: list[dict[str, Tensor]], valid: list[dict[str, Tensor]]) -> list[Flows]:
+        """tokens: (B, T, d) and valid: (B, T), of each level by modality. The order of tokens means nothing here."""
+        u_sh, u_pr = self.subspaces()
+        u_pr = dict(zip(tokens[0], u_pr, strict=True))
+        h, mask = _join(tokens), _join(valid)
+        shared = {m: h[m] @ u_sh for m in h}
+        private = {m: h[m] @ u_pr[m] for m in h}
+        admitted = {m: self.budget(shared[m], mask[m]) for m in h}
+        alpha = {m: admission.alpha for m, admission in admitted.items()}
+        active = {m: admission.active for m, admission in admitted.items()}
+        if self.exchange is not None:
+            shared = self.exchange(shared, alpha, mask)
+        flows = zip(_split(shared, tokens), _split(private, tokens), valid, _split(alpha, tokens), strict=True)
+        return [Flows(u_sh, u_pr, *flow, active) for flow in flows]
+
+
+class Summary(nn.Module):
+    """How the tokens of one level become summaries."""
+
+    def __init__(self, modalities: int, tasks: int, model: ModelConfig) -> None:
+        super().__init__()
         self.pooling = nn.ModuleList(TimePooling(tasks, model.width, model.pooling) for _ in range(modalities))
 
-    def forward(self, tokens: dict[str, Tensor], valid: dict[str, Tensor], u_sh: Tensor, u_pr: Tensor) -> Flows:
-        """tokens: (B, T, d), valid: (B, T) per modality; u_sh: (d, k_s); u_pr: (M, d, k_p)."""
-        flows = Flows(valid=valid)
-        for (m, h), basis in zip(tokens.items(), u_pr, strict=True):
-            flows.shared[m], flows.private[m] = h @ u_sh, h @ basis
-            admission = self.budget(flows.shared[m], valid[m]) if self.budget is not None else admit_all(valid[m])
-            flows.alpha[m], flows.participation[m], flows.active[m] = admission
-        if self.exchange is not None:
-            flows.shared = self.exchange(flows.shared, flows.alpha, valid)
-        return flows
-
-    def summarise(self, flows: Flows, u_sh: Tensor, u_pr: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, flows: Flows) -> tuple[Tensor, Tensor]:
         """Pooled shared and private flows, per task and lifted to R^d: (B, N, M, d) each."""
         shared, private = [], []
-        for m, pooling, basis in zip(flows.shared, self.pooling, u_pr, strict=True):
-            weights = pooling(flows.valid[m], (flows.shared[m], u_sh), (flows.private[m], basis))
-            shared.append(weights @ flows.shared[m].float() @ u_sh.T)
-            private.append(weights @ flows.private[m].float() @ basis.T)
+        for m, pooling in zip(flows.shared, self.pooling, strict=True):
+            weights = pooling(flows.valid[m], (flows.shared[m], flows.u_sh), (flows.private[m], flows.u_pr[m]))
+            shared.append(weights @ flows.shared[m].float() @ flows.u_sh.T)
+            private.append(weights @ flows.private[m].float() @ flows.u_pr[m].T)
         return torch.stack(shared, dim=2), torch.stack(private, dim=2)
 
 
@@ -96,33 +120,45 @@ class CLCR(MultimodalModel):
     """Cross-level semantic collaborative representation of two or more modalities."""
 
     def __init__(self, config: CLCRConfig, features: Mapping[str, FeatureSpec], tasks: Mapping[str, TaskSpec]) -> None:
-        super().__init__(config, features, tasks)
         if len(features) < 2:
             raise ConfigError(f"clcr exchanges between modalities: it needs two or more, got {list(features)}")
-        model, width = config.model, config.model.width
-        self.levels = nn.ModuleList(
-            ExchangeLevel(level, len(features), len(tasks), config) for level in range(model.levels)
+        model, width, levels = config.model, config.model.width, range(config.model.levels)
+        # The levels of the encoder that are read, and which of these exchange together.
+        read, groups = {
+            "levels": (levels, [[level] for level in levels]),
+            "deepest": (levels[-1:], [[0]]),
+            "mixed": (levels, [list(levels)]),
+        }[model.hierarchy]
+        super().__init__(config, features, tasks, read)
+        self.groups = groups
+        starts = [config.budget_start(level) for level in read]
+        self.intra = nn.ModuleList(
+            IntraCED(len(features), mean(starts[level] for level in group), config) for group in groups
         )
+        self.summaries = nn.ModuleList(Summary(len(features), len(tasks), model) for _ in read)
         self.shared_norm = nn.LayerNorm(width)
         self.private_norm = nn.LayerNorm(width)
-        weights = LevelWeights(model.levels, width) if model.level_weights == "learned" else UniformWeights()
-        self.aggregation = CoAggregation(width, weights)
+        self.inter = co_aggregation(model.aggregation, len(read), width)
         outputs = [task.outputs for task in tasks.values()]
         self.heads = TaskHeads(width * (1 + len(features)), width, outputs, model.dropout)
+        # Without subspaces there are no flows to keep apart; only the levels' mixing is left to regularise.
+        self.loss = replace(config.loss, lambda_intra=0.0, pr=0.0, sp=0.0) if model.exchange == "whole" else config.loss
 
     def bases(self, level: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """U_sh (d, k_s) of a level, and U_pr (d, k_p) of every modality."""
-        u_sh, u_pr = self.levels[level].subspaces()
+        """U_sh (d, k_s) of a level in use, and U_pr (d, k_p) of every modality."""
+        intra = next(intra for intra, group in zip(self.intra, self.groups, strict=True) if level in group)
+        u_sh, u_pr = intra.subspaces()
         return u_sh, dict(zip(self.features, u_pr, strict=True))
 
     def exchange(
         self, tokens: list[dict[str, Tensor]], valid: list[dict[str, Tensor]], present: dict[str, Tensor]
     ) -> list[Flows]:
-        """Intra-level exchange of given tokens: H[l][m] (B, T, d), valid (B, T), present (B,)."""
+        """Exchange of given tokens: H[l][m] (B, T, d), valid (B, T), present (B,), of the levels in use."""
+        tokens = [{m: h[m] for m in self.features} for h in tokens]
+        valid = [{m: mask[m] & present[m][:, None] for m in self.features} for mask in valid]
         flows = []
-        for level, h, mask in zip(self.levels, tokens, valid, strict=True):
-            mask = {m: mask[m] & present[m][:, None] for m in self.features}
-            flows.append(level({m: h[m] for m in self.features}, mask, *level.subspaces()))
+        for intra, group in zip(self.intra, self.groups, strict=True):
+            flows += intra([tokens[level] for level in group], [valid[level] for level in group])
         return flows
 
     def forward(self, batch: Batch) -> CLCROutput:
@@ -130,28 +166,27 @@ class CLCR(MultimodalModel):
         hierarchy = self.encoder(batch)
         # A modality is there if it is declared so and has a token.
         present = torch.stack([batch.present[m] & hierarchy[0][m].valid.any(dim=1) for m in self.features], dim=1)
-        bases = [level.subspaces() for level in self.levels]
-        flows, pooled = [], []
-        for level, tokens, basis in zip(self.levels, hierarchy, bases, strict=True):
-            flows.append(level(_values(tokens), _valid(tokens), *basis))
-            pooled.append(level.summarise(flows[-1], *basis))
+        tokens = [{m: t.values for m, t in level.items()} for level in hierarchy]
+        valid = [{m: t.valid for m, t in level.items()} for level in hierarchy]
+        flows = self.exchange(tokens, valid, batch.present)
+        pooled = [summary(flow) for summary, flow in zip(self.summaries, flows, strict=True)]
         mask = present[:, None, None, :, None]
         shared = self.shared_norm(torch.stack([s for s, _ in pooled], dim=2)).where(mask, 0.0)
         private = self.private_norm(torch.stack([p for _, p in pooled], dim=2)).where(mask, 0.0)
-        summary = self.aggregation(shared, private, present)
+        summary = self.inter(shared, private, present)
         logits = self.heads(torch.cat([summary.shared, summary.private], dim=-1))
 
-        means = [_lifted_means(flow, *basis) for flow, basis in zip(flows, bases, strict=True)]
+        means = [flow.means() for flow in flows]
         losses = {}
         if self.training:  # a collective in evaluation would hang where workers have unequal numbers of batches
             all_shared, all_private = (torch.stack([_stack(mean[i]) for mean in means], dim=1) for i in (0, 1))
-            losses = regularizers(all_shared, all_private, summary.omega, present, self.config.loss)
+            losses = regularizers(all_shared, all_private, summary.omega, present, self.loss)
         return CLCROutput(
             logits=dict(zip(self.tasks, logits, strict=True)),
             losses=losses,
             alpha=[flow.alpha for flow in flows],
             valid=[flow.valid for flow in flows],
-            participation=[flow.participation for flow in flows],
+            participation=[flow.participation() for flow in flows],
             budget_active=[flow.active for flow in flows],
             shared=[shared for shared, _ in means],
             private=[private for _, private in means],
@@ -179,23 +214,16 @@ class CLCR(MultimodalModel):
         return values
 
 
-def _values(tokens: dict[str, Tokens]) -> dict[str, Tensor]:
-    return {m: t.values for m, t in tokens.items()}
+def _join(levels: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tokens of all levels behind each other, by modality."""
+    return {m: torch.cat([level[m] for level in levels], dim=1) for m in levels[0]}
 
 
-def _valid(tokens: dict[str, Tokens]) -> dict[str, Tensor]:
-    return {m: t.valid for m, t in tokens.items()}
+def _split(joined: dict[str, Tensor], levels: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Inverse of `_join`, by the lengths of the given levels."""
+    parts = {m: x.split([level[m].shape[1] for level in levels], dim=1) for m, x in joined.items()}
+    return [{m: parts[m][i] for m in joined} for i in range(len(levels))]
 
 
 def _stack(by_modality: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(by_modality.values()), dim=1)
-
-
-def _lifted_means(flows: Flows, u_sh: Tensor, u_pr: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Masked means over time of both flows of every modality, in R^d: (B, d)."""
-    shared = {m: masked_mean(h.float(), flows.valid[m]) @ u_sh.T for m, h in flows.shared.items()}
-    private = {
-        m: masked_mean(h.float(), flows.valid[m]) @ basis.T
-        for (m, h), basis in zip(flows.private.items(), u_pr, strict=True)
-    }
-    return shared, private

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from clcr.base import MultimodalModel
 from clcr.baselines.concat import Concat
+from clcr.baselines.mult import Mult
 from clcr.baselines.single import SingleModality
 from clcr.batches import FeatureSpec
 from clcr.config import CLCRConfig
@@ -17,7 +18,7 @@ from clcr.errors import ClcrError, ConfigError
 from clcr.model import CLCR
 from clcr.tasks import TaskSpec
 
-MODELS: dict[str, type[MultimodalModel]] = {"clcr": CLCR, "concat": Concat}
+MODELS: dict[str, type[MultimodalModel]] = {"clcr": CLCR, "concat": Concat, "mult": Mult}
 
 
 def build(

@@ -114,9 +114,9 @@ def regularizers(
         losses = {name: _dependence(flows, present, pair, config.correlation) for name, pair in pairs.items()}
     return {
         "intra": config.lambda_intra * losses["intra"],
-        "inter_private": config.lambda_inter * losses["inter_private"],
-        "inter_shared_private": config.lambda_inter * losses["inter_shared_private"],
-        "inter_mix": config.lambda_inter * mix,
+        "inter_private": config.lambda_inter * config.pr * losses["inter_private"],
+        "inter_shared_private": config.lambda_inter * config.sp * losses["inter_shared_private"],
+        "inter_mix": config.lambda_inter * config.mix * mix,
     }
 
 

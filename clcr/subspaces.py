@@ -38,6 +38,19 @@ class Subspaces(nn.Module):
         return bases[0, :, :k_shared], bases[:, :, k_shared:]
 
 
+class WholeSpace(nn.Module):
+    """No subspaces (ablation): both flows of a token are the token itself."""
+
+    def __init__(self, modalities: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("identity", torch.eye(width), persistent=False)
+        self.modalities = modalities
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """-> I (d, d) and I (M, d, d)."""
+        return self.identity, self.identity.expand(self.modalities, -1, -1)
+
+
 def orthonormalise(weight: Tensor) -> Tensor:
     """Q of the QR decomposition with R's diagonal positive: (..., d, k) -> (..., d, k).
 

@@ -44,7 +44,7 @@ class Recipe:
     """What is learned and how: the options that train and sweep share."""
 
     architecture: Annotated[str, tyro.conf.arg(name="model")] = "clcr"
-    """clcr, concat, or the name of one modality (video, audio): that modality alone"""
+    """clcr, concat, mult, or the name of one modality (video, audio): that modality alone"""
     tasks: tuple[str, ...] = ()
     """tasks to learn together; none named = all that the store declares"""
     seed: int = 0

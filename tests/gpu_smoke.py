@@ -41,7 +41,7 @@ def main():
         print("no GPU here: nothing was checked")
         return 1
     batch, failed = make_batch(), False
-    for name in ("clcr", "concat", "video", "audio"):
+    for name in ("clcr", "concat", "mult", "video", "audio"):
         torch.manual_seed(0)
         config = OptimConfig(epochs=1, batch_size=64, precision="bf16", compile=True, warmup=0.0)
         trainer = Trainer(build(name, CLCRConfig(), FEATURES, TASKS), TASKS, config, STEPS + 3, device="cuda")

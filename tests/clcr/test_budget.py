@@ -6,6 +6,7 @@ import torch
 from scipy.optimize import brentq, minimize
 
 from clcr.budget import TokenBudget, project
+from clcr.config import BudgetConfig
 
 
 def reference(a, budget):
@@ -96,20 +97,21 @@ def test_a_negative_budget_is_refused():
 
 @pytest.mark.parametrize("k", [16, 48, 64, 128])
 def test_budget_binds_and_refuses_at_the_start_at_any_width(k):
-    budget = TokenBudget(k, start=0.68, gamma=1.0, threshold=-1.0, scale=4.0)
+    budget = TokenBudget(k, 0.68, BudgetConfig())
     tokens = torch.nn.functional.layer_norm(torch.randn(200, 60, 2 * k), (2 * k,))[..., :k]
     out = budget(tokens, torch.ones(200, 60, dtype=torch.bool))
     refused = (out.alpha == 0).float().mean()
     assert out.active.float().mean() >= 0.8
     assert 0 < refused < 0.15
-    assert (out.participation - 0.68).abs().max() < 1e-5
+    assert (out.alpha.mean(dim=1) - 0.68).abs().max() < 1e-5
 
 
 def test_budget_means_the_same_share_at_every_length():
-    budget = TokenBudget(32, start=0.5, gamma=1.0, threshold=-1.0, scale=4.0)
+    budget = TokenBudget(32, 0.5, BudgetConfig())
     tokens = torch.randn(2, 40, 32)
     valid = torch.arange(40) < torch.tensor([[10], [40]])
-    assert torch.allclose(budget(tokens, valid).participation, torch.tensor(0.5), atol=1e-5)
+    share = budget(tokens, valid).alpha.sum(dim=1) / valid.sum(dim=1)
+    assert torch.allclose(share, torch.tensor(0.5), atol=1e-5)
 
 
 def test_projection_compiles_as_one_graph():

@@ -15,8 +15,14 @@ from clcr.errors import ConfigError
     [
         (lambda: ModelConfig(levels=6), "--model.levels 6"),
         (lambda: ModelConfig(heads=3), "--model.heads 3"),
+        (lambda: ModelConfig(depth=0), "--model.depth 0"),
         (lambda: ModelConfig(shared_width=100, private_width=100), "--model.shared-width 100"),
         (lambda: ModelConfig(pooling="max"), "--model.pooling max"),
+        (lambda: ModelConfig(hierarchy="flat"), "--model.hierarchy flat"),
+        (lambda: ModelConfig(exchange="full"), "--model.exchange full"),
+        (lambda: ModelConfig(aggregation="max"), "--model.aggregation max"),
+        (lambda: BudgetConfig(kind="free"), "--budget.kind free"),
+        (lambda: LossConfig(mix=-1), "--loss.mix -1"),
         (lambda: ModelConfig(dropout=1.0), "--model.dropout 1.0"),
         (lambda: StemConfig(video="vit"), "--stem.video vit"),
         (lambda: BudgetConfig(start=(1.0,)), "--budget.start"),
@@ -24,7 +30,7 @@ from clcr.errors import ConfigError
         (lambda: LossConfig(lambda_intra=-1), "--loss.lambda-intra -1"),
         (lambda: LossConfig(correlation="mi"), "--loss.correlation mi"),
         (lambda: clcr.CLCRConfig(budget=BudgetConfig(start=(0.5, 0.6))), "--model.levels 3"),
-        (lambda: clcr.CLCRConfig.from_dict({"model": {"depth": 3}}), "--model.depth"),
+        (lambda: clcr.CLCRConfig.from_dict({"model": {"thickness": 3}}), "--model.thickness"),
         (lambda: clcr.CLCRConfig.from_dict({"models": {}}), "--models"),
     ],
 )

@@ -11,7 +11,7 @@ import clcr
 from clcr.errors import ClcrError, ConfigError
 
 
-@pytest.mark.parametrize("name", ["clcr", "concat", "video", "audio"])
+@pytest.mark.parametrize("name", ["clcr", "concat", "mult", "video", "audio"])
 def test_a_saved_model_gives_identical_logits(make, name, tmp_path):
     batch = make.batch()
     model = make.model(name, levels=2)
@@ -35,7 +35,7 @@ def test_statistics_come_from_training_data_and_change_the_model(make):
 
 
 def test_an_unknown_model_is_named_beside_those_there_are(make):
-    with pytest.raises(ConfigError, match=r"'clrc'.*clcr, concat, video, audio"):
+    with pytest.raises(ConfigError, match=r"'clrc'.*clcr, concat, mult, video, audio"):
         make.model("clrc")
 
 
