@@ -42,8 +42,8 @@ class Features:
 class Batch:
     """What a model sees.
 
-    present: (B,) bool per modality; targets: (B,) per task (class index, -1 missing; or float, NaN missing);
-    side: (B, S) numbers that belong to no modality.
+    present: (B,) bool per modality; targets: (B,) per task (class index, -1 missing; or float, NaN missing), of
+    events (B, bins) class indices, -1 missing and beyond the clip; side: (B, S) numbers that belong to no modality.
     """
 
     features: dict[str, Features]
@@ -76,7 +76,8 @@ def collate(
     """Make a batch of samples {"clip_id", "features": {modality: (T, *shape)}, "targets": {task: value or None}}.
 
     Values keep their stored dtype and are padded with zeros to the longest of the batch; a modality that a sample
-    lacks (no key, None, or no tokens) is all padding and not present.
+    lacks (no key, None, or no tokens) is all padding and not present. The value of events is (bins,) class indices;
+    a clip without known events has -1 for each of its bins, for the model predicts as many as the batch's longest.
     """
     padded = {m: _pad(samples, m, spec) for m, spec in features.items()}
     return Batch(
@@ -105,8 +106,19 @@ def _pad(samples: Sequence[Mapping[str, Any]], modality: str, spec: FeatureSpec)
 
 
 def _targets(samples: Sequence[Mapping[str, Any]], spec: TaskSpec) -> Tensor:
-    classification = spec.kind == "classification"
-    missing = MISSING_CLASS if classification else float("nan")
     values = [sample["targets"].get(spec.name) for sample in samples]
+    if spec.kind == "events":
+        return _padded_bins(values)
+    missing = MISSING_CLASS if spec.has_classes else float("nan")
     values = [missing if value is None or value != value else value for value in values]
-    return torch.tensor(values, dtype=torch.int64 if classification else torch.float32)
+    return torch.tensor(values, dtype=torch.int64 if spec.has_classes else torch.float32)
+
+
+def _padded_bins(values: Sequence[np.ndarray | None]) -> Tensor:
+    """Class indices of the bins of every clip, (B, bins): at least one bin, -1 where a clip has fewer."""
+    lengths = [0 if value is None else len(value) for value in values]
+    bins = torch.full((len(values), max(1, *lengths)), MISSING_CLASS)
+    for row, value, length in zip(bins, values, lengths, strict=True):
+        if length:
+            row[:length] = torch.as_tensor(value)
+    return bins

@@ -17,6 +17,7 @@ from clcr.hierarchy import Tokens, masked_mean
 from clcr.regularizers import regularizers
 from clcr.subspaces import Subspaces
 from clcr.tasks import TaskSpec
+from clcr.windows import Windows
 
 
 @dataclass
@@ -41,7 +42,7 @@ class CLCROutput(Output):
 
     alpha: (B, T) token weights; valid: (B, T) the tokens that are not padding; participation: (B,) share of tokens;
     budget_active: (B,) bool; shared, private: (B, d) masked means of the flows, lifted to R^d; omega: (B, K) and
-    beta, eta: (B, M), means over the tasks; task_omega: (B, K) per task.
+    beta, eta: (B, M), means over the tasks; task_omega: (B, K) per task, of events the mean over the bins.
     """
 
     alpha: list[dict[str, Tensor]] = field(default_factory=list)
@@ -82,11 +83,16 @@ class ExchangeLevel(nn.Module):
             flows.shared = self.exchange(flows.shared, flows.alpha, valid)
         return flows
 
-    def summarise(self, flows: Flows, u_sh: Tensor, u_pr: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled shared and private flows, per task and lifted to R^d: (B, N, M, d) each."""
+    def summarise(
+        self, flows: Flows, shares: dict[str, Tensor], task: Tensor, u_sh: Tensor, u_pr: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Pooled shared and private flows, per window and lifted to R^d: (B, N, M, d) each.
+
+        shares: (B, N, T) per modality, how much of a window a token covers; task: (N,) of each window.
+        """
         shared, private = [], []
         for m, pooling, basis in zip(flows.shared, self.pooling, u_pr, strict=True):
-            weights = pooling(flows.valid[m], (flows.shared[m], u_sh), (flows.private[m], basis))
+            weights = pooling(shares[m], task, (flows.shared[m], u_sh), (flows.private[m], basis))
             shared.append(weights @ flows.shared[m].float() @ u_sh.T)
             private.append(weights @ flows.private[m].float() @ basis.T)
         return torch.stack(shared, dim=2), torch.stack(private, dim=2)
@@ -127,25 +133,28 @@ class CLCR(MultimodalModel):
 
     def forward(self, batch: Batch) -> CLCROutput:
         """Predict every task for a batch; regularisers are computed in training mode only."""
-        hierarchy = self.encoder(batch)
-        # A modality is there if it is declared so and has a token.
-        present = torch.stack([batch.present[m] & hierarchy[0][m].valid.any(dim=1) for m in self.features], dim=1)
+        hierarchy, windows = self.encoder(batch), Windows.of(self.tasks, batch)
+        shares = [{m: windows.shares(tokens[m]) for m in self.features} for tokens in hierarchy]
+        # A modality is there if it is declared so and has a token; it speaks in the windows that its tokens cover.
+        present = torch.stack([hierarchy[0][m].valid.any(dim=1) for m in self.features], dim=1)
+        speaks = torch.stack([(shares[0][m] > 0).any(dim=-1) for m in self.features], dim=2)
         bases = [level.subspaces() for level in self.levels]
         flows, pooled = [], []
-        for level, tokens, basis in zip(self.levels, hierarchy, bases, strict=True):
+        for level, tokens, share, basis in zip(self.levels, hierarchy, shares, bases, strict=True):
             flows.append(level(_values(tokens), _valid(tokens), *basis))
-            pooled.append(level.summarise(flows[-1], *basis))
-        mask = present[:, None, None, :, None]
+            pooled.append(level.summarise(flows[-1], share, windows.task, *basis))
+        mask = speaks[:, :, None, :, None]
         shared = self.shared_norm(torch.stack([s for s, _ in pooled], dim=2)).where(mask, 0.0)
         private = self.private_norm(torch.stack([p for _, p in pooled], dim=2)).where(mask, 0.0)
-        summary = self.aggregation(shared, private, present)
-        logits = self.heads(torch.cat([summary.shared, summary.private], dim=-1))
+        summary = self.aggregation(shared, private, speaks)
+        logits = self.heads(torch.cat([summary.shared, summary.private], dim=-1), windows)
+        omega, beta, eta = (windows.task_means(x, speaks) for x in (summary.omega, summary.beta, summary.eta))
 
         means = [_lifted_means(flow, *basis) for flow, basis in zip(flows, bases, strict=True)]
         losses = {}
         if self.training:  # a collective in evaluation would hang where workers have unequal numbers of batches
             all_shared, all_private = (torch.stack([_stack(mean[i]) for mean in means], dim=1) for i in (0, 1))
-            losses = regularizers(all_shared, all_private, summary.omega, present, self.config.loss)
+            losses = regularizers(all_shared, all_private, omega, present, self.config.loss)
         return CLCROutput(
             logits=dict(zip(self.tasks, logits, strict=True)),
             losses=losses,
@@ -155,10 +164,10 @@ class CLCR(MultimodalModel):
             budget_active=[flow.active for flow in flows],
             shared=[shared for shared, _ in means],
             private=[private for _, private in means],
-            omega=summary.omega.mean(dim=1),
-            beta=summary.beta.mean(dim=1),
-            eta=summary.eta.mean(dim=1),
-            task_omega=dict(zip(self.tasks, summary.omega.unbind(dim=1), strict=True)),
+            omega=omega.mean(dim=1),
+            beta=beta.mean(dim=1),
+            eta=eta.mean(dim=1),
+            task_omega=dict(zip(self.tasks, omega.unbind(dim=1), strict=True)),
         )
 
     @torch.no_grad()

@@ -1,0 +1,64 @@
+"""Windows: the stretch of a clip's time that one prediction is about (CLCR, sec. InterCAD, for temporal tasks too).
+
+A task of the whole clip has one window, events have one per bin; all tasks' windows lie side by side on one axis N, so
+that pooling, aggregation and heads are the same for both. A token belongs to every window that it overlaps, with the
+share of the window that it covers: coarse levels, whose tokens outlast a bin, speak in each bin that they cover.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clcr.batches import Batch
+from clcr.hierarchy import Tokens
+from clcr.tasks import TaskSpec
+
+LEAST_SHARE = 1e-3  # of a bin; below it tokens and bins only touch, up to rounding
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of a batch's tasks. rates: bins per second of each task, 0 = the whole clip; counts: windows of it.
+
+    task: (N,) which task each window belongs to, N = sum of counts.
+    """
+
+    rates: tuple[float, ...]
+    counts: tuple[int, ...]
+    task: Tensor
+
+    @classmethod
+    def of(cls, tasks: Mapping[str, TaskSpec], batch: Batch) -> "Windows":
+        """One window per task, or per bin of its targets."""
+        targets = [batch.targets[name] for name in tasks]
+        counts = tuple(
+            target.shape[1] if task.rate else 1 for task, target in zip(tasks.values(), targets, strict=True)
+        )
+        index = [number for number, count in enumerate(counts) for _ in range(count)]
+        return cls(tuple(t.rate for t in tasks.values()), counts, torch.tensor(index, device=targets[0].device))
+
+    def shares(self, tokens: Tokens) -> Tensor:
+        """How much of each window each token covers, (B, N, T); zero on padding. Of a whole clip one for each token."""
+        begin, end = tokens.spans.unbind(dim=1)
+        parts = []
+        for rate, count in zip(self.rates, self.counts, strict=True):
+            if not rate:
+                parts.append(torch.ones_like(begin)[None])
+                continue
+            edges = torch.arange(count + 1, device=begin.device, dtype=begin.dtype)[:, None] / rate
+            share = (torch.minimum(end, edges[1:]) - torch.maximum(begin, edges[:-1])) * rate
+            parts.append(share.where(share > LEAST_SHARE, 0.0))
+        return torch.cat(parts).float() * tokens.valid[:, None]
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """(B, N, ...) by task: (B, ...), of events (B, bins, ...)."""
+        parts = values.split(self.counts, dim=1)
+        return [part if rate else part.squeeze(1) for rate, part in zip(self.rates, parts, strict=True)]
+
+    def task_means(self, values: Tensor, present: Tensor) -> Tensor:
+        """Mean over each task's windows in which a modality is present: (B, N, X), (B, N, M) -> (B, tasks, X)."""
+        known = present.any(dim=-1, keepdim=True)
+        pairs = zip((values * known).split(self.counts, dim=1), known.split(self.counts, dim=1), strict=True)
+        return torch.stack([v.sum(dim=1) / k.sum(dim=1).clamp(min=1) for v, k in pairs], dim=1)
