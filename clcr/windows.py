@@ -15,32 +15,38 @@ from clcr.batches import Batch
 from clcr.hierarchy import Tokens
 from clcr.tasks import TaskSpec
 
-LEAST_SHARE = 1e-3  # of a bin; below it tokens and bins only touch, up to rounding
+TOUCHING = 1e-6  # seconds; a token and a bin that share less only touch, up to rounding
 
 
 @dataclass(frozen=True)
 class Windows:
     """The windows of a batch's tasks. rates: bins per second of each task, 0 = the whole clip; counts: windows of it.
 
-    task: (N,) which task each window belongs to, N = sum of counts.
+    task: (N,) which task each window belongs to, N = sum of counts; own: (B, N) bool, False for bins beyond a clip's.
     """
 
     rates: tuple[float, ...]
     counts: tuple[int, ...]
     task: Tensor
+    own: Tensor
 
     @classmethod
     def of(cls, tasks: Mapping[str, TaskSpec], batch: Batch) -> "Windows":
         """One window per task, or per bin of its targets."""
-        targets = [batch.targets[name] for name in tasks]
-        counts = tuple(
-            target.shape[1] if task.rate else 1 for task, target in zip(tasks.values(), targets, strict=True)
-        )
-        index = [number for number, count in enumerate(counts) for _ in range(count)]
-        return cls(tuple(t.rate for t in tasks.values()), counts, torch.tensor(index, device=targets[0].device))
+        counts, own, index = [], [], []
+        for number, (name, task) in enumerate(tasks.items()):
+            target = batch.targets[name]
+            counts.append(target.shape[1] if task.rate else 1)
+            bins = torch.arange(counts[-1], device=target.device)
+            own.append(bins < (batch.bins[name][:, None] if task.rate else torch.ones_like(target[:, None])))
+            index.append(torch.full_like(bins, number))
+        return cls(tuple(t.rate for t in tasks.values()), tuple(counts), torch.cat(index), torch.cat(own, dim=1))
 
     def shares(self, tokens: Tokens) -> Tensor:
-        """How much of each window each token covers, (B, N, T); zero on padding. Of a whole clip one for each token."""
+        """How much of each window each token covers, (B, N, T); of a whole clip one for each token.
+
+        Zero for tokens that are padding, and in bins beyond the clip's own: whose they are depends on the batch.
+        """
         begin, end = tokens.spans.unbind(dim=1)
         parts = []
         for rate, count in zip(self.rates, self.counts, strict=True):
@@ -48,9 +54,9 @@ class Windows:
                 parts.append(torch.ones_like(begin)[None])
                 continue
             edges = torch.arange(count + 1, device=begin.device, dtype=begin.dtype)[:, None] / rate
-            share = (torch.minimum(end, edges[1:]) - torch.maximum(begin, edges[:-1])) * rate
-            parts.append(share.where(share > LEAST_SHARE, 0.0))
-        return torch.cat(parts).float() * tokens.valid[:, None]
+            overlap = torch.minimum(end, edges[1:]) - torch.maximum(begin, edges[:-1])
+            parts.append((overlap * rate).where(overlap > TOUCHING, 0.0))
+        return torch.cat(parts).float() * (tokens.valid[:, None] & self.own[..., None])
 
     def split(self, values: Tensor) -> list[Tensor]:
         """(B, N, ...) by task: (B, ...), of events (B, bins, ...)."""

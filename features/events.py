@@ -6,7 +6,8 @@ path of a file that holds such a list. An empty list is a clip in which nothing 
 nobody knows.
 
 Bin k covers [k, k + 1) / rate seconds; its class is the event in progress at its middle, `background` where there is
-none. A clip has as many bins as its length holds, rounded: 10.04 s are ten bins of a second, as AVE counts them.
+none. A clip has as many bins as its length holds, rounded: 10.04 s are ten bins of a second, as AVE counts them. Its
+length is what was decoded of it; events beyond that are cut off.
 """
 
 import json

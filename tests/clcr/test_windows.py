@@ -44,7 +44,7 @@ def test_targets_of_bins_are_padded_with_missing_ones(make, samples):
         known = sample["targets"].get("when", [])
         assert row.tolist() == [*map(int, known), *[-1] * (longest - len(known))]
     empty = collate([{"clip_id": "", "features": {}, "targets": {}}] * 2, make.features, TASKS)
-    assert empty.targets["when"].tolist() == [[-1], [-1]]
+    assert empty.targets["when"].tolist() == [[-1], [-1]] and empty.bins["when"].tolist() == [0, 0]
 
 
 def test_the_loss_is_the_sum_over_known_bins():
@@ -65,7 +65,8 @@ def test_only_events_have_bins():
 
 def windows(*counts):
     tasks = {"clip": WORD, "bins": replace(WHEN, rate=1.0)}
-    batch = clcr.Batch({}, {}, {"clip": torch.zeros(1), "bins": torch.zeros(1, *counts)}, ["x"])
+    targets = {"clip": torch.zeros(2), "bins": torch.zeros(2, max(counts))}
+    batch = clcr.Batch({}, {}, targets, ["x", "y"], bins={"bins": torch.tensor(counts)})
     return Windows.of(tasks, batch)
 
 
@@ -73,10 +74,11 @@ def test_a_token_belongs_to_the_bins_that_it_covers_by_how_much_of_them_it_cover
     edges = torch.tensor([0.0, 0.75, 1.5, 2.0], dtype=torch.float64)
     valid = torch.tensor([[True, True, True], [True, True, False]])
     tokens = Tokens(torch.zeros(2, 3, 4), valid, torch.stack([edges[:-1], edges[1:]], dim=1))
-    first, second = windows(3).shares(tokens)
+    first, second = windows(3, 2).shares(tokens)
     assert first.tolist() == [[1, 1, 1], [0.75, 0.25, 0], [0, 0.5, 0.5], [0, 0, 0]]
     assert second.tolist() == [[1, 1, 0], [0.75, 0.25, 0], [0, 0.5, 0], [0, 0, 0]]
-    assert windows(3).task.tolist() == [0, 1, 1, 1]
+    assert not windows(3, 1).shares(tokens)[1, 2:].any()  # bins beyond the clip's own are nobody's
+    assert windows(3, 2).task.tolist() == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("rate", [12.5, 24.0, 29.97, 30.0])
@@ -84,11 +86,19 @@ def test_rounding_never_gives_a_bin_a_token_that_only_touches_it(rate):
     """After an hour at one bin per token, each bin has its token and no neighbour's."""
     count = int(3600 * rate)
     task = {"bins": replace(WHEN, rate=rate)}
-    batch = clcr.Batch({}, {}, {"bins": torch.zeros(1, count)}, ["x"])
+    batch = clcr.Batch({}, {}, {"bins": torch.zeros(1, count)}, ["x"], {"bins": torch.tensor([count])})
     edges = torch.arange(count + 1, dtype=torch.float64)[-50:] * (1 / rate)
     tokens = Tokens(torch.zeros(1, 49, 4), torch.ones(1, 49) > 0, torch.stack([edges[:-1], edges[1:]], dim=1))
     shares = Windows.of(task, batch).shares(tokens)[0, -49:]
     assert torch.equal(shares > 0, torch.eye(49) > 0)
+
+
+def test_a_bin_of_a_minute_holds_tokens_of_a_hundredth_of_a_second():
+    edges = torch.arange(6001, dtype=torch.float64) * 0.01
+    tokens = Tokens(torch.zeros(1, 6000, 4), torch.ones(1, 6000) > 0, torch.stack([edges[:-1], edges[1:]], dim=1))
+    batch = clcr.Batch({}, {}, {"bins": torch.zeros(1, 1)}, ["x"], {"bins": torch.tensor([1])})
+    shares = Windows.of({"bins": replace(WHEN, rate=1 / 60)}, batch).shares(tokens)
+    assert torch.allclose(shares, torch.tensor(1 / 6000), rtol=1e-4)
 
 
 @torch.no_grad()
@@ -169,7 +179,7 @@ def test_a_modality_without_time_speaks_in_every_bin(make, samples):
         before = model.eval()(batch).logits["when"]
         image = Features(batch.features["image"].values + 1, batch.features["image"].valid)
         after = model(replace(batch, features={**batch.features, "image": image})).logits["when"]
-        assert ((before - after).abs().amax(dim=2) > 1e-6).all()
+        assert torch.equal((before - after).abs().amax(dim=2) > 1e-6, batch.targets["when"] != -1)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -194,13 +204,16 @@ def test_missing_modalities_and_bins_beyond_every_token_give_no_nan(make, sample
 
 
 def test_weights_of_levels_and_modalities_are_per_bin(make, samples):
-    """What is reported is their mean over the bins that have a token, not over padding."""
+    """What is reported is their mean over the clip's own bins, whatever the batch's longest; sound may outlast them."""
+    for sample in samples:
+        sample["features"]["audio"] = np.tile(sample["features"]["audio"], (2, 1))
     batch = collate(samples, make.features, TASKS)
     model = build(make)
     train(model, batch, 20)
     out = model.eval()(batch)
     longer = model(replace(batch, targets={**batch.targets, "when": torch.full((6, 60), -1)}))
-    assert torch.allclose(out.task_omega["when"], longer.task_omega["when"], atol=1e-6)
+    for name in ("omega", "beta", "eta"):
+        assert torch.allclose(getattr(out, name), getattr(longer, name), atol=1e-6)
     seen = {}
     model.aggregation.register_forward_hook(lambda module, given, result: seen.update(result=result))
     model(batch)
