@@ -5,18 +5,21 @@
     u_pr = concat_m eta[m] p_bar[m],    eta[m] = sigmoid(w^T LN(W p_bar[m]))
     y^   = f(z_sh concat u_pr)
 
-Summaries are per task (attention pooling has a learned query per task), so everything here carries a task axis N and
-one set of weights serves all tasks. With mean pooling the summaries are equal along it.
+Summaries are per window: one of the whole clip for each task (attention pooling has a learned query per task), and one
+per bin of time for events. Everything here carries that axis N, and one set of weights serves all of it: omega, beta
+and eta are per bin where a task is.
 """
 
 from typing import NamedTuple
 
 import torch
-from einops import rearrange, reduce, repeat
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from clcr.config import Aggregation, Pooling
+from clcr.windows import Windows
 
+EPSILON = 1e-6
 EXCLUDED = -1e4  # score of what is masked out; finite, so a row of nothing but masked entries is no NaN
 
 
@@ -26,7 +29,7 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 class TimePooling(nn.Module):
-    """Weights over time for the summary of one modality at one level: (B, N, T), per task, zero on padding.
+    """Weights over time for the summary of one modality at one level: (B, N, T), per window, zero outside of it.
 
     `attention`: a learned query per task; a label that is local in time drowns in a mean. `mean`: the paper's.
     """
@@ -35,17 +38,19 @@ class TimePooling(nn.Module):
 
     def __init__(self, tasks: int, width: int, pooling: Pooling) -> None:
         super().__init__()
-        self.tasks = tasks
         # Zero queries are the mean over time: the start does not prefer any token.
         self.queries = nn.Parameter(torch.zeros(tasks, width)) if pooling == "attention" else None
 
-    def forward(self, valid: Tensor, *flows: tuple[Tensor, Tensor]) -> Tensor:
-        """valid: (B, T); flows: coordinates (B, T, k) and the basis (d, k) they are in, summed in R^d."""
+    def forward(self, shares: Tensor, task: Tensor, *flows: tuple[Tensor, Tensor]) -> Tensor:
+        """shares: (B, N, T) how much of each window each token covers; task: (N,) of each window.
+
+        flows: coordinates (B, T, k) and the basis (d, k) they are in, summed in R^d.
+        """
         if self.queries is None:
-            weights = valid / valid.sum(dim=1, keepdim=True).clamp(min=1)
-            return repeat(weights, "b t -> b n t", n=self.tasks)
+            return shares / shares.sum(dim=-1, keepdim=True).clamp(min=EPSILON)
         scores = sum(tokens @ (self.queries @ basis).T for tokens, basis in flows)  # q . (U h), without lifting h
-        return masked_softmax(rearrange(scores, "b t n -> b n t"), valid[:, None])
+        scores = rearrange(scores, "b t n -> b n t")[:, task]
+        return masked_softmax(scores + shares.clamp(min=EPSILON).log(), shares > 0)
 
 
 class LevelWeights(nn.Module):
@@ -64,7 +69,7 @@ class LevelWeights(nn.Module):
         nn.init.zeros_(self.score[-1].bias)
 
     def forward(self, shared: Tensor, present: Tensor) -> Tensor:
-        """shared: (B, N, K, M, d), zero where missing; present: (B, M) -> (B, N, K)."""
+        """shared: (B, N, K, M, d), zero where missing; present: (B, N, M) -> (B, N, K)."""
         anchors = self.anchors.expand(*shared.shape[:2], -1, -1)
         scores = self.score(torch.cat([present_mean(shared, present), anchors], dim=-1))
         return scores.squeeze(-1).float().softmax(dim=-1)
@@ -96,7 +101,7 @@ class Aggregated(NamedTuple):
 
 
 class CoAggregation(nn.Module):
-    """Summaries of all levels and modalities to one shared and one private representation per task."""
+    """Summaries of all levels and modalities to one shared and one private representation per window."""
 
     def __init__(self, width: int, weights: nn.Module) -> None:
         super().__init__()
@@ -106,13 +111,13 @@ class CoAggregation(nn.Module):
         self.gate = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.Linear(width, 1))
 
     def forward(self, shared: Tensor, private: Tensor, present: Tensor) -> Aggregated:
-        """shared, private: (B, N, K, M, d), zero where missing; present: (B, M)."""
+        """shared, private: (B, N, K, M, d), zero where missing; present: (B, N, M)."""
         omega = self.weights(shared, present)
         s_bar, p_bar = level_mean(shared, omega), level_mean(private, omega)
         context = self.query(present_mean(s_bar, present))
         scores = torch.einsum("bnd,bnmd->bnm", context, self.key(s_bar)) / s_bar.shape[-1] ** 0.5
-        beta = masked_softmax(scores, present[:, None])
-        eta = self.gate(p_bar).squeeze(-1).sigmoid() * present[:, None]
+        beta = masked_softmax(scores, present)
+        eta = self.gate(p_bar).squeeze(-1).sigmoid() * present
         return Aggregated.weighted(s_bar, p_bar, omega, beta, eta)
 
 
@@ -120,9 +125,9 @@ class MeanAggregation(nn.Module):
     """Plain means over the levels and over the modalities that are present, private summaries ungated (ablation)."""
 
     def forward(self, shared: Tensor, private: Tensor, present: Tensor) -> Aggregated:
-        """shared, private: (B, N, K, M, d), zero where missing; present: (B, M)."""
+        """shared, private: (B, N, K, M, d), zero where missing; present: (B, N, M)."""
         omega = UniformWeights()(shared, present)
-        eta = repeat(present.float(), "b m -> b n m", n=shared.shape[1])
+        eta = present.float()
         beta = eta / eta.sum(dim=-1, keepdim=True).clamp(min=1)
         return Aggregated.weighted(level_mean(shared, omega), level_mean(private, omega), omega, beta, eta)
 
@@ -140,9 +145,9 @@ def level_mean(summaries: Tensor, omega: Tensor) -> Tensor:
 
 
 def present_mean(values: Tensor, present: Tensor) -> Tensor:
-    """Mean over the modalities that are present: (B, ..., M, d), zero where missing; (B, M) -> (B, ..., d)."""
-    count = present.sum(dim=1).clamp(min=1)
-    return reduce(values, "b ... m d -> b ... d", "sum") / count.reshape(-1, *[1] * (values.ndim - 2))
+    """Mean over the modalities that are present: (B, N, ..., M, d), zero where missing; (B, N, M) -> (B, N, ..., d)."""
+    count = present.sum(dim=-1).clamp(min=1)
+    return reduce(values, "b n ... m d -> b n ... d", "sum") / count.reshape(*count.shape, *[1] * (values.ndim - 3))
 
 
 class TaskHeads(nn.Module):
@@ -157,6 +162,6 @@ class TaskHeads(nn.Module):
             for n in outputs
         )
 
-    def forward(self, representation: Tensor) -> list[Tensor]:
-        """representation: (B, N, width_in) -> logits (B, outputs) of each task."""
-        return [head(representation[:, i]) for i, head in enumerate(self.heads)]
+    def forward(self, representation: Tensor, windows: Windows) -> list[Tensor]:
+        """representation: (B, N, width_in) -> logits of each task, (B, outputs) or (B, bins, outputs)."""
+        return [head(part) for head, part in zip(self.heads, windows.split(representation), strict=True)]

@@ -1,7 +1,7 @@
 """Batches: padded, masked tensors of several modalities, and how samples (plain dicts of arrays) become one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,14 +42,16 @@ class Features:
 class Batch:
     """What a model sees.
 
-    present: (B,) bool per modality; targets: (B,) per task (class index, -1 missing; or float, NaN missing);
-    side: (B, S) numbers that belong to no modality.
+    present: (B,) bool per modality; targets: (B,) per task (class index, -1 missing; or float, NaN missing), of
+    events (B, bins) class indices, -1 missing and beyond the clip; bins: (B,) int64 per events task, how many bins each
+    clip has; side: (B, S) numbers that belong to no modality.
     """
 
     features: dict[str, Features]
     present: dict[str, Tensor]
     targets: dict[str, Tensor]
     clip_ids: list[str]
+    bins: dict[str, Tensor] = field(default_factory=dict)
     side: Tensor | None = None
 
     def __len__(self) -> int:
@@ -66,6 +68,7 @@ class Batch:
             features={m: Features(move(f.values), move(f.valid), move(f.global_)) for m, f in self.features.items()},
             present={m: move(x) for m, x in self.present.items()},
             targets={t: move(x) for t, x in self.targets.items()},
+            bins={t: move(x) for t, x in self.bins.items()},
             side=move(self.side),
         )
 
@@ -76,13 +79,15 @@ def collate(
     """Make a batch of samples {"clip_id", "features": {modality: (T, *shape)}, "targets": {task: value or None}}.
 
     Values keep their stored dtype and are padded with zeros to the longest of the batch; a modality that a sample
-    lacks (no key, None, or no tokens) is all padding and not present.
+    lacks (no key, None, or no tokens) is all padding and not present. The value of events is (bins,) class indices;
+    a clip whose events are not known has -1 for each of its bins, which are predicted all the same.
     """
     padded = {m: _pad(samples, m, spec) for m, spec in features.items()}
     return Batch(
         features=padded,
         present={m: f.valid.any(dim=1) for m, f in padded.items()},
         targets={name: _targets(samples, spec) for name, spec in tasks.items()},
+        bins={name: torch.tensor(_bins(samples, name)) for name, spec in tasks.items() if spec.kind == "events"},
         clip_ids=[sample["clip_id"] for sample in samples],
     )
 
@@ -105,8 +110,23 @@ def _pad(samples: Sequence[Mapping[str, Any]], modality: str, spec: FeatureSpec)
 
 
 def _targets(samples: Sequence[Mapping[str, Any]], spec: TaskSpec) -> Tensor:
-    classification = spec.kind == "classification"
-    missing = MISSING_CLASS if classification else float("nan")
     values = [sample["targets"].get(spec.name) for sample in samples]
+    if spec.kind == "events":
+        return _padded_bins(values, _bins(samples, spec.name))
+    missing = MISSING_CLASS if spec.has_classes else float("nan")
     values = [missing if value is None or value != value else value for value in values]
-    return torch.tensor(values, dtype=torch.int64 if classification else torch.float32)
+    return torch.tensor(values, dtype=torch.int64 if spec.has_classes else torch.float32)
+
+
+def _bins(samples: Sequence[Mapping[str, Any]], task: str) -> list[int]:
+    values = [sample["targets"].get(task) for sample in samples]
+    return [0 if value is None else len(value) for value in values]
+
+
+def _padded_bins(values: Sequence[np.ndarray | None], lengths: Sequence[int]) -> Tensor:
+    """Class indices of the bins of every clip, (B, bins): at least one bin, -1 where a clip has fewer."""
+    bins = torch.full((len(values), max(1, *lengths)), MISSING_CLASS)
+    for row, value, length in zip(bins, values, lengths, strict=True):
+        if length:
+            row[:length] = torch.as_tensor(value)
+    return bins

@@ -28,10 +28,14 @@ from clcr.stems import LayersStem, build_stem
 
 
 class Tokens(NamedTuple):
-    """Tokens of one modality at one level. values: (B, T, d); valid: (B, T) bool."""
+    """Tokens of one modality at one level. values: (B, T, d); valid: (B, T) bool.
+
+    spans: (T, 2) float64, the second at which each begins and ends; -inf to inf in a modality without time.
+    """
 
     values: Tensor
     valid: Tensor
+    spans: Tensor
 
 
 class Conv(nn.Module):
@@ -123,10 +127,11 @@ class Position(nn.Module):
 
 
 class Level(nn.Module):
-    """The end of a stage: H = LayerNorm(Z W + P)."""
+    """The end of a stage: H = LayerNorm(Z W + P). timed: whether its tokens have a time, or belong to all of it."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, timed: bool) -> None:
         super().__init__()
+        self.timed = timed
         self.project = nn.Linear(width, width)
         self.position = Position(width)
         self.norm = nn.LayerNorm(width)
@@ -134,7 +139,11 @@ class Level(nn.Module):
     def forward(self, z: Tensor, valid: Tensor, seconds_per_token: float) -> Tokens:
         """z: (B, T, d); valid: (B, T)."""
         h = self.norm(self.project(z) + self.position(z.shape[1], seconds_per_token))
-        return Tokens(h.where(valid[..., None], 0.0), valid)
+        edges = torch.arange(z.shape[1] + 1, device=z.device, dtype=torch.float64) * seconds_per_token
+        spans = torch.stack([edges[:-1], edges[1:]], dim=1)
+        if not self.timed:
+            spans = torch.tensor([-math.inf, math.inf], device=z.device, dtype=torch.float64).expand_as(spans)
+        return Tokens(h.where(valid[..., None], 0.0), valid, spans)
 
 
 class TemporalHierarchy(nn.Module):
@@ -145,7 +154,7 @@ class TemporalHierarchy(nn.Module):
         self.seconds = _seconds_per_token(spec)
         self.stem = build_stem(spec, stem, model.width)
         self.stages = nn.ModuleList(Stage(stride, model) for stride in _strides(spec.rate, model))
-        self.levels = nn.ModuleDict({str(stage): Level(model.width) for stage in read})
+        self.levels = nn.ModuleDict({str(stage): Level(model.width, spec.rate > 0) for stage in read})
 
     def forward(self, features: Features) -> list[Tokens]:
         """Tokens of the levels that are read, shallow to deep."""
@@ -169,7 +178,7 @@ class LanguageHierarchy(nn.Module):
             torch.linspace(0, layers - 1, model.levels).round().int().tolist() if model.levels > 1 else [layers - 1]
         )
         self.stem = LayersStem(layers, dim, model.width, [spread[level] for level in read])
-        self.levels = nn.ModuleList(Level(model.width) for _ in read)
+        self.levels = nn.ModuleList(Level(model.width, spec.rate > 0) for _ in read)
 
     def forward(self, features: Features) -> list[Tokens]:
         """Tokens of the levels that are read, shallow to deep."""

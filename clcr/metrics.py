@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional import (
-    mean_absolute_error,
-    pearson_corrcoef,
-)
+from torchmetrics.functional import mean_absolute_error, pearson_corrcoef
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_confusion_matrix,
@@ -20,28 +18,32 @@ from clcr.tasks import MISSING_CLASS, TaskSpec
 
 @dataclass
 class Predictions:
-    """Outputs of one task over a split: clip_ids, logits (N, outputs), targets (N,); missing targets included."""
+    """Outputs of one task over a split: clip_ids, logits (N, outputs), targets (N,); missing targets included.
+
+    Of events logits are (N, bins, outputs) and targets (N, bins); bins beyond a clip's end are missing targets.
+    """
 
     clip_ids: list[str]
     logits: Tensor
     targets: Tensor
 
     def known(self, task: TaskSpec) -> tuple[Tensor, Tensor]:
-        """Logits and targets of the clips whose label is known."""
-        keep = self.targets != MISSING_CLASS if task.kind == "classification" else ~self.targets.isnan()
+        """Logits (n, outputs) and targets (n,) of the clips, or bins, whose label is known."""
+        keep = task.known(self.targets)
         return self.logits[keep], self.targets[keep]
 
 
 def task_metrics(task: TaskSpec, predictions: Predictions) -> dict[str, float]:
     """Metrics of one task; empty when no label is known.
 
-    Classification: accuracy, macro_f1. Regression: mae, pearson, skill (1 - MAE over the MAE of the split's median:
-    1 is exact, 0 is a constant guess). Both: n, the number of labelled clips.
+    Classification: accuracy, macro_f1. Events: the same over bins (AVE's segment accuracy: the share of bins right).
+    Regression: mae, pearson, skill (1 - MAE over the MAE of the split's median: 1 is exact, 0 is a constant guess).
+    Sentiment: those and `sentiment_metrics`. All: n, the number of labelled clips or bins.
     """
     logits, targets = predictions.known(task)
     if len(targets) == 0:
         return {}
-    if task.kind == "classification":
+    if task.has_classes:
         classes = task.outputs
         return {
             "accuracy": multiclass_accuracy(logits, targets, classes, average="micro").item(),
@@ -56,7 +58,36 @@ def task_metrics(task: TaskSpec, predictions: Predictions) -> dict[str, float]:
         "mae": mae,
         "pearson": pearson_corrcoef(values, targets).item() if len(targets) > 1 and spread > 0 else 0.0,
         "skill": 1 - mae / constant if constant > 0 else 0.0,
+        **(sentiment_metrics(values, targets) if task.kind == "sentiment" else {}),
         "n": len(targets),
+    }
+
+
+def sentiment_metrics(values: Tensor, targets: Tensor) -> dict[str, float]:
+    """What papers on CMU-MOSI and CMU-MOSEI report beside MAE and Pearson's r, as MMSA computes it; (n,) numbers.
+
+    acc7, acc5: share of clips with the right class after clipping both numbers to [-3, 3] or [-2, 2] and rounding
+    (halves to even). acc2, f1: negative against the rest, `_has0` with the neutral clips (>= 0 is the rest), `_non0`
+    without the clips labelled 0 (> 0 is positive); f1 is weighted by the classes' numbers. No _non0 without such clips.
+    """
+
+    def right(limit: int) -> float:
+        guess, truth = (x.clamp(-limit, limit).round().long() + limit for x in (values, targets))
+        return multiclass_accuracy(guess, truth, 2 * limit + 1, average="micro").item()
+
+    def binary(name: str, guess: Tensor, truth: Tensor) -> dict[str, float]:
+        if not len(truth):
+            return {}
+        accuracy = multiclass_accuracy(guess.long(), truth.long(), 2, average="micro")
+        f1 = multiclass_f1_score(guess.long(), truth.long(), 2, average="weighted")
+        return {f"acc2_{name}": accuracy.item(), f"f1_{name}": f1.item()}
+
+    polar = targets != 0
+    return {
+        "acc7": right(3),
+        "acc5": right(2),
+        **binary("has0", values >= 0, targets >= 0),
+        **binary("non0", values[polar] > 0, targets[polar] > 0),
     }
 
 
@@ -67,7 +98,7 @@ def split_metrics(tasks: Mapping[str, TaskSpec], predictions: Mapping[str, Predi
 
 
 def score(metrics: Mapping[str, Mapping[str, float]]) -> float:
-    """One number to select by: the mean over tasks of accuracy (classification) or skill (regression)."""
+    """One number to select by: the mean over tasks of accuracy (classes) or skill (numbers)."""
     values = [m["accuracy"] if "accuracy" in m else m["skill"] for m in metrics.values()]
     return sum(values) / len(values)
 
@@ -91,14 +122,25 @@ def confusion_matrix(task: TaskSpec, predictions: Predictions) -> Tensor:
 
 
 def concatenate(parts: list[Mapping[str, Predictions]]) -> dict[str, Predictions]:
-    """Predictions of several workers as one, by task; padding samples (no clip id) fall out."""
+    """Predictions of several workers or batches as one, by task; padding samples (no clip id) fall out.
+
+    Events are padded to the most bins of any part.
+    """
     joined = {}
     for task in parts[0]:
         ids = [clip_id for part in parts for clip_id in part[task].clip_ids]
         real = torch.tensor([bool(clip_id) for clip_id in ids], dtype=torch.bool)
         joined[task] = Predictions(
             clip_ids=[clip_id for clip_id in ids if clip_id],
-            logits=torch.cat([part[task].logits for part in parts])[real],
-            targets=torch.cat([part[task].targets for part in parts])[real],
+            logits=_stacked([part[task].logits for part in parts], fill=0)[real],
+            targets=_stacked([part[task].targets for part in parts], fill=MISSING_CLASS)[real],
         )
     return joined
+
+
+def _stacked(parts: list[Tensor], fill: int) -> Tensor:
+    """Rows of all parts, (N, ...); the second axis, of bins where there are any, is padded to the longest."""
+    if parts[0].ndim == 1:
+        return torch.cat(parts)
+    most, behind = max(part.shape[1] for part in parts), [0, 0] * (parts[0].ndim - 2)
+    return torch.cat([F.pad(part, [*behind, 0, most - part.shape[1]], value=fill) for part in parts])

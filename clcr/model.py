@@ -18,6 +18,7 @@ from clcr.hierarchy import masked_mean
 from clcr.regularizers import regularizers
 from clcr.subspaces import Subspaces, WholeSpace
 from clcr.tasks import TaskSpec
+from clcr.windows import Windows
 
 
 @dataclass
@@ -53,7 +54,7 @@ class CLCROutput(Output):
 
     alpha: (B, T) token weights; valid: (B, T) the tokens that are not padding; participation: (B,) share of tokens;
     budget_active: (B,) bool; shared, private: (B, d) masked means of the flows, lifted to R^d; omega: (B, K) and
-    beta, eta: (B, M), means over the tasks; task_omega: (B, K) per task.
+    beta, eta: (B, M), means over the tasks; task_omega: (B, K) per task, of events the mean over the bins.
     """
 
     alpha: list[dict[str, Tensor]] = field(default_factory=list)
@@ -106,11 +107,14 @@ class Summary(nn.Module):
         super().__init__()
         self.pooling = nn.ModuleList(TimePooling(tasks, model.width, model.pooling) for _ in range(modalities))
 
-    def forward(self, flows: Flows) -> tuple[Tensor, Tensor]:
-        """Pooled shared and private flows, per task and lifted to R^d: (B, N, M, d) each."""
+    def forward(self, flows: Flows, shares: dict[str, Tensor], task: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled shared and private flows, per window and lifted to R^d: (B, N, M, d) each.
+
+        shares: (B, N, T) per modality, how much of a window a token covers; task: (N,) of each window.
+        """
         shared, private = [], []
         for m, pooling in zip(flows.shared, self.pooling, strict=True):
-            weights = pooling(flows.valid[m], (flows.shared[m], flows.u_sh), (flows.private[m], flows.u_pr[m]))
+            weights = pooling(shares[m], task, (flows.shared[m], flows.u_sh), (flows.private[m], flows.u_pr[m]))
             shared.append(weights @ flows.shared[m].float() @ flows.u_sh.T)
             private.append(weights @ flows.private[m].float() @ flows.u_pr[m].T)
         return torch.stack(shared, dim=2), torch.stack(private, dim=2)
@@ -163,24 +167,28 @@ class CLCR(MultimodalModel):
 
     def forward(self, batch: Batch) -> CLCROutput:
         """Predict every task for a batch; regularisers are computed in training mode only."""
-        hierarchy = self.encoder(batch)
-        # A modality is there if it is declared so and has a token.
+        hierarchy, windows = self.encoder(batch), Windows.of(self.tasks, batch)
+        # A modality is there if it is declared so and has a token; it speaks in the windows that its tokens cover.
         present = torch.stack([batch.present[m] & hierarchy[0][m].valid.any(dim=1) for m in self.features], dim=1)
+        shares = [{m: windows.shares(level[m]) for m in self.features} for level in hierarchy]
+        speaks = torch.stack([(shares[0][m] > 0).any(dim=-1) for m in self.features], dim=2) & present[:, None]
         tokens = [{m: t.values for m, t in level.items()} for level in hierarchy]
         valid = [{m: t.valid for m, t in level.items()} for level in hierarchy]
         flows = self.exchange(tokens, valid, batch.present)
-        pooled = [summary(flow) for summary, flow in zip(self.summaries, flows, strict=True)]
-        mask = present[:, None, None, :, None]
+        levels = zip(self.summaries, flows, shares, strict=True)
+        pooled = [summarise(flow, share, windows.task) for summarise, flow, share in levels]
+        mask = speaks[:, :, None, :, None]
         shared = self.shared_norm(torch.stack([s for s, _ in pooled], dim=2)).where(mask, 0.0)
         private = self.private_norm(torch.stack([p for _, p in pooled], dim=2)).where(mask, 0.0)
-        summary = self.inter(shared, private, present)
-        logits = self.heads(torch.cat([summary.shared, summary.private], dim=-1))
+        summary = self.inter(shared, private, speaks)
+        logits = self.heads(torch.cat([summary.shared, summary.private], dim=-1), windows)
+        omega, beta, eta = (windows.task_means(x, speaks) for x in (summary.omega, summary.beta, summary.eta))
 
         means = [flow.means() for flow in flows]
         losses = {}
         if self.training:  # a collective in evaluation would hang where workers have unequal numbers of batches
             all_shared, all_private = (torch.stack([_stack(mean[i]) for mean in means], dim=1) for i in (0, 1))
-            losses = regularizers(all_shared, all_private, summary.omega, present, self.loss)
+            losses = regularizers(all_shared, all_private, omega, present, self.loss)
         return CLCROutput(
             logits=dict(zip(self.tasks, logits, strict=True)),
             losses=losses,
@@ -190,10 +198,10 @@ class CLCR(MultimodalModel):
             budget_active=[flow.active for flow in flows],
             shared=[shared for shared, _ in means],
             private=[private for _, private in means],
-            omega=summary.omega.mean(dim=1),
-            beta=summary.beta.mean(dim=1),
-            eta=summary.eta.mean(dim=1),
-            task_omega=dict(zip(self.tasks, summary.omega.unbind(dim=1), strict=True)),
+            omega=omega.mean(dim=1),
+            beta=beta.mean(dim=1),
+            eta=eta.mean(dim=1),
+            task_omega=dict(zip(self.tasks, omega.unbind(dim=1), strict=True)),
         )
 
     @torch.no_grad()

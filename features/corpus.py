@@ -6,7 +6,7 @@ cost no more memory than ten thousand; `Corpus.validate` looks at every row once
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,8 +15,9 @@ from pyarrow import csv, parquet
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from features.errors import CorpusError, FeaturesError, one_line
+from features.events import EVENTS, is_events, parse_events
 from features.files import open_fs, parent, resolve
-from features.tasks import Task, parse_tasks
+from features.tasks import Declared, Task, parse_tasks
 from features.validation import SPLITS, Summary, validate
 
 __all__ = ["SPLITS", "Clip", "Corpus", "Summary", "Task", "parse_tasks", "read_corpus"]
@@ -79,12 +80,26 @@ class Corpus:
         """The label columns: all that are not reserved."""
         return tuple(name for name in self.schema.names if not _reserved(name))
 
+    def declare(self, tasks: str | Sequence[Declared] | None) -> "Corpus":
+        """The same corpus, with the columns of text that tasks call events read as events.
+
+        A parquet column of list<struct<start, end, label>> needs no declaration.
+        """
+        tasks = parse_tasks(tasks) if isinstance(tasks, str) else tasks or ()
+        events = {task.name for task in tasks if task.kind == "events"}
+        fields = [
+            pa.field(f.name, EVENTS if f.name in events and f.type == pa.string() else f.type) for f in self.schema
+        ]
+        return replace(self, schema=pa.schema(fields))
+
     def batches(self, rows: int = BATCH) -> Iterator[pa.RecordBatch]:
         """Stream the manifest in its order, at most `rows` rows at a time. Raises CorpusError where it breaks off."""
+        before = 0
         try:
             for batch in self._raw_batches():
                 for offset in range(0, batch.num_rows, rows):
-                    yield self._normalise(batch.slice(offset, rows))
+                    yield self._normalise(batch.slice(offset, rows), before + offset)
+                before += batch.num_rows
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise CorpusError(f"{self.uri} does not read: {one_line(error)}") from error
 
@@ -94,13 +109,14 @@ class Corpus:
             for row in batch.to_pylist():
                 yield Clip.from_row(row, self.labels)
 
-    def validate(self, tasks: str | Sequence[tuple[str, str | None]] | None = None) -> Summary:
+    def validate(self, tasks: str | Sequence[Declared] | None = None) -> Summary:
         """Check every row in one pass, and find each task's kind and classes; see features/validation.py.
 
-        tasks: "color,digit:regression", or pairs of name and kind (None: from the column's type); None takes every
-        label column. Raises CorpusError at the first thing that would spoil a run.
+        tasks: "color,digit:regression,word:events@25"; a kind left out follows from the column's type; None takes
+        every label column. Raises CorpusError at the first thing that would spoil a run.
         """
-        return validate(self, parse_tasks(tasks) if isinstance(tasks, str) else tasks)
+        tasks = parse_tasks(tasks) if isinstance(tasks, str) else tasks
+        return validate(self.declare(tasks), tasks)
 
     def _raw_batches(self) -> Iterator[pa.RecordBatch]:
         if self.table is not None:
@@ -113,10 +129,13 @@ class Corpus:
         else:
             yield from _csv_batches(filesystem, path)
 
-    def _normalise(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _normalise(self, batch: pa.RecordBatch, before: int) -> pa.RecordBatch:
+        """before: rows in front of this batch, for the numbers of rows in messages."""
         columns = []
         for name, kind in zip(self.schema.names, self.schema.types, strict=True):
             column = batch.column(name)
+            if kind == EVENTS and column.type == pa.string():
+                column = self._parse_events(name, column, before)
             try:
                 column = column if column.type == kind else column.cast(kind)
             except pa.ArrowInvalid as error:
@@ -125,6 +144,15 @@ class Corpus:
                 column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
             columns.append(column)
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+    def _parse_events(self, name: str, column: pa.Array, before: int) -> pa.Array:
+        events = []
+        for row, text in enumerate(column.to_pylist(), before + 1):
+            try:
+                events.append(None if text is None else parse_events(text, self.folder))
+            except CorpusError as error:
+                raise CorpusError(f"corpus {self.uri}: row {row}, column {name!r}: {error}") from None
+        return pa.array(events, EVENTS)
 
 
 def read_corpus(uri: str) -> Corpus:
@@ -186,6 +214,8 @@ def _normal_type(name: str, kind: pa.DataType) -> pa.DataType:
         return pa.int64()
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return pa.float64()
+    if is_events(kind):
+        return EVENTS
     return kind if pa.types.is_nested(kind) else pa.string()
 
 

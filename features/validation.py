@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.errors import CorpusError
-from features.tasks import Task, shortened
+from features.events import BACKGROUND, EVENTS, find_fault
+from features.tasks import EVENT_RATE, NUMBERS, SENTIMENT, Declared, Task, shortened
 
 if TYPE_CHECKING:
     from features.corpus import Corpus
@@ -35,23 +36,25 @@ class Summary:
     digest: str
 
 
-def validate(corpus: "Corpus", wanted: Sequence[tuple[str, str | None]] | None) -> Summary:
+def validate(corpus: "Corpus", wanted: Sequence[Declared] | None) -> Summary:
     """Check every row once. Raises CorpusError for the first thing that would spoil a run: what, where, what to do."""
     _check_columns(corpus)
-    kinds = _task_kinds(corpus, wanted)
-    values: dict[str, set] = {name: set() for name in kinds}
+    tasks = _typed_tasks(corpus, wanted)
+    values: dict[str, set] = {task.name: set() for task in tasks}
     splits, rows = dict.fromkeys(SPLITS, 0), 0
     ids, groups, digest = [], [], _Digest(corpus.schema)
     for batch in corpus.batches():
         _check_rows(corpus, batch, rows)
+        for task in tasks:
+            _check_label(corpus, task, batch, rows)
         rows += batch.num_rows
         for pair in batch.column("split").value_counts().to_pylist():
             splits[pair["values"]] += pair["counts"]
         ids.append(_hashes(batch.column("clip_id")))
         if "group" in batch.schema.names:
             groups.append(_group_splits(batch))
-        for name, kind in kinds.items():
-            _collect(values[name], name, kind, batch.column(name))
+        for task in tasks:
+            _collect(values[task.name], task, batch.column(task.name))
         digest.update(batch)
     if not rows:
         raise CorpusError(f"corpus {corpus.uri} has no rows")
@@ -63,9 +66,7 @@ def validate(corpus: "Corpus", wanted: Sequence[tuple[str, str | None]] | None) 
         raise CorpusError(
             f"corpus {corpus.uri} has no {' and no '.join(empty)} clips ({counts}); each needs one or more"
         )
-    return Summary(
-        rows, splits, tuple(_task(corpus, name, kinds[name], values[name]) for name in kinds), digest.hexdigest()
-    )
+    return Summary(rows, splits, tuple(_task(corpus, task, values[task.name]) for task in tasks), digest.hexdigest())
 
 
 def _check_columns(corpus: "Corpus") -> None:
@@ -84,28 +85,43 @@ def _media_columns(schema: pa.Schema) -> list[str]:
     return [n for n in schema.names if n in ("video", "audio", "image", "text") or n.endswith("_features")]
 
 
-def _task_kinds(corpus: "Corpus", wanted: Sequence[tuple[str, str | None]] | None) -> dict[str, str]:
-    """Each task's kind, from the run or from its column's type."""
+def _typed_tasks(corpus: "Corpus", wanted: Sequence[Declared] | None) -> list[Declared]:
+    """Each task with its kind, from the run or from its column's type."""
     if not corpus.labels:
         raise CorpusError(f"corpus {corpus.uri} has no label column; add one beside {shortened(corpus.schema.names)}")
-    kinds = {}
-    for name, kind in wanted or [(label, None) for label in corpus.labels]:
+    tasks = []
+    for task in wanted or [Declared(name) for name in corpus.labels]:
+        name = task.name
         if name not in corpus.labels:
             close = _did_you_mean(name, corpus.labels)
             raise CorpusError(f"no label column {name!r} in {corpus.uri}{close}; it has {shortened(corpus.labels)}")
         column = corpus.schema.field(name).type
-        if pa.types.is_nested(column):
-            raise CorpusError(f"task {name!r} is a column of {column}, which no task kind learns; name other tasks")
-        if kind == "regression" and column == pa.string():
-            raise CorpusError(
-                f"task {name!r} cannot be a regression: its column is text; name it {name}:classification"
-            )
-        if kind == "classification" and column == pa.float64():
-            raise CorpusError(
-                f"task {name!r} cannot be a classification: its column holds fractions; store whole numbers or text"
-            )
-        kinds[name] = kind or ("regression" if column == pa.float64() else "classification")
-    return kinds
+        if task.kind is None:
+            task = Declared(name, _natural_kind(column), EVENT_RATE if column == EVENTS else 0.0)
+        _check_kind(task, column)
+        tasks.append(task)
+    return tasks
+
+
+def _natural_kind(column: pa.DataType) -> str:
+    if column == EVENTS:
+        return "events"
+    return "regression" if column == pa.float64() else "classification"
+
+
+def _check_kind(task: Declared, column: pa.DataType) -> None:
+    name, kind = task.name, task.kind
+    if pa.types.is_nested(column) and column != EVENTS:
+        raise CorpusError(f"task {name!r} is a column of {column}, which no task kind learns; name other tasks")
+    if (kind == "events") != (column == EVENTS):
+        holds = "events" if column == EVENTS else f"{column}, and no start, end and label"
+        raise CorpusError(f"task {name!r} cannot be of kind {kind}: its column holds {holds}")
+    if kind in NUMBERS and column == pa.string():
+        raise CorpusError(f"task {name!r} cannot be a {kind}: its column is text; name it {name}:classification")
+    if kind == "classification" and column == pa.float64():
+        raise CorpusError(
+            f"task {name!r} cannot be a classification: its column holds fractions; store whole numbers or text"
+        )
 
 
 def _did_you_mean(name: str, names: Sequence[str]) -> str:
@@ -113,24 +129,53 @@ def _did_you_mean(name: str, names: Sequence[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _collect(values: set, name: str, kind: str, column: pa.Array) -> None:
-    """Gather a task's classes; of a regression one value is enough to know that there are any."""
-    if kind == "regression":
+def _collect(values: set, task: Declared, column: pa.Array) -> None:
+    """Gather a task's classes; of numbers one value is enough to know that there are any."""
+    if task.kind in NUMBERS:
         values.update(column.drop_null()[:1].to_pylist() if not values else ())
         return
+    if task.kind == "events":
+        column = pc.struct_field(pc.list_flatten(column), "label")
     values.update(pc.unique(column.drop_null()).to_pylist())
     if len(values) > MAX_CLASSES:
         raise CorpusError(
-            f"task {name!r} has more than {MAX_CLASSES} classes; if it is no label, name the tasks to learn"
+            f"task {task.name!r} has more than {MAX_CLASSES} classes; if it is no label, name the tasks to learn"
         )
 
 
-def _task(corpus: "Corpus", name: str, kind: str, values: set) -> Task:
+def _task(corpus: "Corpus", task: Declared, values: set) -> Task:
     if not values:
+        what = "event" if task.kind == "events" else "value"
         raise CorpusError(
-            f"task {name!r} has no value in any row of {corpus.uri}; fill the column or leave the task out"
+            f"task {task.name!r} has no {what} in any row of {corpus.uri}; fill the column or leave the task out"
         )
-    return Task(name, kind, tuple(str(v) for v in sorted(values)) if kind == "classification" else ())
+    if task.kind == "events":
+        classes = (BACKGROUND, *sorted(values - {BACKGROUND}))
+    else:
+        classes = () if task.kind in NUMBERS else tuple(str(v) for v in sorted(values))
+    return Task(task.name, task.kind, classes, task.rate)
+
+
+def _check_label(corpus: "Corpus", task: Declared, batch: pa.RecordBatch, before: int) -> None:
+    """What a task's kind asks of its values."""
+    column, fault = batch.column(task.name), None
+    if task.kind == "events":
+        fault = find_fault(column, _seconds(batch))
+    elif task.kind == "sentiment":
+        row = _first(pc.fill_null(pc.greater(pc.abs(column), SENTIMENT), False))
+        if row is not None:
+            fault = row, f"{column[row].as_py():g} lies beyond the scale of -3 to 3; rescale it or call it a regression"
+    if fault is not None:
+        row, what = fault
+        raise CorpusError(f"corpus {corpus.uri}: row {before + row + 1}, column {task.name!r}: {what}")
+
+
+def _seconds(batch: pa.RecordBatch) -> np.ndarray:
+    """Length of each clip, NaN where the manifest leaves it to the file."""
+    if "end" not in batch.schema.names:
+        return np.full(batch.num_rows, np.nan)
+    start = pc.fill_null(batch.column("start"), 0.0) if "start" in batch.schema.names else 0.0
+    return pc.subtract(batch.column("end"), start).to_numpy(zero_copy_only=False)
 
 
 def _check_rows(corpus: "Corpus", batch: pa.RecordBatch, before: int) -> None:

@@ -38,7 +38,8 @@ class ExtractConfig:
     store: str
     """feature store to make or to go on with; path or URI"""
     tasks: tuple[str, ...] = ()
-    """label columns, `name` or `name:regression`; none named = every label column"""
+    """label columns, `name` or `name:KIND`, KIND classification, regression, sentiment (MOSI's scale of -3 to 3),
+    events (one bin a second) or events@25 (25 bins a second); none named = every label column"""
     modalities: tuple[str, ...] = ("video", "audio")
     """which modalities to extract"""
     video: VideoSpec = field(default_factory=VideoSpec)
@@ -66,9 +67,10 @@ class ExtractConfig:
 def extract(config: ExtractConfig) -> None:
     """The job: check the corpus, plan, run what is not committed yet, count."""
     corpus_uri, store_uri = resolve_uri("--corpus", config.corpus), resolve_uri("--store", config.store)
-    corpus = read_corpus(corpus_uri)
+    tasks = ",".join(config.tasks) or None
+    corpus = read_corpus(corpus_uri).declare(tasks)
     encoder = plan_encoders(config, corpus)
-    report = corpus.validate(",".join(config.tasks) or None)
+    report = corpus.validate(tasks)
     spec = StoreSpec(encoder.features(), report.tasks, report.splits, config.shard_rows, report.digest)
     print(f"corpus {corpus_uri}: {spec.rows} clips ({', '.join(f'{n} {s}' for s, n in spec.splits.items())})")
     print("tasks: " + (", ".join(f"{t.name} ({len(t.classes) or t.kind})" for t in spec.tasks) or "none"), flush=True)

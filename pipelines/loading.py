@@ -51,9 +51,7 @@ def task_specs(store: Store, names: Sequence[str] = ()) -> dict[str, TaskSpec]:
     if not declared:
         raise JobError(f"{store.uri} declares no task: extract it with --tasks")
     return {
-        name: TaskSpec(t.name, t.kind, tuple(map(str, t.classes)))
-        for name, t in declared.items()
-        if not names or name in names
+        name: TaskSpec(t.name, t.kind, t.classes, t.rate) for name, t in declared.items() if not names or name in names
     }
 
 
@@ -137,7 +135,7 @@ class SplitDataset(Dataset):
         tasks: Mapping[str, TaskSpec],
         cache_bytes: float,
     ) -> None:
-        columns = ["clip_id", "shard", "offset", "nbytes", *(f"label_{name}" for name in tasks)]
+        columns = ["clip_id", "shard", "offset", "nbytes", "duration", *(f"label_{name}" for name in tasks)]
         self.store, self.modalities = store, tuple(features)
         self.index = store.index(split, columns)
         self.targets = _encode_targets(self.index, tasks, store.spec.tasks)
@@ -166,6 +164,13 @@ class SplitDataset(Dataset):
 
 
 def _encode_targets(index: pa.Table, tasks: Mapping[str, TaskSpec], declared: Sequence[Task]) -> dict[str, list]:
-    """Class indices or numbers by task, None where the label is missing."""
-    by_name = {task.name: task for task in declared}
-    return {name: [by_name[name].encode(v) for v in index[f"label_{name}"].to_pylist()] for name in tasks}
+    """Class indices or numbers by task, None where the label is missing; of events the class indices of all bins."""
+    by_name, seconds = {task.name: task for task in declared}, index["duration"].to_pylist()
+
+    def encode(task: Task) -> list:
+        labels = index[f"label_{task.name}"].to_pylist()
+        if task.kind == "events":
+            return list(map(task.encode_events, labels, seconds))
+        return list(map(task.encode, labels))
+
+    return {name: encode(by_name[name]) for name in tasks}

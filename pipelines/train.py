@@ -276,7 +276,7 @@ def finish(
     tested = M.tracked("test", metrics) | {f"test/{name}": value for name, value in diagnostics.items()}
     run.log_metrics(tested, learner.recipe.optim.epochs)
     for name, task in learner.tasks.items():
-        if task.kind == "classification" and name in metrics:
+        if task.has_classes and name in metrics:
             counts = M.confusion_matrix(task, predictions[name]).numpy()
             run.log_figure(confusion_figure(counts, task.classes, f"{name}, test"), f"confusion/{name}.png")
     with tempfile.TemporaryDirectory() as folder:
@@ -302,7 +302,7 @@ def print_metrics(config: TrainConfig, metrics: Mapping[str, Mapping[str, float]
     """The test result as a table."""
     recipe = config.recipe
     columns = sorted({name for values in metrics.values() for name in values} - {"n"})
-    table = Table("task", "clips", *columns, title=f"{recipe.architecture}, test split, seed {recipe.seed}")
+    table = Table("task", "labels", *columns, title=f"{recipe.architecture}, test split, seed {recipe.seed}")
     for task, values in metrics.items():
         numbers = [f"{values[c]:.3f}" if c in values else "" for c in columns]
         table.add_row(task, str(int(values["n"])), *numbers)

@@ -1,4 +1,4 @@
-"""Concatenation: the deepest level of every modality, pooled per task, side by side into a head.
+"""Concatenation: the deepest level of every modality, pooled per task or bin, side by side into a head.
 
 A strong baseline: everything CLCR adds must be worth more than this.
 """
@@ -13,6 +13,7 @@ from clcr.base import MultimodalModel, Output
 from clcr.batches import Batch, FeatureSpec
 from clcr.config import CLCRConfig
 from clcr.tasks import TaskSpec
+from clcr.windows import Windows
 
 
 class Concat(MultimodalModel):
@@ -28,10 +29,11 @@ class Concat(MultimodalModel):
     def forward(self, batch: Batch) -> Output:
         """Predict every task for a batch."""
         (deepest,) = self.encoder(batch)
+        windows = Windows.of(self.tasks, batch)
         identity = torch.eye(self.config.model.width, device=next(iter(deepest.values())).values.device)
         summaries: list[Tensor] = []
         for tokens, pooling in zip(deepest.values(), self.pooling, strict=True):
-            weights = pooling(tokens.valid, (tokens.values, identity))
+            weights = pooling(windows.shares(tokens), windows.task, (tokens.values, identity))
             summaries.append(weights @ tokens.values.float())
-        logits = self.heads(torch.cat(summaries, dim=-1))
+        logits = self.heads(torch.cat(summaries, dim=-1), windows)
         return Output(logits=dict(zip(self.tasks, logits, strict=True)))

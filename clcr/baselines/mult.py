@@ -30,6 +30,7 @@ from clcr.batches import Batch, FeatureSpec
 from clcr.config import BudgetConfig, CLCRConfig
 from clcr.errors import ConfigError
 from clcr.tasks import TaskSpec
+from clcr.windows import Windows
 
 GROWTH = 4  # of the FFN's inner layer
 
@@ -140,20 +141,21 @@ class Mult(MultimodalModel):
     def forward(self, batch: Batch) -> Output:
         """Predict every task for a batch."""
         (low_level,) = self.encoder(batch)
-        tokens, valid = (list(x) for x in zip(*low_level.values(), strict=True))
+        windows = Windows.of(self.tasks, batch)
+        tokens, valid = [t.values for t in low_level.values()], [t.valid for t in low_level.values()]
         targets, sources = zip(*self.pairs, strict=True)
         streams = self.crossmodal(
             [tokens[a] for a in targets], [tokens[b] for b in sources], [valid[b] for b in sources]
         )
-        read = len(valid) - 1  # streams per target
-        fused = [torch.cat(streams[i : i + read], dim=-1) for i in range(0, len(streams), read)]
+        each = len(valid) - 1  # streams per target
+        fused = [torch.cat(streams[i : i + each], dim=-1) for i in range(0, len(streams), each)]
         fused = self.memory(fused, None, valid)
         identity = torch.eye(fused[0].shape[-1], device=fused[0].device)
         summaries = [
-            pooling(mask, (x, identity)) @ x.float()
-            for pooling, mask, x in zip(self.pooling, valid, fused, strict=True)
+            pooling(windows.shares(read), windows.task, (x, identity)) @ x.float()
+            for pooling, read, x in zip(self.pooling, low_level.values(), fused, strict=True)
         ]
-        logits = self.heads(torch.cat(summaries, dim=-1))
+        logits = self.heads(torch.cat(summaries, dim=-1), windows)
         return Output(logits=dict(zip(self.tasks, logits, strict=True)))
 
 

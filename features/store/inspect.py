@@ -17,6 +17,7 @@ from rich.table import Table
 
 from features.quality import QUALITY_SCHEMA
 from features.store.reader import Store
+from features.tasks import NUMBERS
 
 LINES = 40  # of a table; of more classes or reasons only the largest are shown
 PATH, NUMBER = r"\S*/\S*", r"\d+(\.\d+)?"  # what differs between two messages about the same thing
@@ -68,9 +69,12 @@ def _modality(index: pa.Table, name: str, feature: Any) -> dict[str, Any]:
 def _task(index: pa.Table, task: Any, splits: Iterable[str]) -> dict[str, Any]:
     labels = index[f"label_{task.name}"]
     unlabelled = labels.null_count
-    if task.kind == "regression":
+    if task.kind in NUMBERS:
         return {"kind": task.kind, "unlabelled": unlabelled, "values": spread(labels)}
-    counted = pa.table({"split": index["split"], "class": labels.cast(pa.string())}).group_by(["split", "class"])
+    split = index["split"]
+    if task.kind == "events":
+        split, labels = split.take(pc.list_parent_indices(labels)), pc.struct_field(pc.list_flatten(labels), "label")
+    counted = pa.table({"split": split, "class": labels.cast(pa.string())}).group_by(["split", "class"])
     classes = {name: dict.fromkeys(splits, 0) for name in task.classes}
     for row in counted.aggregate([([], "count_all")]).to_pylist():
         if row["class"] is not None:
@@ -141,10 +145,11 @@ def _modality_table(report: Mapping[str, Any]) -> Table:
 def _task_tables(report: Mapping[str, Any]) -> Iterable[Table]:
     splits, regressions = list(report["splits"]), {}
     for name, task in report["tasks"].items():
-        if task["kind"] == "regression":
+        if task["kind"] in NUMBERS:
             regressions[name] = task
             continue
-        table = make_table(f"Task {name}: clips by class", ["class"], [*splits, "all"])
+        counted = "events" if task["kind"] == "events" else "clips"
+        table = make_table(f"Task {name}: {counted} by class", ["class"], [*splits, "all"])
         ranked = sorted(task["classes"].items(), key=lambda item: -sum(item[1].values()))
         shown = dict(ranked[:LINES] if len(ranked) > LINES else task["classes"].items())
         for label, counts in shown.items():

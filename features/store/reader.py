@@ -55,6 +55,9 @@ class StoreSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, the content of store.json."""
         plain = json.loads(json.dumps(asdict(self)))
+        for task in plain["tasks"]:
+            if not task["rate"]:  # only events have one: the fingerprints of stores without any stay as they were
+                del task["rate"]
         return {**plain, "fingerprint": _digest(plain)}
 
     @classmethod
@@ -68,7 +71,7 @@ class StoreSpec:
             name: Feature(tuple(f["shape"]), f["dtype"], f["rate"], f["encoder"])
             for name, f in spec["features"].items()
         }
-        tasks = tuple(Task(t["name"], t["kind"], tuple(t["classes"])) for t in spec["tasks"])
+        tasks = tuple(Task(t["name"], t["kind"], tuple(t["classes"]), t.get("rate", 0.0)) for t in spec["tasks"])
         return cls(features, tasks, spec["splits"], spec["shard_rows"], spec["corpus"])
 
     @property

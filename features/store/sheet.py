@@ -75,11 +75,17 @@ def choose(store: Store, clips: int, seed: int, split: str | None) -> list[dict[
 def describe(row: Mapping[str, Any], store: Store) -> str:
     """A clip's heading: clip_id, split, seconds and labels; the middle of one that is too long is left out."""
     labels = {task.name: row[f"label_{task.name}"] for task in store.spec.tasks}
-    values = [f"{name} {'-' if value is None else value}" for name, value in labels.items()]
+    values = [f"{name} {_label(value)}" for name, value in labels.items()]
     rest = "   ".join(["", row["split"], f"{row['duration']:.2f} s", *values])
     clip_id = row["clip_id"]
     rest = _shortened(rest, TITLE_LENGTH - min(len(clip_id), TITLE_LENGTH // 3))
     return _shortened(clip_id, TITLE_LENGTH - len(rest)) + rest
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, list):  # events
+        return " ".join(event["label"] for event in value) or "none"
+    return "-" if value is None else str(value)
 
 
 def write_figure(uri: str, figure: Figure) -> None:

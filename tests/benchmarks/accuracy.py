@@ -46,9 +46,8 @@ class AccuracyConfig:
     """further options of pipelines/train.py, in one string"""
 
 
-def main() -> int:
+def compare(config: AccuracyConfig) -> int:
     """Extract, train every model with every seed, two trainings at a time on one CPU each; print the table."""
-    config = tyro.cli(AccuracyConfig, description=__doc__)
     out = config.out.resolve()
     (out / "logs").mkdir(parents=True, exist_ok=True)
     with local_head() as head:
@@ -104,4 +103,4 @@ def interval(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(compare(tyro.cli(AccuracyConfig, description=__doc__)))

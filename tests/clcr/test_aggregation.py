@@ -15,7 +15,7 @@ def test_a_softmax_over_nothing_is_zero_and_has_a_finite_gradient():
 
 def test_level_weights_start_uniform_and_learn_to_differ_between_samples():
     weights = LevelWeights(3, 8)
-    shared, present = torch.randn(5, 2, 3, 2, 8), torch.ones(5, 2, dtype=torch.bool)
+    shared, present = torch.randn(5, 2, 3, 2, 8), torch.ones(5, 2, 2, dtype=torch.bool)
     assert torch.allclose(weights(shared, present), torch.tensor(1 / 3))
     optimizer = torch.optim.AdamW(weights.parameters(), lr=0.01)
     for _ in range(20):
@@ -28,8 +28,8 @@ def test_level_weights_start_uniform_and_learn_to_differ_between_samples():
 def test_a_missing_modality_is_out_of_beta_eta_and_the_context():
     aggregation = CoAggregation(8, LevelWeights(2, 8))
     shared, private = torch.randn(2, 3, 1, 2, 2, 8)
-    present = torch.tensor([[True, False], [True, True], [False, False]])
-    mask = present[:, None, None, :, None]
+    present = torch.tensor([[[True, False]], [[True, True]], [[False, False]]])
+    mask = present[:, :, None, :, None]
     out = aggregation(shared * mask, private * mask, present)
     assert out.beta[0, 0].tolist() == [1.0, 0.0] and out.eta[0, 0, 1] == 0
     assert torch.allclose(out.beta[1].sum(), torch.tensor(1.0))
@@ -41,17 +41,26 @@ def test_attention_pooling_starts_as_the_mean_and_finds_the_token_that_matters()
     tokens, valid = torch.randn(16, 10, 8), torch.ones(16, 10, dtype=torch.bool)
     valid[:, 8:] = False
     tokens[:, 3, 0] = 4.0
-    assert torch.allclose(pooling(valid, (tokens, basis))[..., :8], torch.tensor(1 / 8))
-    assert not pooling(valid, (tokens, basis))[..., 8:].any()
+    shares, task = valid[:, None].float(), torch.tensor([0])
+    assert torch.allclose(pooling(shares, task, (tokens, basis))[..., :8], torch.tensor(1 / 8))
+    assert not pooling(shares, task, (tokens, basis))[..., 8:].any()
     optimizer = torch.optim.AdamW(pooling.parameters(), lr=0.1)
     for _ in range(30):
         optimizer.zero_grad()
-        (-pooling(valid, (tokens, basis))[..., 3].mean()).backward()
+        (-pooling(shares, task, (tokens, basis))[..., 3].mean()).backward()
         optimizer.step()
-    assert pooling(valid, (tokens, basis))[..., 3].mean() > 0.9
+    assert pooling(shares, task, (tokens, basis))[..., 3].mean() > 0.9
 
 
-def test_mean_pooling_is_the_mean_and_has_no_parameters():
+def test_mean_pooling_is_the_mean_over_the_time_of_a_window_and_has_no_parameters():
     pooling = TimePooling(2, 8, "mean")
-    weights = pooling(torch.tensor([[True, True, False]]), (torch.randn(1, 3, 8), torch.eye(8)))
-    assert weights.tolist() == [[[0.5, 0.5, 0.0]] * 2] and not list(pooling.parameters())
+    shares = torch.tensor([[[1.0, 1.0, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 0.0]]])
+    weights = pooling(shares, torch.tensor([0, 1, 1]), (torch.randn(1, 3, 8), torch.eye(8)))
+    assert weights.tolist() == [[[0.5, 0.5, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 0.0]]]
+    assert not list(pooling.parameters())
+
+
+def test_attention_weighs_a_token_by_its_share_of_the_window_too():
+    pooling, shares = TimePooling(1, 8, "attention"), torch.tensor([[[0.25, 0.75, 0.0]]])
+    weights = pooling(shares, torch.tensor([0]), (torch.randn(1, 3, 8), torch.eye(8)))  # zero queries: the mean
+    assert torch.allclose(weights, shares)

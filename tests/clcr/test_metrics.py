@@ -41,6 +41,55 @@ def test_regression_metrics_agree_with_scikit_learn_and_numpy():
     assert found["pearson"] == pytest.approx(np.corrcoef(truth, guess)[0, 1], abs=1e-5)
 
 
+SENTIMENT = TaskSpec("mood", "sentiment")
+
+
+def sentiment(guess, truth):
+    ids = [str(n) for n in range(len(truth))]
+    return task_metrics(SENTIMENT, Predictions(ids, torch.tensor(guess)[:, None], torch.tensor(truth)))
+
+
+def test_sentiment_metrics_by_hand():
+    """Rounded and clipped to 3: truth -3 0 0 2 3 1, guess -3 0 0 2 3 -1; to 2: the same but for the ends."""
+    found = sentiment(guess=[-3.7, -0.2, 0.4, 1.6, 9.0, -1.0], truth=[-2.8, 0.0, 0.0, 2.4, 3.0, 1.4])
+    assert found["acc7"] == found["acc5"] == pytest.approx(5 / 6)
+    assert found["acc2_has0"] == pytest.approx(4 / 6)  # the guesses -0.2 and -1.0 are negative, their truths are not
+    assert found["acc2_non0"] == pytest.approx(3 / 4)  # the two neutral clips are out
+    # Negative: precision 1 / 2, recall 1; positive: precision 1, recall 2 / 3; weights 1 and 3.
+    assert found["f1_non0"] == pytest.approx((1 * 2 / 3 + 3 * 4 / 5) / 4)
+    assert found["n"] == 6 and {"mae", "pearson", "skill"} <= set(found)
+
+
+def test_halves_are_rounded_to_even_and_beyond_two_is_one_class_of_five():
+    found = sentiment(guess=[0.5, 1.5, 2.5, -2.5], truth=[0.0, 2.0, 3.0, -3.0])
+    assert found["acc7"] == 0.5 and found["acc5"] == 1.0
+
+
+def test_sentiment_metrics_agree_with_the_fields_definition():
+    rng = np.random.default_rng(0)
+    truth = (rng.integers(-9, 10, 400) / 3).astype(np.float32)
+    guess = (truth + rng.normal(size=400)).astype(np.float32)
+    guess[:20] = 0
+    found = sentiment(guess, truth)
+    for limit, name in ((3, "acc7"), (2, "acc5")):
+        clipped = (np.round(np.clip(x, -limit, limit)) for x in (guess, truth))
+        assert found[name] == pytest.approx(np.mean(np.equal(*clipped)))
+    polar = truth != 0
+    assert 0 < polar.sum() < 400
+    for name, g, t in (("has0", guess >= 0, truth >= 0), ("non0", guess[polar] > 0, truth[polar] > 0)):
+        assert found[f"acc2_{name}"] == pytest.approx(reference.accuracy_score(t, g))
+        assert found[f"f1_{name}"] == pytest.approx(reference.f1_score(t, g, average="weighted"))
+
+
+def test_neutral_clips_alone_have_no_polarity_to_measure():
+    found = sentiment(guess=[0.1, -0.1], truth=[0.0, 0.0])
+    assert found["acc2_has0"] == 0.5 and not any(name.endswith("non0") for name in found)
+
+
+def test_a_regression_is_not_measured_as_sentiment():
+    assert set(task_metrics(MOOD, predictions()["mood"])) == {"mae", "pearson", "skill", "n"}
+
+
 def test_a_constant_guess_of_the_median_has_no_skill_and_an_exact_one_has_all():
     targets = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
     ids = list("abcde")

@@ -105,13 +105,24 @@ def test_labels_become_targets():
 
 
 def test_tasks_are_parsed():
-    assert parse_tasks("color, sentiment:regression") == [("color", None), ("sentiment", "regression")]
+    assert parse_tasks("color, mood:sentiment,word:events,at:events@12.5") == [
+        ("color", None, 0),
+        ("mood", "sentiment", 0),
+        ("word", "events", 1),
+        ("at", "events", 12.5),
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("color:regresion", "cannot be of kind 'regresion'; the kinds are classification and regression"),
+        (
+            "color:regresion",
+            "cannot be of kind 'regresion'; the kinds are classification, regression, sentiment, events",
+        ),
+        ("mood:regression@5", "'mood': only events have bins; write mood:regression, or mood:events@5"),
+        ("word:events@0", "'word' cannot have '0' bins per second; write for example word:events@25"),
+        ("word:events@", "cannot have '' bins per second"),
         ("color,,digit", "empty name"),
         ("color,color", "named twice"),
     ],
