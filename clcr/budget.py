@@ -39,17 +39,30 @@ def project(activation: Tensor, budget: Tensor | float, valid: Tensor | None = N
         raise ValueError(f"the budget is negative ({budget.min().item():g}): no vector of weights fits it")
     valid = torch.ones_like(a, dtype=torch.bool) if valid is None else valid
     with torch.no_grad():
-        rest = a.where(valid, 0.0)
-        active = (rest.clamp(0, 1) * valid).sum(-1, keepdim=True) > budget
-        tau = torch.where(active, _threshold(rest, budget, valid), 0.0)
-        full = valid & (rest - tau >= 1)
-        interior = valid & (rest - tau > 0) & ~full
-        size = interior.sum(-1, keepdim=True)
-    # One more Newton step, with gradient: it takes out the rounding of the running sums in the search, and autograd
-    # then gives the exact gradient of tau in both arguments.
-    excess = (a - tau).where(interior, 0.0).sum(-1, keepdim=True) - (budget - full.sum(-1, keepdim=True))
-    tau = tau + (excess / size.clamp(min=1)).where(active & (size > 0), 0.0)
-    return torch.where(interior, (a - tau).clamp(0, 1), full.to(a.dtype)).to(activation.dtype)
+        active = _excess(a, budget, valid).tokens > 0
+        tau = torch.where(active, _threshold(a.where(valid, 0.0), budget, valid), 0.0)
+    # The rest of tau, as a function of both arguments: autograd then gives the exact gradient, and the rounding of the
+    # search drops out. Relative to the tau found: a large one is known to 1e-6 only in float32.
+    a = a - tau
+    excess = _excess(a, budget, valid)
+    rest = (excess.tokens / excess.interior.sum(-1, keepdim=True).clamp(min=1)).where(active, 0.0)
+    return torch.where(excess.interior, (a - rest).clamp(0, 1), excess.full.to(a.dtype)).to(activation.dtype)
+
+
+class _Excess(NamedTuple):
+    """tokens: (..., 1) sum_t clip(a_t, 0, 1) - budget; interior: (..., T) 0 < a_t < 1; full: (..., T) a_t >= 1."""
+
+    tokens: Tensor
+    interior: Tensor
+    full: Tensor
+
+
+def _excess(a: Tensor, budget: Tensor, valid: Tensor) -> _Excess:
+    full = valid & (a >= 1)
+    interior = valid & (a > 0) & ~full
+    # Full tokens against the budget first: that difference is exact, the sum over all tokens would be rounded.
+    tokens = a.where(interior, 0.0).sum(-1, keepdim=True) + (full.sum(-1, keepdim=True) - budget)
+    return _Excess(tokens, interior, full)
 
 
 def _threshold(activation: Tensor, budget: Tensor, valid: Tensor) -> Tensor:

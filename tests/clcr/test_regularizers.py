@@ -15,19 +15,6 @@ from clcr.regularizers import debiased_cka, regularizers, whitened_correlation
 ALL = torch.ones(64, dtype=torch.bool)
 
 
-@pytest.mark.parametrize("width", [16, 32, 64, 128])
-def test_cka_is_0_for_independent_1_for_identical_and_between_otherwise(width):
-    values = {0.0: [], 0.7: [], 1.0: []}
-    for _ in range(20):
-        x, noise = torch.randn(2, 64, width)
-        for rho, found in values.items():
-            found.append(debiased_cka(x, rho * x + (1 - rho**2) ** 0.5 * noise, ALL).item())
-    mean = {rho: sum(found) / 20 for rho, found in values.items()}
-    assert abs(mean[0.0]) < 0.02
-    assert abs(mean[0.7] - 0.49) < 0.1
-    assert mean[1.0] == pytest.approx(1.0, abs=1e-5)
-
-
 def test_whitened_correlation_hardly_tells_them_apart_at_usual_sizes():
     x, y = torch.randn(2, 64, 64)
     assert whitened_correlation(x, y, ALL) == pytest.approx(0.64, abs=0.1)
