@@ -64,3 +64,11 @@ def test_attention_weighs_a_token_by_its_share_of_the_window_too():
     pooling, shares = TimePooling(1, 8, "attention"), torch.tensor([[[0.25, 0.75, 0.0]]])
     weights = pooling(shares, torch.tensor([0]), (torch.randn(1, 3, 8), torch.eye(8)))  # zero queries: the mean
     assert torch.allclose(weights, shares)
+
+
+@torch.no_grad()
+def test_every_window_is_asked_by_the_query_of_its_own_task():
+    pooling, tokens = TimePooling(2, 8, "attention"), torch.eye(8)[None, :3]
+    pooling.queries.copy_(torch.eye(8)[[0, 2]] * 20)
+    weights = pooling(torch.ones(1, 3, 3), torch.tensor([0, 1, 1]), (tokens, torch.eye(8)))
+    assert weights.argmax(dim=-1).tolist() == [[0, 2, 2]]

@@ -165,6 +165,8 @@ def test_a_modality_takes_no_part_in_bins_that_it_has_no_token_in(make, samples,
     moved = (before.logits["when"] - after.logits["when"]).abs().amax(dim=(0, 2))
     # A level's token ends where its last frame's pair or quadruple does, at most 0.08 s later.
     assert (moved[:3] > 1e-4).all() and not moved[4:].any() and after.logits["when"].isfinite().all()
+    silent = model(replace(batch, present={**batch.present, "audio": torch.zeros(6) > 0}))
+    assert torch.allclose(silent.logits["when"][:, 4:], before.logits["when"][:, 4:], atol=1e-6)
 
 
 @torch.no_grad()
