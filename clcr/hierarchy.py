@@ -39,16 +39,15 @@ class Tokens(NamedTuple):
 
 
 class Conv(nn.Module):
-    """A convolution over time, (B, T, d) -> (B, T, d), that reads no padding."""
+    """A convolution over time, (B, T, d) -> (B, T, d)."""
 
     def __init__(self, width: int, dilation: int = 1, kernel: int = 3) -> None:
         super().__init__()
         self.conv = nn.Conv1d(width, width, kernel, padding=dilation * (kernel // 2), dilation=dilation)
 
-    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """x: (B, T, d); valid: (B, T)."""
-        x = rearrange(x.where(valid[..., None], 0.0), "b t d -> b d t")
-        return rearrange(self.conv(x), "b d t -> b t d")
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, d), zero on padding."""
+        return rearrange(self.conv(rearrange(x, "b t d -> b d t")), "b d t -> b t d")
 
 
 class ResidualConv(nn.Module):
@@ -63,7 +62,7 @@ class ResidualConv(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """x: (B, T, d); valid: (B, T)."""
-        return x + self.dropout(self.out(F.gelu(self.conv(self.norm(x), valid))))
+        return x + self.dropout(self.out(F.gelu(self.conv(self.norm(x) * valid[..., None]))))
 
 
 class Merge(nn.Module):
@@ -103,12 +102,12 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(ResidualConv(model.width, 2**i, model.dropout) for i in range(model.blocks))
 
     def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """x: (B, T, d); valid: (B, T) -> the same with ceil(T / stride) tokens, zero on padding."""
+        """x: (B, T, d), zero on padding; valid: (B, T) -> the same with ceil(T / stride) tokens."""
         x, valid = self.merge(x, valid)
-        x = F.gelu(self.norm(self.enter(x, valid)))
+        x = F.gelu(self.norm(self.enter(x)))
         for block in self.blocks:
             x = block(x, valid)
-        return x.where(valid[..., None], 0.0), valid
+        return x * valid[..., None], valid
 
 
 class Position(nn.Module):
@@ -143,7 +142,7 @@ class Level(nn.Module):
         spans = torch.stack([edges[:-1], edges[1:]], dim=1)
         if not self.timed:
             spans = torch.tensor([-math.inf, math.inf], device=z.device, dtype=torch.float64).expand_as(spans)
-        return Tokens(h.where(valid[..., None], 0.0), valid, spans)
+        return Tokens(h * valid[..., None], valid, spans)
 
 
 class TemporalHierarchy(nn.Module):

@@ -90,7 +90,7 @@ class StackedLayer(nn.Module):
         )
         mask = rearrange(valid, "g b s -> (g b) 1 1 s")
         there = mask.any(dim=-1, keepdim=True)
-        answer = F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~there)  # a row of nothing is NaN
+        answer = F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~there)  # some kernels: NaN if none is
         answer = rearrange(answer.where(there, 0.0), "(g b) h t d -> g b t (h d)", g=len(which))
         x = x + self.dropout(self.out(answer, which))
         inner = self.dropout(F.relu(self.widen(self.ffn_norm(x, which), which)))
