@@ -1,4 +1,7 @@
-"""What is reported of predictions, per task and over all tasks. Computed by torchmetrics on gathered predictions."""
+"""What is reported of predictions, per task and over all tasks. Computed by torchmetrics on gathered predictions.
+
+torchmetrics is imported where it is used: it loads torchvision and SciPy, seconds that a job's driver need not spend.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,12 +9,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional import mean_absolute_error, pearson_corrcoef
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-)
 
 from clcr.tasks import MISSING_CLASS, TaskSpec
 
@@ -40,23 +37,25 @@ def task_metrics(task: TaskSpec, predictions: Predictions) -> dict[str, float]:
     Regression: mae, pearson, skill (1 - MAE over the MAE of the split's median: 1 is exact, 0 is a constant guess).
     Sentiment: those and `sentiment_metrics`. All: n, the number of labelled clips or bins.
     """
+    import torchmetrics.functional as tm
+
     logits, targets = predictions.known(task)
     if len(targets) == 0:
         return {}
     if task.has_classes:
         classes = task.outputs
         return {
-            "accuracy": multiclass_accuracy(logits, targets, classes, average="micro").item(),
-            "macro_f1": multiclass_f1_score(logits, targets, classes, average="macro").item(),
+            "accuracy": tm.classification.multiclass_accuracy(logits, targets, classes, average="micro").item(),
+            "macro_f1": tm.classification.multiclass_f1_score(logits, targets, classes, average="macro").item(),
             "n": len(targets),
         }
     values = logits.squeeze(-1)
-    mae = mean_absolute_error(values, targets).item()
+    mae = tm.mean_absolute_error(values, targets).item()
     constant = (targets - targets.median()).abs().mean().item()
     spread = min(values.std(correction=0).item(), targets.std(correction=0).item())
     return {
         "mae": mae,
-        "pearson": pearson_corrcoef(values, targets).item() if len(targets) > 1 and spread > 0 else 0.0,
+        "pearson": tm.pearson_corrcoef(values, targets).item() if len(targets) > 1 and spread > 0 else 0.0,
         "skill": 1 - mae / constant if constant > 0 else 0.0,
         **(sentiment_metrics(values, targets) if task.kind == "sentiment" else {}),
         "n": len(targets),
@@ -70,6 +69,7 @@ def sentiment_metrics(values: Tensor, targets: Tensor) -> dict[str, float]:
     (halves to even). acc2, f1: negative against the rest, `_has0` with the neutral clips (>= 0 is the rest), `_non0`
     without the clips labelled 0 (> 0 is positive); f1 is weighted by the classes' numbers. No _non0 without such clips.
     """
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
     def right(limit: int) -> float:
         guess, truth = (x.clamp(-limit, limit).round().long() + limit for x in (values, targets))
@@ -117,6 +117,8 @@ def tracked(split: str, metrics: Mapping[str, Mapping[str, float]]) -> dict[str,
 
 def confusion_matrix(task: TaskSpec, predictions: Predictions) -> Tensor:
     """Counts (classes, classes): row = true class, column = predicted class."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     logits, targets = predictions.known(task)
     return multiclass_confusion_matrix(logits.argmax(-1), targets, num_classes=task.outputs)
 

@@ -20,6 +20,7 @@ import torch
 import tyro
 import yaml
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.collective import broadcast_from_rank_zero
 from rich.console import Console
 from rich.table import Table
 
@@ -244,19 +245,21 @@ def train_worker(job: Mapping[str, Any]) -> None:
     progress = Progress("train", config.recipe.optim.epochs, done=learner.trainer.next_epoch, unit="epochs")
     saved = time.monotonic()
     for epoch in learner.fit():
-        due = epoch.number + 1 == config.recipe.optim.epochs or time.monotonic() - saved > config.checkpoint_seconds
         if rank == 0:
             run.log_metrics(epoch.metrics, epoch.number)
             progress.update(1, f"val score {epoch.metrics['val/score']:.3f}")
-        report(epoch, learner.trainer.state_dict() if due and rank == 0 else None)
-        saved = time.monotonic() if due else saved
+        last = epoch.number + 1 == config.recipe.optim.epochs
+        # Rank 0's clock decides for all: a report waits for every worker, and for the controller's next look at them.
+        if broadcast_from_rank_zero(last or time.monotonic() - saved > config.checkpoint_seconds):
+            report(epoch, learner.trainer.state_dict() if rank == 0 else None)
+            saved = time.monotonic()
     metrics, predictions, diagnostics = learner.test()
     if rank == 0:
         finish(learner, config.out, run, metrics, predictions, diagnostics)
 
 
 def report(epoch: Epoch, state: Mapping[str, Any] | None) -> None:
-    """Tell Ray Train of an epoch, with a checkpoint if there is one."""
+    """Tell Ray Train how far training is, with rank 0's checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         if state is not None:
             torch.save(state, Path(folder) / "state.pt")

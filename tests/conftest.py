@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent / "features"))  # mediafiles, store
 
 # Ray runs its workers at niceness 15, where anything else on a small machine starves them.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# How often Ray Train's controller looks at its workers, who wait for it at each report: tests report every epoch.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 EXCUSES = ("data", "gpu")
 

@@ -19,7 +19,7 @@ import clcr
 from clcr.batches import collate
 from clcr.config import ModelConfig
 from clcr.training import OptimConfig
-from pipelines.cli import JobError
+from pipelines.cli import JobError, main
 from pipelines.train import Recipe, TrainConfig, train
 
 ROOT = Path(__file__).parents[2]
@@ -119,12 +119,20 @@ def test_more_workers_than_the_cluster_has_room_for_is_refused(two_nodes, store,
         (["--store", "nowhere"], "no feature store"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(store, tmp_path, options, message):
-    command = [sys.executable, "pipelines/train.py", "--store", store.uri, "--out", str(tmp_path / "run"), *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+def test_bad_input_is_one_line_and_leaves_nothing(store, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--store", store.uri, "--out", str(tmp_path / "run"), *options])
+    with pytest.raises(SystemExit) as stop:
+        main(train, TrainConfig, "")
+    said = capsys.readouterr().err
+    assert stop.value.code in (1, 2)
+    assert message in said and len(said.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_bad_input_of_the_command_is_one_line(store, tmp_path):
+    command = [sys.executable, "pipelines/train.py", "--store", store.uri, "--out", str(tmp_path / "run")]
+    done = subprocess.run([*command, "--tasks", "colour"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "--tasks colour" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_killed_driver_goes_on_from_its_checkpoint_to_the_same_result(store, tmp_path):
