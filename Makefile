@@ -25,7 +25,7 @@ demo: setup      ## real mp4 files -> features -> four models -> a sweep -> comp
 
 test: setup      ## lint and every test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 fast: setup      ## lint and the tests that need no Ray, MLflow or browser
 	@$(BIN)/ruff check . && $(BIN)/python -m pytest -m "not slow"
