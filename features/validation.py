@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -217,6 +216,8 @@ def _first(wrong: pa.Array) -> int | None:
 
 
 def _hashes(column: pa.Array) -> np.ndarray:
+    import pandas as pd  # here, for decoding processes load this module and need none of pandas
+
     return pd.util.hash_array(column.to_numpy(zero_copy_only=False), categorize=False)
 
 

@@ -14,15 +14,18 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 
 from features.errors import StoreError
 from features.files import list_files, open_fs
 from features.store.samples import unpack
 from features.tasks import Task
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 SCHEMA_VERSION = 2
 OPEN_SHARDS = 128  # files that one reader keeps open: a large store has more shards than a process may open files
@@ -130,7 +133,7 @@ class Store:
 
     def index(self, split: str | None = None, columns: list[str] | None = None) -> pa.Table:
         """One row per committed sample, ordered by shard and offset."""
-        condition = None if split is None else ds.field("split") == split
+        condition = None if split is None else pc.field("split") == split
         return self._table("index", columns, condition)
 
     def failures(self) -> pa.Table:
@@ -166,18 +169,21 @@ class Store:
             self._shards[shard] = self.fs.open_input_file(f"{self.path}/shards/{shard}.tar")
         return self._shards[shard].read_at(nbytes, offset)
 
-    def _parts(self, folder: str) -> list[str]:
-        return [info.path for info in list_files(self.fs, f"{self.path}/{folder}")]
+    def _parts(self, folder: str) -> "ds.Dataset | None":
+        import pyarrow.dataset as ds  # here, for it loads pandas, which no decoding process needs
 
-    def _table(self, folder: str, columns: list[str] | None = None, condition: ds.Expression | None = None) -> pa.Table:
+        paths = [info.path for info in list_files(self.fs, f"{self.path}/{folder}")]
+        return ds.dataset(paths, filesystem=self.fs, format="parquet") if paths else None
+
+    def _table(self, folder: str, columns: list[str] | None = None, condition: pc.Expression | None = None) -> pa.Table:
         parts = self._parts(folder)
-        if not parts:
+        if parts is None:
             raise StoreError(f"{self.uri} has no {folder} parts yet: run pipelines/extract.py to the end first")
-        return ds.dataset(parts, filesystem=self.fs, format="parquet").to_table(columns=columns, filter=condition)
+        return parts.to_table(columns=columns, filter=condition)
 
     def _rows(self, folder: str) -> int:
         parts = self._parts(folder)
-        return ds.dataset(parts, filesystem=self.fs, format="parquet").count_rows() if parts else 0
+        return 0 if parts is None else parts.count_rows()
 
 
 def _digest(plain: Mapping[str, Any]) -> str:

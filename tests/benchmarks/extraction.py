@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from unittest import mock
@@ -66,6 +66,8 @@ class ExtractionConfig:
     """options of pipelines/extract.py"""
     repeats: int = 3
     """runs of each; the fastest counts"""
+    times: int = 4
+    """a longer corpus, of each clip so often, tells the rate from the time to start"""
     ffmpeg: str = ""
     """an ffmpeg program, for the comparison with one process per clip"""
 
@@ -85,6 +87,9 @@ def main() -> int:
         one, _ = best(config.repeats, lambda: timed(job(config.corpus, "--concurrency", "1"), folder, head))
         quarter = first_rows(config.corpus, rows // 4, Path(folder))
         _, small = best(config.repeats, lambda: timed(job(quarter), folder, head))
+        longer = repeated(config.corpus, config.times, Path(folder))
+        ours_longer, memory_longer = timed(job(longer), folder, head)
+        pool_longer, _ = timed(pool_command(replace(config, corpus=longer), folder, cores), folder, head)
         lines = [("the job", ours), (f"multiprocessing.Pool({cores})", pool), ("the job on one core", one)]
         if config.ffmpeg:
             per_clip, _ = best(1, lambda: (ffmpeg_seconds(config, folder, cores), 0.0))
@@ -92,7 +97,12 @@ def main() -> int:
     for name, seconds in lines:
         table.add_row(name, f"{seconds:.1f}", f"{rows / seconds:.1f}", f"{seconds / ours:.2f}")
     Console(width=120).print(table)
-    print(f"peak memory of the decoding processes: {small:.2f} GB at {rows // 4} clips, {memory:.2f} GB at {rows}")
+    ours_rate, pool_rate = (rows * (config.times - 1) / s for s in (ours_longer - ours, pool_longer - pool))
+    print(f"{rows * config.times} clips: {ours_longer:.1f} s beside the pool's {pool_longer:.1f} s, "
+          f"{pool_longer / ours_longer:.2f}; each further clip: {ours_rate:.1f} beside {pool_rate:.1f} clips/s, "
+          f"{ours_rate / pool_rate:.2f}")  # fmt: skip
+    print(f"peak memory of the decoding processes: {small:.2f} GB at {rows // 4} clips, {memory:.2f} GB at {rows}, "
+          f"{memory_longer:.2f} GB at {rows * config.times}")  # fmt: skip
     print_stages(config)
     return 0
 
@@ -228,15 +238,30 @@ def count_rows(corpus: str) -> int:
 
 
 def first_rows(corpus: str, rows: int, folder: Path) -> str:
-    """A manifest of some clips spread over the whole one, its media paths absolute."""
-    table = csv.read_csv(corpus)
+    """A manifest of some clips spread over the whole one."""
+    table = with_absolute_media(corpus)
     table = table.take(list(range(0, len(table), len(table) // rows))[:rows])
-    base = os.path.dirname(os.path.abspath(corpus))
-    table = table.set_column(
-        table.column_names.index("video"), "video", pa.array([f"{base}/{p}" for p in table["video"].to_pylist()])
-    )
     csv.write_csv(table, folder / "part.csv")
     return str(folder / "part.csv")
+
+
+def repeated(corpus: str, times: int, folder: Path) -> str:
+    """A manifest with every clip `times` times, under ids of its own."""
+    parts = []
+    for number in range(times):
+        table = with_absolute_media(corpus)
+        ids = pa.array([f"{clip}-{number}" for clip in table["clip_id"].to_pylist()])
+        parts.append(table.set_column(table.column_names.index("clip_id"), "clip_id", ids))
+    csv.write_csv(pa.concat_tables(parts), folder / "repeated.csv")
+    return str(folder / "repeated.csv")
+
+
+def with_absolute_media(corpus: str) -> pa.Table:
+    """A csv manifest that can lie anywhere."""
+    table = csv.read_csv(corpus)
+    base = os.path.dirname(os.path.abspath(corpus))
+    media = pa.array([f"{base}/{path}" for path in table["video"].to_pylist()])
+    return table.set_column(table.column_names.index("video"), "video", media)
 
 
 if __name__ == "__main__":
