@@ -97,9 +97,14 @@ def split_metrics(tasks: Mapping[str, TaskSpec], predictions: Mapping[str, Predi
     return {name: values for name, values in metrics.items() if values}
 
 
+def main_metric(metrics: Mapping[str, float]) -> float:
+    """What one task counts by: accuracy (classes) or skill (numbers)."""
+    return metrics["accuracy"] if "accuracy" in metrics else metrics["skill"]
+
+
 def score(metrics: Mapping[str, Mapping[str, float]]) -> float:
-    """One number to select by: the mean over tasks of accuracy (classes) or skill (numbers)."""
-    values = [m["accuracy"] if "accuracy" in m else m["skill"] for m in metrics.values()]
+    """One number to select by: the mean over tasks of their main metrics."""
+    values = [main_metric(m) for m in metrics.values()]
     return sum(values) / len(values)
 
 

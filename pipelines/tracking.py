@@ -114,6 +114,15 @@ def resume_run(uri: str, run_id: str) -> Run:
     return run
 
 
+def abandon_children(parent: Run) -> None:
+    """Mark as KILLED the child runs that still count as running: those of a job that was itself killed."""
+    client = parent.client
+    experiment = client.get_run(parent.run_id).info.experiment_id
+    condition = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and attributes.status = 'RUNNING'"
+    for child in client.search_runs([experiment], condition):
+        client.set_terminated(child.info.run_id, "KILLED")
+
+
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     """The experiment's id. With sqlite its artifacts go beside the file, not to the folder a job happens to run in."""
     if found := client.get_experiment_by_name(name):

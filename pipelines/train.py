@@ -174,8 +174,8 @@ def check(store_uri: str, recipe: Recipe) -> Store:
     return store
 
 
-def claim(config: TrainConfig) -> dict[str, str] | None:
-    """Make the output folder this run's. Returns what an earlier start of the same run left there.
+def claim(config: Any) -> dict[str, str] | None:
+    """Make the folder `config.out` this run's. Returns what an earlier start of the same run left there.
 
     Raises JobError when another run's options lie there.
     """

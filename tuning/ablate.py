@@ -1,0 +1,123 @@
+#!/usr/bin/env python
+"""Ablate: what each part of CLCR is worth on a feature store, over seeds, on the test split.
+
+Every variant is the given recipe with one part switched off or replaced. Ends with a Markdown table, a picture of the
+intervals and one MLflow run with a child per training; run again, it trains only what is missing.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from dataclasses import replace as replaced
+from typing import Annotated, Any
+
+import tyro
+
+from features.files import open_fs, write_text
+from pipelines import tracking
+from pipelines.cli import JobError, flatten, main, override, require_at_least, resolve_uri
+from pipelines.train import Recipe, check, claim, prepare
+from tuning.report import compare, interval_figure, markdown
+from tuning.runs import SeedRuns, run_all
+
+FULL = "full"
+VARIANTS: dict[str, dict[str, Any]] = {
+    FULL: {},
+    # the paper's table
+    "no-hierarchy": {"model.hierarchy": "deepest"},
+    "full-mix": {"model.hierarchy": "mixed"},
+    "no-intraced": {"model.exchange": "whole"},
+    "no-intercad": {"model.aggregation": "mean"},
+    "no-regularisers": {"loss.lambda_intra": 0.0, "loss.lambda_inter": 0.0},
+    # and one decision at a time
+    "no-exchange": {"model.exchange": "none"},
+    "dense-budget": {"model.exchange": "dense"},
+    "fixed-budget": {"budget.kind": "fixed"},
+    "even-levels": {"model.aggregation": "even_levels"},
+    "no-intra-loss": {"loss.lambda_intra": 0.0},
+    "no-inter-loss": {"loss.lambda_inter": 0.0},
+    "whitened-correlation": {"loss.correlation": "whitened"},
+    "mean-pooling": {"model.pooling": "mean"},
+}
+
+
+@dataclass(frozen=True)
+class AblateConfig:
+    """Options of the ablate job."""
+
+    store: str
+    """feature store; path or URI"""
+    out: str
+    """folder of the comparison; path or URI"""
+    seeds: int = 5
+    """trainings of each variant, with --seed, --seed + 1, ..."""
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    """what to compare with the full model"""
+    beside: tuple[str, ...] = ()
+    """other models to train beside, with the same options: concat, mult, or one modality's name"""
+    cpus_per_run: int = 1
+    """CPUs of each training"""
+    gpus_per_run: float = 1.0
+    """GPUs of each training, on a cluster that has any; a fraction shares one"""
+    experiment: str = "clcr"
+    """MLflow experiment"""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        require_at_least(self, {"seeds": 1, "cpus_per_run": 1, "gpus_per_run": 0})
+        if unknown := [name for name in self.variants if name not in VARIANTS]:
+            raise JobError(f"--variants {unknown[0]}: known are {', '.join(VARIANTS)}")
+        if self.recipe.architecture != "clcr":
+            raise JobError(f"--model {self.recipe.architecture}: only clcr has parts to ablate; --beside adds others")
+
+    def recipes(self) -> dict[str, Recipe]:
+        """What is trained, by name: the full model first. Raises ConfigError for variants that cannot be."""
+        variants = {name: override(self.recipe, VARIANTS[name]) for name in dict.fromkeys((FULL, *self.variants))}
+        return variants | {model: replaced(self.recipe, architecture=model) for model in self.beside}
+
+
+def ablate(config: AblateConfig) -> None:
+    """The job: check, claim the output folder, train what is missing, report."""
+    config = replaced(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
+    recipes = config.recipes()
+    for recipe in recipes.values():
+        check(config.store, recipe)
+    started = claim(replaced(config, seeds=1, variants=(FULL,), beside=()))  # more of these may be asked for later
+    uri = prepare(config.out)
+    if started:
+        run = tracking.resume_run(started["tracking_uri"], started["run_id"])
+    else:
+        run = tracking.start_run(uri, config.experiment, "ablation", flatten(config), {"model": "clcr"})
+        write_text(config.out, "run.json", json.dumps({"run_id": run.run_id, "tracking_uri": run.uri}))
+    seeds = tuple(range(config.recipe.seed, config.recipe.seed + config.seeds))
+    print(f"{len(recipes)} recipes x {len(seeds)} seeds; MLflow run {run.run_id} at {run.uri}", flush=True)
+    try:
+        runs = SeedRuns(
+            config.store, config.out, recipes, seeds, config.experiment, run, config.cpus_per_run, config.gpus_per_run
+        )
+        report(config.out, run, run_all(runs), seeds)
+    except BaseException as error:
+        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    run.finish()
+
+
+def report(out: str, run: tracking.Run, results: Mapping[str, Any], seeds: tuple[int, ...]) -> None:
+    """The table and the picture: on the terminal, in the output folder and in MLflow."""
+    lines = compare(results, FULL)
+    table, figure = markdown(lines, seeds, "variant"), interval_figure(lines, "ablation")
+    run.log_metrics({f"test/{line.name}/{column}": line.mean(column) for line in lines for column in line.scores})
+    run.client.log_text(run.run_id, table, "ablation.md")
+    run.log_figure(figure, "ablation.png")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
+    fs, path = open_fs(out)
+    with fs.open_output_stream(f"{path}/ablation.png") as f:
+        f.write(picture.getvalue())
+    write_text(out, "ablation.md", table)
+    print(f"{table}\nwritten to {out}/ablation.md and ablation.png", flush=True)
+
+
+if __name__ == "__main__":
+    main(ablate, AblateConfig, "What each part of CLCR is worth: variants over seeds, on the test split.")

@@ -1,0 +1,108 @@
+"""Runs over seeds as numbers to trust: mean, interval, paired test against a reference; as a table and a picture."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from clcr.metrics import main_metric, score
+
+MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One recipe over its seeds, by column (each task, and their mean).
+
+    scores: (seeds,) each; p: of the paired t-test against the reference, corrected for the number of comparisons in
+    that column (Benjamini and Hochberg); nan for the reference itself, and where no run differs.
+    """
+
+    name: str
+    scores: dict[str, np.ndarray]
+    p: dict[str, float]
+
+    def mean(self, column: str) -> float:
+        """Mean over the seeds."""
+        return float(self.scores[column].mean())
+
+    def half_width(self, column: str) -> float:
+        """Half the width of the 95 % t interval of the mean; nan of a single seed."""
+        values = self.scores[column]
+        if len(values) < 2:
+            return float("nan")
+        return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+
+
+def compare(results: Mapping[str, Mapping[int, Mapping[str, Mapping[str, float]]]], reference: str) -> list[Line]:
+    """Lines in the order of `results`: test metrics by name, seed and task, the same seeds under every name.
+
+    A task counts by its main metric: accuracy, or skill for numbers.
+    """
+    seeds = sorted(results[reference])
+    columns = [*results[reference][seeds[0]], MEAN]
+    scores = {
+        name: {
+            column: np.array([score(runs[s]) if column == MEAN else main_metric(runs[s][column]) for s in seeds])
+            for column in columns
+        }
+        for name, runs in results.items()
+    }
+    others = [name for name in scores if name != reference]
+    p: dict[str, dict[str, float]] = {name: dict.fromkeys(columns, float("nan")) for name in scores}
+    for column in columns:
+        raw = {name: _paired_p(scores[name][column], scores[reference][column]) for name in others}
+        tested = [name for name in others if np.isfinite(raw[name])]
+        corrected = stats.false_discovery_control([raw[name] for name in tested]) if tested else []
+        for name, value in zip(tested, corrected, strict=True):
+            p[name][column] = float(value)
+    return [Line(name, values, p[name]) for name, values in scores.items()]
+
+
+def markdown(lines: list[Line], seeds: tuple[int, ...], title: str) -> str:
+    """The table; `*` marks what differs from the first line with a corrected p below 0.05."""
+    columns = list(lines[0].scores)
+    rows = [f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for line in lines:
+        cells = []
+        for column in columns:
+            half = line.half_width(column)
+            interval = "" if np.isnan(half) else f" ± {half:.3f}"
+            cells.append(f"{line.mean(column):.3f}{interval}{' *' if line.p[column] < 0.05 else ''}")
+        rows.append(f"| {line.name} | {' | '.join(cells)} |")
+    said = ", ".join(map(str, seeds))
+    test = f"paired t-test against {lines[0].name}, corrected for {len(lines) - 1} comparisons (Benjamini-Hochberg)"
+    rows += ["", f"Test split, seeds {said}: mean ± half the 95 % t interval. \\* p < 0.05, {test}."]
+    return "\n".join(rows) + "\n"
+
+
+def interval_figure(lines: list[Line], title: str) -> Figure:
+    """A panel per column: every seed as a dot, mean and 95 % interval; the dashed line is the first recipe's mean."""
+    columns = list(lines[0].scores)
+    figure = Figure(figsize=(2.2 + 2.6 * len(columns), 1.4 + 0.34 * len(lines)), layout="constrained")
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    heights = np.arange(len(lines))[::-1]
+    for axes, column in zip(panels, columns, strict=True):
+        axes.axvline(lines[0].mean(column), color="tab:orange", linestyle="--", linewidth=1, zorder=0)
+        for line, height in zip(lines, heights, strict=True):
+            values = line.scores[column]
+            axes.plot(values, np.full(len(values), height), "o", color="0.7", markersize=4, zorder=1)
+            half = np.nan_to_num(line.half_width(column))
+            differs = line.p[column] < 0.05
+            axes.errorbar(
+                line.mean(column), height, xerr=half, fmt="D", color="tab:red" if differs else "black", capsize=3, ms=5
+            )
+        axes.set(xlabel=f"{column} (test)")
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(heights, [line.name for line in lines])
+    figure.suptitle(f"{title}: dots are seeds, red differs from {lines[0].name} (p < 0.05)", fontsize=10)
+    return figure
+
+
+def _paired_p(values: np.ndarray, reference: np.ndarray) -> float:
+    """Two-sided; nan where there is nothing to test: a single seed, or no difference at all."""
+    if len(values) < 2 or np.allclose(values, reference):
+        return float("nan")
+    return float(stats.ttest_rel(values, reference).pvalue)
