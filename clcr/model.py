@@ -84,8 +84,10 @@ class IntraCED(nn.Module):
         self.budget = TokenBudget(model.k_shared, start, config.budget) if budgeted else NoBudget()
         self.exchange = CoExchange(model.k_shared, model.heads, model.dropout) if model.exchange != "none" else None
 
-    def forward(self, tokens: list[dict[str, Tensor]], valid: list[dict[str, Tensor]]) -> list[Flows]:
-        """tokens: (B, T, d) and valid: (B, T), of each level by modality. The order of tokens means nothing here."""
+    def forward(
+        self, tokens: list[dict[str, Tensor]], valid: list[dict[str, Tensor]], spans: list[dict[str, Tensor]] | None
+    ) -> list[Flows]:
+        """tokens: (B, T, d), valid: (B, T) and spans: (T, 2), of each level by modality; their order means nothing."""
         u_sh, u_pr = self.subspaces()
         u_pr = dict(zip(tokens[0], u_pr, strict=True))
         h, mask = _join(tokens), _join(valid)
@@ -95,7 +97,7 @@ class IntraCED(nn.Module):
         alpha = {m: admission.alpha for m, admission in admitted.items()}
         active = {m: admission.active for m, admission in admitted.items()}
         if self.exchange is not None:
-            shared = self.exchange(shared, alpha, mask)
+            shared = self.exchange(shared, alpha, mask, _join(spans, dim=0) if spans else None)
         flows = zip(_split(shared, tokens), _split(private, tokens), valid, _split(alpha, tokens), strict=True)
         return [Flows(u_sh, u_pr, *flow, active) for flow in flows]
 
@@ -155,14 +157,22 @@ class CLCR(MultimodalModel):
         return u_sh, dict(zip(self.features, u_pr, strict=True))
 
     def exchange(
-        self, tokens: list[dict[str, Tensor]], valid: list[dict[str, Tensor]], present: dict[str, Tensor]
+        self,
+        tokens: list[dict[str, Tensor]],
+        valid: list[dict[str, Tensor]],
+        present: dict[str, Tensor],
+        spans: list[dict[str, Tensor]] | None = None,
     ) -> list[Flows]:
-        """Exchange of given tokens: H[l][m] (B, T, d), valid (B, T), present (B,), of the levels in use."""
+        """Exchange of given tokens: H[l][m] (B, T, d), valid (B, T), present (B,), of the levels in use.
+
+        spans: (T, 2), the seconds of each token; without them none is near another in time.
+        """
         tokens = [{m: h[m] for m in self.features} for h in tokens]
         valid = [{m: mask[m] & present[m][:, None] for m in self.features} for mask in valid]
         flows = []
         for intra, group in zip(self.intra, self.groups, strict=True):
-            flows += intra([tokens[level] for level in group], [valid[level] for level in group])
+            of_group = ([values[level] for level in group] if values else None for values in (tokens, valid, spans))
+            flows += intra(*of_group)
         return flows
 
     def forward(self, batch: Batch) -> CLCROutput:
@@ -174,7 +184,8 @@ class CLCR(MultimodalModel):
         speaks = torch.stack([(shares[0][m] > 0).any(dim=-1) for m in self.features], dim=2) & present[:, None]
         tokens = [{m: t.values for m, t in level.items()} for level in hierarchy]
         valid = [{m: t.valid for m, t in level.items()} for level in hierarchy]
-        flows = self.exchange(tokens, valid, batch.present)
+        spans = [{m: t.spans for m, t in level.items()} for level in hierarchy]
+        flows = self.exchange(tokens, valid, batch.present, spans)
         levels = zip(self.summaries, flows, shares, strict=True)
         pooled = [summarise(flow, share, windows.task) for summarise, flow, share in levels]
         mask = speaks[:, :, None, :, None]
@@ -222,9 +233,9 @@ class CLCR(MultimodalModel):
         return values
 
 
-def _join(levels: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tokens of all levels behind each other, by modality."""
-    return {m: torch.cat([level[m] for level in levels], dim=1) for m in levels[0]}
+def _join(levels: list[dict[str, Tensor]], dim: int = 1) -> dict[str, Tensor]:
+    """The tokens of all levels behind each other, by modality; dim: which of theirs counts tokens."""
+    return {m: torch.cat([level[m] for level in levels], dim=dim) for m in levels[0]}
 
 
 def _split(joined: dict[str, Tensor], levels: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:

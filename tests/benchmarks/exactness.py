@@ -148,7 +148,8 @@ def exchange_inputs(smallest: float) -> tuple[CoExchange, list[Tensor], list[Ten
 
 def exchanged(exchange: CoExchange, a: Tensor, b: Tensor, alpha_a: Tensor, alpha_b: Tensor) -> Tensor:
     valid = {"a": torch.ones_like(alpha_a) > 0, "b": torch.ones_like(alpha_b) > 0}
-    out = exchange({"a": a, "b": b}, {"a": alpha_a, "b": alpha_b}, valid)
+    seconds = {m: torch.arange(x.shape[1])[:, None] * 0.3 + torch.tensor([0.0, 0.3]) for m, x in valid.items()}
+    out = exchange({"a": a, "b": b}, {"a": alpha_a, "b": alpha_b}, valid, seconds)
     return torch.cat([out["a"], out["b"]], dim=1)
 
 
@@ -262,7 +263,8 @@ def largest_change(model: clcr.CLCR, tokens: list, level: int, moving: str, basi
     moves = torch.einsum("ts,dk->tksd", torch.eye(length), 3 * basis)  # token, vector -> (T, d)
     after[level][moving] = before[level][moving] + moves.flatten(0, 1)
     present = {m: torch.ones(copies, dtype=torch.bool) for m in FEATURES}
-    first, second = (model.exchange(x, valid, present) for x in (before, after))
+    spans = [{m: t.spans for m, t in by_modality.items()} for by_modality in tokens]
+    first, second = (model.exchange(x, valid, present, spans) for x in (before, after))
     others = [m for m in FEATURES if m != moving]
     return max(
         (a.shared[m] - b.shared[m]).abs().max().item() for a, b in zip(first, second, strict=True) for m in others

@@ -1,8 +1,13 @@
 """Co-exchange: only shared content travels, refused tokens neither ask nor answer, gradients stay finite."""
 
+import math
+
 import torch
 
-from clcr.exchange import CoExchange, attend
+from clcr.exchange import CoExchange, Nearness, attend
+
+SPANS = {"a": torch.tensor([[0.0, 0.4], [0.4, 0.8], [0.8, 1.2]]), "b": torch.arange(5)[:, None] * 0.3 + torch.zeros(2)}
+SPANS["b"] = torch.stack([SPANS["b"][:-1, 0], SPANS["b"][1:, 0]], dim=1)
 
 
 def random_tokens(dtype=torch.float32, k=8, alpha_min=0.2):
@@ -19,17 +24,54 @@ def test_attention_with_weights_equals_the_formula():
     scores = (q @ k.mT / 2).exp() * weight[:, None, None]
     expected = scores / scores.sum(-1, keepdim=True) @ v
     assert torch.allclose(attend(q, k, v, weight), expected, atol=1e-6)
+    near = torch.randn(3, 5, 2), torch.randn(3, 6, 2)
+    scores = scores * (near[0] @ near[1].mT).exp()
+    expected = scores / scores.sum(-1, keepdim=True) @ v
+    assert torch.allclose(attend(q, k, v, weight, near), expected, atol=1e-6)
+
+
+def test_nearness_is_a_sum_of_cosines_of_the_distance_in_time():
+    nearness = Nearness(heads=3)
+    nearness.gain.data.uniform_(0.5, 1.5)
+    a, b = nearness(SPANS["a"]), nearness(SPANS["b"])
+    distance = SPANS["a"].mean(1)[:, None] - SPANS["b"].mean(1)
+    expected = (nearness.gain.square()[:, None, None] * (distance[..., None] * nearness.frequencies).cos()).sum(-1)
+    assert torch.allclose(a @ b.mT, expected, atol=1e-5)
+
+
+def test_tokens_without_a_time_are_as_near_as_any_and_have_finite_gradients():
+    exchange = CoExchange(8, heads=2, dropout=0.0)
+    shared, alpha, valid = random_tokens()
+    untimed = torch.tensor([-math.inf, math.inf]).expand(4, 2)
+    out = exchange(shared, alpha, valid, {"a": SPANS["a"], "b": untimed})
+    without = exchange(shared, alpha, valid)
+    assert all(torch.allclose(out[m], without[m], atol=1e-6) for m in out)
+    sum(h.square().sum() for h in out.values()).backward()
+    assert exchange.nearness.gain.grad.isfinite().all()
+
+
+def test_from_the_start_a_token_hears_what_sounds_at_its_own_instant():
+    """16 instants a tenth of a second apart, each with a content of its own in b: a, which is silent, takes that up."""
+    exchange = CoExchange(16, heads=1, dropout=0.0)
+    spans = torch.stack([torch.arange(16) * 0.1, torch.arange(1, 17) * 0.1], dim=1)
+    shared = {"a": torch.zeros(1, 16, 16), "b": torch.eye(16)[None]}
+    alpha = {m: torch.ones(1, 16) for m in shared}
+    valid = {m: torch.ones(1, 16, dtype=torch.bool) for m in shared}
+    heard = exchange(shared, alpha, valid, {"a": spans, "b": spans})["a"][0]
+    assert torch.equal(heard.argmax(dim=1), torch.arange(16)) and heard.diagonal().min() > 0.9
 
 
 def test_gradcheck_of_the_exchange():
     exchange = CoExchange(4, heads=2, dropout=0.0).double()
     shared, alpha, valid = random_tokens(torch.float64, k=4)
+    exchange.nearness.gain.data.uniform_(0.2, 0.5)
+    gain = exchange.nearness.gain
     inputs = [x.requires_grad_() for x in (*shared.values(), *alpha.values())]
 
-    def run(a, b, alpha_a, alpha_b):
-        return tuple(exchange({"a": a, "b": b}, {"a": alpha_a, "b": alpha_b}, valid).values())
+    def run(a, b, alpha_a, alpha_b, gain):
+        return tuple(exchange({"a": a, "b": b}, {"a": alpha_a, "b": alpha_b}, valid, SPANS).values())
 
-    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradcheck(run, [*inputs, gain])
 
 
 def test_gradients_are_finite_where_alpha_is_zero():
@@ -38,7 +80,7 @@ def test_gradients_are_finite_where_alpha_is_zero():
     alpha["a"][:, 0] = 0
     alpha["b"][0] = 0  # one sample refuses every token of b
     inputs = [x.requires_grad_() for x in (*shared.values(), *alpha.values())]
-    sum(h.square().sum() for h in exchange(shared, alpha, valid).values()).backward()
+    sum(h.square().sum() for h in exchange(shared, alpha, valid, SPANS).values()).backward()
     assert all(x.grad.isfinite().all() for x in inputs)
     assert all(p.grad.isfinite().all() for p in exchange.parameters())
 
