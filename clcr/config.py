@@ -101,7 +101,7 @@ class StemConfig:
     video: FrameStem = "patches"
     """Frames to tokens: a linear map of patch means (cheapest), a small convolutional trunk, or ResNet-18."""
     motion: bool | None = None
-    """Remove the clip's mean frame and add frame differences; default: on for patches and trunk."""
+    """Remove the clip's mean and add differences, of frames and of vectors in time; default: not of resnet18's."""
     shift: float = 0.1
     """In training, move each clip's frames by up to this share of their side, up or down, left or right; 0 = off."""
 
@@ -113,6 +113,11 @@ class StemConfig:
     def uses_motion(self) -> bool:
         """Whether frames are split into the clip's mean frame and what moves."""
         return self.video != "resnet18" if self.motion is None else self.motion
+
+    @property
+    def vectors_move(self) -> bool:
+        """The same of vectors that have a time."""
+        return self.motion is not False
 
 
 @dataclass(frozen=True)

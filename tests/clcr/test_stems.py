@@ -61,7 +61,7 @@ def test_what_does_not_move_leaves_no_motion_features():
 
 
 def test_fitted_vectors_have_mean_0_and_spread_1_over_valid_tokens():
-    stem = VectorStem(3, 8)
+    stem = VectorStem(3, 8, motion=False)
     values = torch.randn(2, 4, 3) * torch.tensor([5.0, 0.01, 0.0]) + torch.tensor([100.0, 0.0, 7.0])
     values[1, 2:] = 1e6  # padding
     stem.observe(values, VALID)
@@ -72,13 +72,44 @@ def test_fitted_vectors_have_mean_0_and_spread_1_over_valid_tokens():
     assert rows[:, 2].abs().max() < 1e-3  # a constant feature stays harmless
 
 
-def test_broken_values_neither_spoil_the_statistics_nor_the_tokens():
-    stem = VectorStem(2, 8)
+def test_what_moves_in_vectors_is_of_unit_size_beside_any_offset_of_the_clip():
+    """A rhythm a thousandth the size of what tells the clips apart is as large in the tokens' input as any other."""
+    stem = VectorStem(2, 8, motion=True)
+    rhythm = torch.sin(torch.arange(20.0) / 3)[None, :, None] * torch.tensor([1e-3, 1.0])
+    values, valid = rhythm + torch.randn(64, 1, 2), torch.ones(64, 20, dtype=torch.bool)
+    stem.observe(values, valid)
+    stem.fit()
+    before = stem(values, valid)
+    assert torch.allclose(before[0], before[1], atol=1e-4)  # the offset is not used until it pays
+    spread = (stem.moving_std * stem.standardise.std)[1].item()
+    assert spread == pytest.approx(rhythm[0, :, 1].std(correction=0).item(), rel=1e-3)
+    stem.scene.weight.data.normal_()
+    assert not torch.allclose(stem(values, valid)[0], stem(values, valid)[1], atol=1e-2)
+
+
+def test_a_lone_vector_is_kept():
+    stem = VectorStem(2, 8, motion=True)
+    lone = torch.tensor([[True, False, False, False]])
+    values = torch.randn(2, 4, 2)
+    assert not torch.allclose(stem(values[:1], lone)[0, 0], stem(values[1:], lone)[0, 0])
+
+
+def test_vectors_without_a_time_and_those_asked_not_to_do_not_move():
+    timed, untimed = (FeatureSpec((3,), rate, "float32") for rate in (50.0, 0.0))
+    assert build_stem(timed, StemConfig(), 8).motion and not build_stem(untimed, StemConfig(), 8).motion
+    assert not build_stem(timed, StemConfig(motion=False), 8).motion
+
+
+@pytest.mark.parametrize("motion", [False, True])
+def test_broken_values_neither_spoil_the_statistics_nor_the_tokens(motion):
+    stem = VectorStem(2, 8, motion)
     values = torch.randn(2, 4, 2)
     values[0, 0, 0], values[0, 1, 1] = torch.nan, torch.inf
+    values[1, 3] = torch.nan  # padding
     stem.observe(values, VALID)
     stem.fit()
     assert stem.standardise.mean.isfinite().all() and stem.standardise.std.isfinite().all()
+    assert all(buffer.isfinite().all() for buffer in stem.buffers())
     assert stem(values, VALID).isfinite().all()
 
 
