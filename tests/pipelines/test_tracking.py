@@ -5,7 +5,7 @@ import multiprocessing
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipelines.tracking import start_run
+from pipelines.tracking import abandon_children, start_run
 
 pytestmark = pytest.mark.slow
 
@@ -29,3 +29,14 @@ def test_jobs_that_start_at_once_share_a_new_sqlite_file(tmp_path):
     (experiment,) = client.search_experiments(filter_string="name = 'new'")
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.data.params["seed"] for run in runs) == ["0", "1", "2", "3"]
+
+
+def test_children_that_a_killed_job_left_running_are_marked_and_others_left_alone(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    parent, other = (start_run(uri, "x", name, {}, {}) for name in ("parent", "other"))
+    left, ended = (start_run(uri, "x", name, {}, {}, parent.run_id) for name in ("left", "ended"))
+    stranger = start_run(uri, "x", "stranger", {}, {}, other.run_id)
+    ended.finish()
+    abandon_children(parent)
+    status = {run.run_id: parent.client.get_run(run.run_id).info.status for run in (parent, left, ended, stranger)}
+    assert list(status.values()) == ["RUNNING", "KILLED", "FINISHED", "RUNNING"]
