@@ -7,7 +7,7 @@ pictures (height, width, 3) nor vectors (bands,) are named with their shape.
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,15 +27,21 @@ TITLE_LENGTH = 100  # characters
 EMPTY = "#ececec"
 
 
-def contact_sheet(store: Store, clips: int = 6, seed: int = 0, split: str | None = None) -> Figure:
-    """Draw some clips, drawn by lot, in the order in which they lie in the store.
+Strip = Callable[[Axes, Mapping[str, Any]], None]  # draws into axes in seconds what it knows of a sample
+
+
+def contact_sheet(
+    store: Store, clips: int = 6, seed: int = 0, split: str | None = None, strips: Mapping[str, Strip] | None = None
+) -> Figure:
+    """Draw some clips, drawn by lot, in the order in which they lie in the store; under each its further strips.
 
     Raises StoreError for a split without clips.
     """
     rows = choose(store, clips, seed, split)
     samples = [store.read(row["shard"], row["offset"], row["nbytes"]) for row in rows]
     features = store.spec.features
-    heights = {name: _height(feature) for name, feature in features.items()}
+    strips = strips or {}
+    heights = {name: _height(feature) for name, feature in features.items()} | dict.fromkeys(strips, BANDS)
     columns = 1 if len(rows) == 1 else 2
     lines = -(-len(rows) // columns)
     cell = TITLE + sum(heights.values()) + AXIS
@@ -49,13 +55,16 @@ def contact_sheet(store: Store, clips: int = 6, seed: int = 0, split: str | None
         left, top = column * (LEFT + CELL + RIGHT) + LEFT, height - TOP - line * cell - TITLE
         _text(figure, left / width, (top + 0.07) / height, describe(row, store), size=9, va="bottom")
         duration = max([row["duration"], *(len(sample[m]) / f.rate for m, f in features.items() if m in sample)])
-        for name, feature in features.items():
+        for name in heights:
             top -= heights[name]
             axes = figure.add_axes((left / width, top / height, CELL / width, (heights[name] - 0.03) / height))
             axes.set(xlim=(0, duration), facecolor=EMPTY, yticks=[])
             axes.set_ylabel(name, fontsize=8)
-            _draw(axes, sample.get(name), name, feature, duration, colours[name])
-            last = name == list(features)[-1]
+            if name in features:
+                _draw(axes, sample.get(name), name, features[name], duration, colours[name])
+            else:
+                strips[name](axes, sample)
+            last = name == list(heights)[-1]
             axes.tick_params(axis="x", labelsize=7, labelbottom=last, length=3 if last else 0)
         axes.set_xlabel("seconds", fontsize=7, labelpad=1)
     return figure

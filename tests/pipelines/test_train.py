@@ -20,6 +20,7 @@ from clcr.batches import collate
 from clcr.config import ModelConfig
 from clcr.training import OptimConfig
 from pipelines.cli import JobError, main
+from pipelines.explain import ExplainConfig, explain, load_model, mean_weights
 from pipelines.train import Recipe, TrainConfig, train
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,29 @@ def test_the_model_folder_gives_the_model_back(trained, store):
     batch = collate([{"clip_id": "x", "features": features, "targets": {}}], model.features, model.tasks)
     with torch.no_grad():
         assert torch.isfinite(model(batch).logits["label"]).all()
+
+
+def test_explain_draws_what_the_model_attends_to_into_the_run(trained, store, capsys):
+    explain(ExplainConfig(run=trained.out, store=store.uri, clips=2))
+    names = {"levels.png", "participation.png", "clips.png"}
+    said = capsys.readouterr().out.split()
+    assert {Path(line).name for line in said} == names and all(Path(line).stat().st_size > 10_000 for line in said)
+    logged = client(trained).list_artifacts(
+        json.loads((Path(trained.out) / "run.json").read_text())["run_id"], "explained"
+    )
+    assert {Path(file.path).name for file in logged} == names
+
+
+def test_explained_weights_sum_to_one_over_every_test_clip(trained, store):
+    omega, weights = mean_weights(load_model(trained.out), store)
+    clips = len(store.index("test"))
+    assert all(o.shape == (clips, 3) and abs(o.sum(axis=1) - 1).max() < 1e-5 for o in omega.values())
+    assert set(weights) == {"beta video", "beta audio", "eta video", "eta audio"}
+
+
+def test_explain_needs_a_finished_run(tmp_path, store):
+    with pytest.raises(JobError, match="holds no finished training"):
+        explain(ExplainConfig(run=str(tmp_path), store=store.uri))
 
 
 def test_running_it_again_trains_nothing_and_says_so(trained, capsys):

@@ -1,0 +1,131 @@
+#!/usr/bin/env python
+"""Explain: what a trained CLCR attends to, as three pictures in the run's folder and in its MLflow run.
+
+levels.png         which levels and modalities each task is answered from, on the test split
+participation.png  the share of tokens that take part, by level and modality, over training
+clips.png          some clips: which tokens the budget admits, under their frames and log-mel
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+import torch
+from matplotlib.axes import Axes
+
+import clcr
+from clcr.batches import collate
+from features.files import open_fs, read_json, read_text
+from features.store import Store
+from features.store.sheet import contact_sheet, write_figure
+from pipelines import tracking
+from pipelines.cli import JobError, main, require_at_least, resolve_uri
+from pipelines.figures import participation_figure, weights_figure
+from pipelines.loading import LoaderConfig, SplitLoader
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """Options of the explain job."""
+
+    run: str
+    """--out of a finished pipelines/train.py with --model clcr; path or URI"""
+    store: str
+    """feature store of the clips; path or URI"""
+    clips: int = 4
+    """clips in clips.png, drawn by lot from the test split"""
+    seed: int = 0
+    """of the lot"""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, {"clips": 1, "seed": 0})
+
+
+def explain(config: ExplainConfig) -> None:
+    """The job: load the model, read the test split once, draw."""
+    folder = resolve_uri("--run", config.run)
+    store = Store(resolve_uri("--store", config.store))
+    model = load_model(folder)
+    figures = {
+        "levels.png": weights_figure(*mean_weights(model, store)),
+        "clips.png": contact_sheet(store, config.clips, config.seed, "test", alpha_strips(model)),
+    }
+    # A model folder may outlive its MLflow; what needs no history is drawn all the same.
+    if (started := read_json(folder, "run.json")) is not None:
+        run = tracking.Run(started["tracking_uri"], started["run_id"])
+        figures["participation.png"] = participation_figure(participation_history(run, model))
+        for name, figure in figures.items():
+            run.log_figure(figure, f"explained/{name}")
+    fs, path = open_fs(f"{folder}/explained")
+    fs.create_dir(path, recursive=True)
+    for name, figure in figures.items():
+        write_figure(f"{folder}/explained/{name}", figure)
+        print(f"{folder}/explained/{name}", flush=True)
+
+
+def load_model(folder: str) -> clcr.CLCR:
+    """The model of a finished run. Raises JobError where there is none, or it is no CLCR."""
+    if read_text(folder, "metrics.json") is None:
+        raise JobError(f"--run {folder} holds no finished training: give the --out of a pipelines/train.py that ended")
+    fs, path = open_fs(folder)
+    with tempfile.TemporaryDirectory() as local:
+        pafs.copy_files(f"{path}/model", local, source_filesystem=fs)
+        model = clcr.load(local)
+    if not isinstance(model, clcr.CLCR):
+        raise JobError(f"--run {folder} holds a {model.recipe['model']}, which has no token budget: only clcr has one")
+    return model
+
+
+@torch.no_grad()
+def mean_weights(model: clcr.CLCR, store: Store) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Over the test split: level weights omega (clips, K) by task, and beta and eta (clips,) by modality."""
+    loader = SplitLoader(
+        store, "test", model.features, model.tasks, LoaderConfig(), batch_size=BATCH, seed=0, rank=0, world=1
+    )
+    omega: dict[str, list[np.ndarray]] = {task: [] for task in model.tasks}
+    weights: dict[str, list[np.ndarray]] = {f"{w} {m}": [] for w in ("beta", "eta") for m in model.features}
+    for batch in loader.batches(0):
+        out, real = model(batch), torch.tensor([bool(clip_id) for clip_id in batch.clip_ids])
+        for task, values in out.task_omega.items():
+            omega[task].append(values[real].numpy())
+        for name, values in (("beta", out.beta), ("eta", out.eta)):
+            for i, m in enumerate(model.features):
+                weights[f"{name} {m}"].append(values[real, i].numpy())
+    return tuple({name: np.concatenate(parts) for name, parts in group.items()} for group in (omega, weights))
+
+
+def participation_history(run: tracking.Run, model: clcr.CLCR) -> dict[str, list[tuple[int, float]]]:
+    """(epoch, participation rate) by "level/modality", as training logged it on the validation split."""
+    names = [f"{level}/{m}" for level in range(len(model.summaries)) for m in model.features]
+    history = {n: run.client.get_metric_history(run.run_id, f"diag/participation/{n}") for n in names}
+    return {name: [(point.step, point.value) for point in points] for name, points in history.items() if points}
+
+
+def alpha_strips(model: clcr.CLCR) -> dict[str, Any]:
+    """For the contact sheet: a strip per level with the weight of every token, over time."""
+
+    def draw(axes: Axes, sample: Mapping[str, Any], level: int) -> None:
+        given = {m: sample[m] for m in model.features if m in sample}
+        batch = collate([{"clip_id": "x", "features": given, "targets": {}}], model.features, model.tasks)
+        with torch.no_grad():
+            out = model(batch)
+            spans = model.encoder(batch)[level]
+        for m in given:
+            keep = out.valid[level][m][0]
+            edges = spans[m].spans[keep]
+            alpha = out.alpha[level][m][0, keep].numpy()
+            axes.stairs(alpha, [*edges[:, 0].tolist(), edges[-1, 1].item()], baseline=None, label=m)
+        axes.set(ylim=(-0.05, 1.05))
+        axes.legend(loc="lower right", fontsize=6, ncols=len(given), framealpha=0.6)
+
+    levels = range(len(model.summaries))
+    return {f"alpha {level}": lambda axes, sample, level=level: draw(axes, sample, level) for level in levels}
+
+
+if __name__ == "__main__":
+    main(explain, ExplainConfig, "Pictures of what a trained CLCR attends to.")
