@@ -135,7 +135,9 @@ def test_training_goes_through_an_outage_too(storage, extracted, tmp_path):
         proxy.fail(REFUSED, UNAVAILABLE)
         assert read_text(out, "metrics.json") is None
         output = finish(job)
-        assert proxy.unavailable > before and "Traceback" not in output
+        # With several clusters on one machine Ray's own cleaner may ask the wrong one, and says so at length.
+        ours = [line for line in output.splitlines() if "PlacementGroupCleaner" not in line]
+        assert proxy.unavailable > before and "Traceback" not in "\n".join(ours)
         run = MlflowClient(tracking).get_run(read_json(out, "run.json")["run_id"])
         history = MlflowClient(tracking).get_metric_history(run.info.run_id, "val/accuracy")
     assert run.info.status == "FINISHED" and [m.step for m in history] == list(range(6))
