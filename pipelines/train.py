@@ -137,13 +137,8 @@ def train(config: TrainConfig) -> None:
         print(f"{config.out} holds this run, finished:")
         return print_metrics(config, finished)
     uri = prepare(config.out)
-    if started:
-        run = tracking.resume_run(started["tracking_uri"], started["run_id"])
-    else:
-        tags = {"model": recipe.architecture, "store.fingerprint": store.spec.fingerprint}
-        name = f"{recipe.architecture}-seed{recipe.seed}"
-        run = tracking.start_run(uri, config.experiment, name, flatten(config), tags)
-        write_text(config.out, "run.json", json.dumps({"run_id": run.run_id, "tracking_uri": run.uri}))
+    tags = {"model": recipe.architecture, "store.fingerprint": store.spec.fingerprint}
+    run = open_run(config, started, uri, f"{recipe.architecture}-seed{recipe.seed}", tags)
     print(
         f"training {recipe.architecture} on {config.workers} workers; MLflow run {run.run_id} at {run.uri}", flush=True
     )
@@ -190,6 +185,17 @@ def claim(config: Any) -> dict[str, str] | None:
         what = ", ".join(f"{k} {before.get(k)} not {now.get(k)}" for k in changed[:4])
         raise JobError(f"--out {config.out} holds another run ({what}): give another --out, or the same options")
     return read_json(config.out, "run.json")
+
+
+def open_run(
+    config: Any, started: Mapping[str, str] | None, uri: str, name: str, tags: Mapping[str, str]
+) -> tracking.Run:
+    """The MLflow run of `config.out`: the one that an earlier start left there, as `claim` gave it, or a new one."""
+    if started:
+        return tracking.resume_run(started["tracking_uri"], started["run_id"])
+    run = tracking.start_run(uri, config.experiment, name, flatten(config), tags)
+    write_text(config.out, "run.json", json.dumps({"run_id": run.run_id, "tracking_uri": run.uri}))
+    return run
 
 
 def prepare(out: str) -> str:

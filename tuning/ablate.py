@@ -5,8 +5,6 @@ Every variant is the given recipe with one part switched off or replaced. Ends w
 intervals and one MLflow run with a child per training; run again, it trains only what is missing.
 """
 
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
@@ -14,10 +12,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from features.files import open_fs, write_text
+from features.files import write_text
+from features.store.sheet import write_figure
 from pipelines import tracking
-from pipelines.cli import JobError, flatten, main, override, require_at_least, resolve_uri
-from pipelines.train import Recipe, check, claim, prepare
+from pipelines.cli import JobError, main, override, require_at_least, resolve_uri
+from pipelines.train import Recipe, check, claim, open_run, prepare
 from tuning.report import compare, interval_figure, markdown
 from tuning.runs import SeedRuns, run_all
 
@@ -85,11 +84,7 @@ def ablate(config: AblateConfig) -> None:
         check(config.store, recipe)
     started = claim(replaced(config, seeds=1, variants=(FULL,), beside=()))  # more of these may be asked for later
     uri = prepare(config.out)
-    if started:
-        run = tracking.resume_run(started["tracking_uri"], started["run_id"])
-    else:
-        run = tracking.start_run(uri, config.experiment, "ablation", flatten(config), {"model": "clcr"})
-        write_text(config.out, "run.json", json.dumps({"run_id": run.run_id, "tracking_uri": run.uri}))
+    run = open_run(config, started, uri, "ablation", {"model": "clcr"})
     seeds = tuple(range(config.recipe.seed, config.recipe.seed + config.seeds))
     print(f"{len(recipes)} recipes x {len(seeds)} seeds; MLflow run {run.run_id} at {run.uri}", flush=True)
     try:
@@ -110,11 +105,7 @@ def report(out: str, run: tracking.Run, results: Mapping[str, Any], seeds: tuple
     run.log_metrics({f"test/{line.name}/{column}": line.mean(column) for line in lines for column in line.scores})
     run.client.log_text(run.run_id, table, "ablation.md")
     run.log_figure(figure, "ablation.png")
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=120)
-    fs, path = open_fs(out)
-    with fs.open_output_stream(f"{path}/ablation.png") as f:
-        f.write(picture.getvalue())
+    write_figure(f"{out}/ablation.png", figure)
     write_text(out, "ablation.md", table)
     print(f"{table}\nwritten to {out}/ablation.md and ablation.png", flush=True)
 

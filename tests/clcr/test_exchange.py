@@ -6,8 +6,8 @@ import torch
 
 from clcr.exchange import CoExchange, Nearness, attend
 
-SPANS = {"a": torch.tensor([[0.0, 0.4], [0.4, 0.8], [0.8, 1.2]]), "b": torch.arange(5)[:, None] * 0.3 + torch.zeros(2)}
-SPANS["b"] = torch.stack([SPANS["b"][:-1, 0], SPANS["b"][1:, 0]], dim=1)
+EDGES = {"a": torch.arange(4) * 0.4, "b": torch.arange(5) * 0.3}
+SPANS = {m: torch.stack([edges[:-1], edges[1:]], dim=1) for m, edges in EDGES.items()}
 
 
 def random_tokens(dtype=torch.float32, k=8, alpha_min=0.2):

@@ -1,18 +1,14 @@
 """Events from a csv with JSON to a trained model, without Ray: manifest, media, store, loader, loop."""
 
 import json
-import os
-import socket
 from dataclasses import replace
 
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from mediafiles import numbered, sine, write_manifest, write_media
-from test_learner import losses, recipe
+from test_learner import losses, on_two_workers, recipe
 
 from clcr.config import ModelConfig, StemConfig
 from features.corpus import read_corpus
@@ -131,14 +127,6 @@ def test_models_learn_when_a_tone_sounds(events_store, architecture):
         assert sum(diagnostics[f"diag/omega/{level}"] for level in range(3)) == pytest.approx(1, abs=1e-5)
 
 
-def _worker(rank, world, port, uri, results):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    torch.set_num_threads(1)
-    results[rank] = outcome(uri, rank, world)
-    dist.destroy_process_group()
-
-
 def outcome(uri, rank=0, world=1):
     model, stem = ModelConfig(width=16, heads=2, dropout=0.0), StemConfig(shift=0.0)  # nothing random
     given = replace(recipe(epochs=2), model=model, stem=stem)
@@ -153,18 +141,11 @@ def outcome(uri, rank=0, world=1):
 def test_two_workers_with_different_numbers_of_bins_learn_and_predict_what_one_does(events_store):
     store, _ = events_store
     history, predictions = outcome(store.uri)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_worker, args=(2, port, store.uri, results), nprocs=2)
-        for rank in range(2):
-            theirs, predicted = results[rank]
-            for one, two in zip(history, theirs, strict=True):
-                for name in one:
-                    assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-3), name
-            assert predicted.keys() == predictions.keys()
-            for clip_id, (targets, logits) in predictions.items():
-                assert predicted[clip_id][0] == targets
-                assert torch.allclose(predicted[clip_id][1], logits, atol=2e-2)
+    for theirs, predicted in on_two_workers(outcome, store.uri):
+        for one, two in zip(history, theirs, strict=True):
+            for name in one:
+                assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-3), name
+        assert predicted.keys() == predictions.keys()
+        for clip_id, (targets, logits) in predictions.items():
+            assert predicted[clip_id][0] == targets
+            assert torch.allclose(predicted[clip_id][1], logits, atol=2e-2)

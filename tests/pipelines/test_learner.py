@@ -1,12 +1,12 @@
 """The one training loop over a real store, without Ray: determinism, resuming, several workers."""
 
 import os
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from s3 import free_port
 
 from clcr.config import ModelConfig
 from clcr.errors import ClcrError
@@ -84,12 +84,20 @@ def test_a_loss_that_is_not_finite_names_the_clips(store):
         learner.trainer.train_step(batch)
 
 
-def _worker(rank, world, port, uri, results):
+def _worker(rank, world, port, outcome, uri, results):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=world)
     torch.set_num_threads(1)
-    results[rank] = losses(run(Learner(uri, without_dropout(), rank, world)))
+    results[rank] = outcome(uri, rank, world)
     dist.destroy_process_group()
+
+
+def on_two_workers(outcome, uri):
+    """What outcome(uri, rank, world) gives in each of two processes that train together."""
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_worker, args=(2, free_port(), outcome, uri, results), nprocs=2)
+        return [results[rank] for rank in range(2)]
 
 
 def without_dropout():
@@ -98,17 +106,15 @@ def without_dropout():
     return replace(recipe(), model=ModelConfig(width=16, heads=2, dropout=0.0))
 
 
+def learned(uri, rank=0, world=1):
+    return losses(run(Learner(uri, without_dropout(), rank, world)))
+
+
 @pytest.mark.slow
 def test_two_workers_learn_what_one_learns(store):
     """Shares of 29 clips in batches of 8 are uneven: padding, global counts and gathered rows must all be right."""
-    alone = losses(run(Learner(store.uri, without_dropout())))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_worker, args=(2, port, store.uri, results), nprocs=2)
-        for rank in range(2):
-            for one, two in zip(alone, results[rank], strict=True):
-                for name in one:
-                    assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-3), name
+    alone = learned(store.uri)
+    for theirs in on_two_workers(learned, store.uri):
+        for one, two in zip(alone, theirs, strict=True):
+            for name in one:
+                assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-3), name
