@@ -3,8 +3,8 @@
     python -m tests.benchmarks.events --corpus grid/corpus.csv --words grid/words.csv --out DIR --seeds 3 --epochs 40
 
 Makes a manifest with a column of events from words.csv (clip_id, start, end, word), in JSON as any csv manifest has
-them; extracts and trains as tests/benchmarks/accuracy.py does; prints the share of frames right, over the frames of the
-test split, beside what always naming the most frequent class gives. Run again and it goes on from what is finished.
+them; extracts and trains as tests/benchmarks/accuracy.py does; ends with the share of frames right, over the frames of
+the test split, beside what always naming the most frequent class gives. Run again and it goes on where it stopped.
 
 A frame's class is the slot of GRID's six-word sentences that is being spoken (command, color, ...; silence is
 background), or with `--label color` the colour itself while it is spoken and background otherwise.
@@ -40,8 +40,8 @@ class EventsConfig:
     """slot, or one of the slots: its word while it is spoken"""
     rate: float = 25.0
     """bins per second; 25 is one per video frame"""
-    models: str = "clcr,concat,audio"
-    """models to train, separated by commas"""
+    models: str = "concat,audio"
+    """models to train beside clcr, separated by commas"""
     seeds: int = 3
     """seeds 0, 1, ... of each model"""
     epochs: int = 40
