@@ -5,19 +5,15 @@ Every variant is the given recipe with one part switched off or replaced. Ends w
 intervals and one MLflow run with a child per training; run again, it trains only what is missing.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import Annotated, Any
 
 import tyro
 
-from features.files import write_text
-from features.store.sheet import write_figure
-from pipelines import tracking
 from pipelines.cli import JobError, main, override, require_at_least, resolve_uri
 from pipelines.train import Recipe, check, claim, open_run, prepare
-from tuning.report import compare, interval_figure, markdown
+from tuning.report import publish
 from tuning.runs import SeedRuns, run_all
 
 FULL = "full"
@@ -91,23 +87,11 @@ def ablate(config: AblateConfig) -> None:
         runs = SeedRuns(
             config.store, config.out, recipes, seeds, config.experiment, run, config.cpus_per_run, config.gpus_per_run
         )
-        report(config.out, run, run_all(runs), seeds)
+        publish(config.out, run, run_all(runs), seeds, "ablation")
     except BaseException as error:
         run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     run.finish()
-
-
-def report(out: str, run: tracking.Run, results: Mapping[str, Any], seeds: tuple[int, ...]) -> None:
-    """The table and the picture: on the terminal, in the output folder and in MLflow."""
-    lines = compare(results, FULL)
-    table, figure = markdown(lines, seeds, "variant"), interval_figure(lines, "ablation")
-    run.log_metrics({f"test/{line.name}/{column}": line.mean(column) for line in lines for column in line.scores})
-    run.client.log_text(run.run_id, table, "ablation.md")
-    run.log_figure(figure, "ablation.png")
-    write_figure(f"{out}/ablation.png", figure)
-    write_text(out, "ablation.md", table)
-    print(f"{table}\nwritten to {out}/ablation.md and ablation.png", flush=True)
 
 
 if __name__ == "__main__":

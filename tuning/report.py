@@ -8,8 +8,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from clcr.metrics import main_metric, score
+from features.files import write_text
+from features.store.sheet import write_figure
+from pipelines.tracking import Run
 
 MEAN = "mean"
+Results = Mapping[str, Mapping[int, Mapping[str, Mapping[str, float]]]]  # test metrics by name, seed and task
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Line:
         return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
-def compare(results: Mapping[str, Mapping[int, Mapping[str, Mapping[str, float]]]], reference: str) -> list[Line]:
-    """Lines in the order of `results`: test metrics by name, seed and task, the same seeds under every name.
+def compare(results: Results, reference: str) -> list[Line]:
+    """Lines in the order of `results`, which has the same seeds under every name.
 
     A task counts by its main metric: accuracy, or skill for numbers.
     """
@@ -61,16 +65,41 @@ def compare(results: Mapping[str, Mapping[int, Mapping[str, Mapping[str, float]]
     return [Line(name, values, p[name]) for name, values in scores.items()]
 
 
-def markdown(lines: list[Line], seeds: tuple[int, ...], title: str) -> str:
+def publish(
+    out: str,
+    run: Run,
+    results: Results,
+    seeds: tuple[int, ...],
+    title: str,
+    notes: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """The table and the picture: on the terminal, in the output folder and in MLflow.
+
+    The first of `results` is what the others are tested against; notes: further columns, by name.
+    """
+    lines = compare(results, next(iter(results)))
+    table, figure = markdown(lines, seeds, title, notes), interval_figure(lines, title)
+    run.log_metrics({f"test/{line.name}/{column}": line.mean(column) for line in lines for column in line.scores})
+    run.client.log_text(run.run_id, table, f"{title}.md")
+    run.log_figure(figure, f"{title}.png")
+    write_figure(f"{out}/{title}.png", figure)
+    write_text(out, f"{title}.md", table)
+    print(f"{table}\nwritten to {out}/{title}.md and {title}.png", flush=True)
+
+
+def markdown(
+    lines: list[Line], seeds: tuple[int, ...], title: str, notes: Mapping[str, Mapping[str, str]] | None = None
+) -> str:
     """The table; `*` marks what differs from the first line with a corrected p below 0.05."""
-    columns = list(lines[0].scores)
-    rows = [f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    columns, noted = list(lines[0].scores), list((notes or {}).get(lines[0].name, {}))
+    rows = [f"| {title} | {' | '.join(columns + noted)} |", "|---" * (len(columns) + len(noted) + 1) + "|"]
     for line in lines:
         cells = []
         for column in columns:
             half = line.half_width(column)
             interval = "" if np.isnan(half) else f" ± {half:.3f}"
             cells.append(f"{line.mean(column):.3f}{interval}{' *' if line.p[column] < 0.05 else ''}")
+        cells += [notes[line.name][name] for name in noted] if noted else []
         rows.append(f"| {line.name} | {' | '.join(cells)} |")
     said = ", ".join(map(str, seeds))
     test = f"paired t-test against {lines[0].name}, corrected for {len(lines) - 1} comparisons (Benjamini-Hochberg)"

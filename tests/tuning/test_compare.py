@@ -1,0 +1,69 @@
+"""A real comparison: a sweep per model, the best of each over seeds, one table; gone on with when asked for more."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from clcr.registry import MODELS
+from features.store import Store
+from pipelines.cli import JobError
+from tuning.compare import CompareConfig
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--epochs", "2", "--tasks", "label"]
+
+
+def run(store, folder, *options):
+    command = [sys.executable, "tuning/compare.py", "--store", store.uri, "--out", str(folder / "comparison"), *SMALL]
+    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_all_means_every_model_and_each_modality_alone(store):
+    opened = Store(store.uri)
+    assert CompareConfig("s", "o").names(opened) == (*MODELS, *opened.spec.features)
+    assert CompareConfig("s", "o", models=("audio", "all")).names(opened)[0] == "audio"
+    with pytest.raises(JobError, match="--models brain: known for this store are all, clcr"):
+        CompareConfig("s", "o", models=("brain",)).names(opened)
+
+
+@pytest.fixture(scope="module")
+def compared(store, tmp_path_factory):
+    """First two models with one seed; then another model and another seed are asked for."""
+    folder = tmp_path_factory.mktemp("compare")
+    first = run(store, folder, "--models", "clcr,concat", "--trials", "2", "--seeds", "1")
+    assert first.returncode == 0, first.stderr
+    kept = [folder / "comparison" / name for name in ("sweep-concat/best.yaml", "concat-seed1/metrics.json")]
+    before = [path.stat().st_mtime_ns for path in kept]
+    done = run(store, folder, "--models", "clcr,concat,audio", "--trials", "2", "--seeds", "2")
+    assert done.returncode == 0, done.stderr
+    assert [path.stat().st_mtime_ns for path in kept] == before, "what had ended was run again"
+    return folder, done.stdout
+
+
+@pytest.mark.slow
+def test_the_table_has_every_model_with_its_size_and_speed(compared):
+    folder, said = compared
+    table = (folder / "comparison" / "comparison.md").read_text()
+    assert table in said and (folder / "comparison" / "comparison.png").stat().st_size > 10_000
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()]
+    assert cells[0] == ["comparison", "label", "mean", "parameters", "clips/s"]
+    assert [row[0] for row in cells[2:5]] == ["clcr", "concat", "audio"]
+    assert all(float(row[3].split()[0]) > 0 and float(row[4]) > 0 for row in cells[2:5])
+
+
+@pytest.mark.slow
+def test_each_model_is_trained_with_what_its_own_sweep_found_and_fresh_seeds(compared):
+    folder = compared[0] / "comparison"
+    client = MlflowClient(f"sqlite:///{compared[0]}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    for model in ("clcr", "concat", "audio"):
+        best = yaml.safe_load((folder / f"sweep-{model}" / "best.yaml").read_text())
+        own = [r.data.params for r in runs if r.data.tags.get("variant") == model]
+        assert sorted(p["seed"] for p in own) == ["1", "2"]
+        assert all(p["model"] == best["model"] == model and float(p["lr"]) == best["lr"] for p in own)
+        assert json.loads((folder / f"{model}-seed1" / "metrics.json").read_text())["label"]["n"] > 0

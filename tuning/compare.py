@@ -1,0 +1,142 @@
+#!/usr/bin/env python
+"""Compare: CLCR beside what people would use instead, each tuned alike, over seeds, on the test split.
+
+For every model a sweep with the same number of trials on the validation split; then its best recipe on fresh seeds.
+Ends with a Markdown table (mean, 95 % interval, paired test against the first model, size, speed), a picture of the
+intervals and one MLflow experiment; run again, it goes on with what is missing.
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from dataclasses import replace as replaced
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import clcr
+from clcr.registry import MODELS
+from features.files import read_text
+from features.store import Store
+from pipelines.cli import JobError, main, parse, require_at_least, resolve_uri
+from pipelines.loading import feature_specs, task_specs
+from pipelines.train import Recipe, check, claim, modalities_of, open_run, prepare
+from tuning.report import publish
+from tuning.runs import SeedRuns, run_all
+from tuning.sweep import SweepConfig, sweep
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Options of the compare job."""
+
+    store: str
+    """feature store; path or URI"""
+    out: str
+    """folder of the comparison; path or URI"""
+    models: tuple[str, ...] = (ALL,)
+    """models to compare, the first is the one that the others are tested against; all = every model, and each modality
+    alone"""
+    trials: int = 12
+    """trials of each model's sweep; 0 = no tuning, the recipe as given for all"""
+    seeds: int = 5
+    """trainings of each best recipe, with the seeds after --seed (which the sweep used)"""
+    grace_epochs: int = 5
+    """epochs that every trial may run before ASHA can stop it"""
+    cpus_per_run: int = 1
+    """CPUs of each trial and each training"""
+    gpus_per_run: float = 1.0
+    """GPUs of each training, on a cluster that has any; a fraction shares one"""
+    experiment: str = "clcr"
+    """MLflow experiment"""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        least = {"trials": 0, "seeds": 1, "grace_epochs": 1, "cpus_per_run": 1, "gpus_per_run": 0}
+        require_at_least(self, least)
+
+    def names(self, store: Store) -> tuple[str, ...]:
+        """The models to train. Raises JobError for one that is not known."""
+        named = dict.fromkeys(name for model in self.models for name in (_all(store) if model == ALL else [model]))
+        if unknown := [name for name in named if name not in _all(store)]:
+            raise JobError(f"--models {unknown[0]}: known for this store are all, {', '.join(_all(store))}")
+        return tuple(named)
+
+
+def compare(config: CompareConfig) -> None:
+    """The job: check, claim the output folder, tune every model, train the best of each over seeds, report."""
+    config = replaced(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
+    store = Store(config.store)
+    names = config.names(store)
+    for name in names:
+        check(config.store, replaced(config.recipe, architecture=name))
+    started = claim(replaced(config, seeds=1, models=(ALL,)))  # more of these may be asked for later
+    uri = prepare(config.out)
+    os.environ["MLFLOW_TRACKING_URI"] = uri  # the sweeps' runs belong beside this one
+    run = open_run(config, started, uri, "comparison", {"model": ",".join(names)})
+    print(
+        f"{len(names)} models, {config.trials} trials and {config.seeds} seeds each; MLflow run {run.run_id} at {uri}"
+    )
+    try:
+        recipes = {name: tuned(config, name) for name in names}
+        seeds = tuple(range(config.recipe.seed + 1, config.recipe.seed + 1 + config.seeds))
+        runs = SeedRuns(
+            config.store, config.out, recipes, seeds, config.experiment, run, config.cpus_per_run, config.gpus_per_run
+        )
+        results = run_all(runs)
+        publish(config.out, run, results, seeds, "comparison", costs(store, runs))
+    except BaseException as error:
+        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    run.finish()
+
+
+def tuned(config: CompareConfig, name: str) -> Recipe:
+    """The best recipe of a model's sweep, which runs now unless it has ended before."""
+    recipe, folder = replaced(config.recipe, architecture=name), f"{config.out}/sweep-{name}"
+    if not config.trials:
+        return recipe
+    if read_text(folder, "best.yaml") is None:
+        print(f"tuning {name}", flush=True)
+        sweep(
+            SweepConfig(
+                config.store,
+                folder,
+                trials=config.trials,
+                cpus_per_trial=config.cpus_per_run,
+                grace_epochs=config.grace_epochs,
+                experiment=config.experiment,
+                recipe=recipe,
+            )
+        )
+    with tempfile.TemporaryDirectory() as local:
+        path = Path(local) / "best.yaml"
+        path.write_text(read_text(folder, "best.yaml"))
+        return parse(Recipe, ["--config", str(path)])
+
+
+def costs(store: Store, runs: SeedRuns) -> dict[str, dict[str, str]]:
+    """Size and speed of every model: parameters, and training clips per second as its runs logged them."""
+    client, parent = runs.parent.client, runs.parent.run_id
+    experiment = client.get_run(parent).info.experiment_id
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    found: dict[str, dict[str, str]] = {}
+    for name, recipe in runs.recipes.items():
+        features = feature_specs(store, modalities_of(recipe.architecture, store))
+        model = clcr.build(recipe.architecture, recipe.network(), features, task_specs(store, recipe.tasks))
+        size = sum(parameter.numel() for parameter in model.parameters())
+        own = [c.data.metrics for c in children if c.data.tags.get("variant") == name]
+        paces = [metrics["perf/samples_per_s"] for metrics in own if "perf/samples_per_s" in metrics]
+        found[name] = {"parameters": f"{size / 1e6:.2f} M", "clips/s": f"{sum(paces) / max(1, len(paces)):.0f}"}
+    return found
+
+
+def _all(store: Store) -> list[str]:
+    return [*MODELS, *store.spec.features]
+
+
+if __name__ == "__main__":
+    main(compare, CompareConfig, "Every model tuned alike, then over seeds on the test split: one table.")
