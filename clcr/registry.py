@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from clcr.base import MultimodalModel
 from clcr.baselines.concat import Concat
+from clcr.baselines.mm_orient import MMOrient
 from clcr.baselines.mult import Mult
 from clcr.baselines.single import SingleModality
 from clcr.batches import FeatureSpec
@@ -18,7 +19,7 @@ from clcr.errors import ClcrError, ConfigError
 from clcr.model import CLCR
 from clcr.tasks import TaskSpec
 
-MODELS: dict[str, type[MultimodalModel]] = {"clcr": CLCR, "concat": Concat, "mult": Mult}
+MODELS: dict[str, type[MultimodalModel]] = {"clcr": CLCR, "mm_orient": MMOrient, "concat": Concat, "mult": Mult}
 
 
 def build(
