@@ -51,8 +51,9 @@ class MMOrient(MultimodalModel):
         self.side = nn.ModuleDict({name: Standardise(*features[name].shape) for name in options.side})
         joined = (m * m + m) * width + sum(features[name].shape[0] for name in options.side)
         self.trunk = nn.Sequential(
-            *(nn.Linear(joined, width), nn.ReLU(), nn.Dropout(dropout)),
-            *(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout)),
+            nn.LayerNorm(joined),  # without it, it stuck at two thirds of a problem of three classes
+            *(nn.Linear(joined, width), nn.GELU(), nn.Dropout(dropout)),
+            *(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)),
         )
         self.heads = nn.ModuleList(nn.Linear(width, task.outputs) for task in tasks.values())
         # An empty bank: every clip is its own only neighbour.

@@ -240,7 +240,7 @@ class Planted:
 
 def test_it_learns_what_is_planted_and_the_best_epochs_bank_goes_with_its_weights(make):
     train, val = Planted(make, 96, 0), Planted(make, 48, 1)
-    config = make.config(mm_orient={"bank": 32}, dropout=0.1)
+    config = make.config(mm_orient={"bank": 32}, stem={"motion": False}, dropout=0.1)
     tasks = {"word": make.tasks["word"]}
     model = clcr.build("mm_orient", config, make.features, tasks)
     model.fit_statistics(train.sample_batches(96))
