@@ -52,6 +52,11 @@ class TimePooling(nn.Module):
         scores = rearrange(scores, "b t n -> b n t")[:, task]
         return masked_softmax(scores + shares.clamp(min=EPSILON).log(), shares > 0)
 
+    def summary(self, tokens: Tensor, shares: Tensor, task: Tensor) -> Tensor:
+        """Tokens (B, T, d) of a basis of their own, pooled: (B, N, d), zero where a window has no token."""
+        identity = torch.eye(tokens.shape[-1], device=tokens.device)
+        return self(shares, task, (tokens, identity)) @ tokens.float()
+
 
 class LevelWeights(nn.Module):
     """omega: a softmax over levels of an MLP that reads the level's shared summary beside the level's anchor.

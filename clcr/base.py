@@ -1,12 +1,12 @@
 """What every model here shares: the encoder, its declarations, what a forward pass returns, parameter groups."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from clcr.batches import Batch, FeatureSpec
-from clcr.config import CLCRConfig
+from clcr.config import CLCRConfig, pairs
 from clcr.errors import ConfigError
 from clcr.hierarchy import SemanticHierarchy
 from clcr.tasks import TaskSpec
@@ -39,6 +39,8 @@ class MultimodalModel(nn.Module):
             raise ConfigError("no features: a model needs at least one modality")
         if not tasks:
             raise ConfigError("no tasks: declare at least one thing to predict")
+        if unknown := set(pairs(config.loss.task_weights, "loss.task-weights")) - set(tasks):
+            raise ConfigError(f"--loss.task-weights: no task named {min(unknown)}; there are {', '.join(tasks)}")
         self.config = config
         self.features = dict(features)
         self.tasks = dict(tasks)
@@ -48,6 +50,12 @@ class MultimodalModel(nn.Module):
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Set the stems' standardisation from training batches."""
         self.encoder.fit_statistics(batches)
+
+    def prepare_evaluation(self, sample: Callable[[int], Iterable[Batch]]) -> None:
+        """Store what predictions need of the training split; the training loop calls it before it validates.
+
+        sample(clips): batches of a seeded sample of that split, the same on every worker.
+        """
 
     def diagnostics(self, out: Output, batch: Batch) -> dict[str, Tensor]:
         """What to log beside the losses: (B,) per name, NaN where it is undefined for a sample."""

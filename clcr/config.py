@@ -1,7 +1,8 @@
 """The options of every model: frozen dataclasses with a docstring under each field (the command line shows them)."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -14,11 +15,19 @@ Aggregation = Literal["attention", "even_levels", "mean"]
 BudgetKind = Literal["learned", "fixed"]
 FrameStem = Literal["patches", "trunk", "resnet18"]
 Correlation = Literal["cka", "whitened"]
+Reference = Literal["bank", "batch"]
 
 
 def _require(condition: bool, option: str, value: object, rule: str) -> None:
     if not condition:
         raise ConfigError(f"--{option} {value}: {rule}")
+
+
+def pairs(values: Sequence[str], option: str) -> dict[str, str]:
+    """`name=value` words of an option as a dict."""
+    for value in values:
+        _require("=" in value.strip("="), option, value, "give name=value, several separated by commas")
+    return dict(value.split("=", 1) for value in values)
 
 
 def _require_one_of(value: str, choices: object, option: str) -> None:
@@ -150,8 +159,10 @@ class BudgetConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the regularisers beside the task loss."""
+    """Weights of the tasks, and of the regularisers beside them."""
 
+    task_weights: tuple[str, ...] = ()
+    """name=weight of a task's loss, comma separated; a task that is not named weighs 1."""
     lambda_intra: float = 0.01
     """Weight of the intra-level term: private flows apart from each other and from the shared flow."""
     lambda_inter: float = 0.01
@@ -166,11 +177,82 @@ class LossConfig:
     """Measure of dependence: debiased linear CKA, or the whitened cross-correlation the paper names."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "task_weights", tuple(self.task_weights))
+        for name, weight in pairs(self.task_weights, "loss.task-weights").items():
+            _require(_not_negative(weight), "loss.task-weights", f"{name}={weight}", "must be a number, 0 or more")
         _require(self.lambda_intra >= 0, "loss.lambda-intra", self.lambda_intra, "must not be negative")
         _require(self.lambda_inter >= 0, "loss.lambda-inter", self.lambda_inter, "must not be negative")
         for term in ("pr", "sp", "mix"):
             _require(getattr(self, term) >= 0, f"loss.{term}", getattr(self, term), "must not be negative")
         _require_one_of(self.correlation, Correlation, "loss.correlation")
+
+    def task_weight(self, task: str) -> float:
+        """Weight of a task's loss."""
+        return float(pairs(self.task_weights, "loss.task-weights").get(task, 1.0))
+
+
+def _not_negative(text: str) -> bool:
+    try:
+        return 0 <= float(text) < math.inf
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class MMOrientConfig:
+    """What `mm_orient` alone has."""
+
+    linked: float = 0.1
+    """Share of the pairs of training clips that a modality's graph links: it sets the least cosine of a link."""
+    threshold: float | None = None
+    """Instead, one least cosine for every graph, of embeddings as they are stored (the paper: 0.9)."""
+    reference: Reference = "bank"
+    """What a predicted clip is compared with: a bank of training clips, or the others of its batch (the paper)."""
+    bank: int = 128
+    """Clips in the bank, a seeded sample of the training split."""
+    embeddings: tuple[str, ...] = ()
+    """modality=other: the other modality's one vector is the modality's global embedding (image=clip_image)."""
+    side: tuple[str, ...] = ()
+    """Modalities of one vector that only the heads read, beside what was learned (emotion, toxicity)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "embeddings", tuple(self.embeddings))
+        object.__setattr__(self, "side", tuple(self.side))
+        _require(0 < self.linked < 1, "mm-orient.linked", self.linked, "must lie strictly between 0 and 1")
+        fits = self.threshold is None or -1 <= self.threshold < 1
+        _require(fits, "mm-orient.threshold", self.threshold, "a cosine, must lie in [-1, 1)")
+        _require(self.bank >= 1, "mm-orient.bank", self.bank, "must be 1 or more")
+        _require_one_of(self.reference, Reference, "mm-orient.reference")
+        pairs(self.embeddings, "mm-orient.embeddings")
+
+
+@dataclass(frozen=True)
+class MISAConfig:
+    """Weights of the losses of `misa` beside the task's."""
+
+    similarity: float = 1.0
+    """Central moment discrepancy between the modalities' shared parts."""
+    difference: float = 0.3
+    """Overlap of shared with private parts, and of private parts with each other."""
+    reconstruction: float = 1.0
+    """Error of what shared and private part together restore."""
+
+    def __post_init__(self) -> None:
+        for name in ("similarity", "difference", "reconstruction"):
+            _require(getattr(self, name) >= 0, f"misa.{name}", getattr(self, name), "must not be negative")
+
+
+@dataclass(frozen=True)
+class OGMGEConfig:
+    """How `ogm_ge` modulates gradients."""
+
+    alpha: float = 0.8
+    """How fast a modality that is ahead is slowed down: 1 - tanh(alpha * how many times it is ahead)."""
+    noise: bool = True
+    """Add to each of the encoders' weight gradients Gaussian noise of the gradient's own spread (GE)."""
+
+    def __post_init__(self) -> None:
+        _require(self.alpha >= 0, "ogm-ge.alpha", self.alpha, "must not be negative")
 
 
 @dataclass(frozen=True)
@@ -181,6 +263,9 @@ class CLCRConfig:
     stem: StemConfig = field(default_factory=StemConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    mm_orient: MMOrientConfig = field(default_factory=MMOrientConfig)
+    misa: MISAConfig = field(default_factory=MISAConfig)
+    ogm_ge: OGMGEConfig = field(default_factory=OGMGEConfig)
 
     def __post_init__(self) -> None:
         _require(

@@ -10,7 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from clcr.base import MultimodalModel
 from clcr.baselines.concat import Concat
+from clcr.baselines.film import FiLM
+from clcr.baselines.late import Late
+from clcr.baselines.misa import MISA
+from clcr.baselines.mm_orient import MMOrient
 from clcr.baselines.mult import Mult
+from clcr.baselines.ogm_ge import OGMGE
 from clcr.baselines.single import SingleModality
 from clcr.batches import FeatureSpec
 from clcr.config import CLCRConfig
@@ -18,7 +23,16 @@ from clcr.errors import ClcrError, ConfigError
 from clcr.model import CLCR
 from clcr.tasks import TaskSpec
 
-MODELS: dict[str, type[MultimodalModel]] = {"clcr": CLCR, "concat": Concat, "mult": Mult}
+MODELS: dict[str, type[MultimodalModel]] = {
+    "clcr": CLCR,
+    "mm_orient": MMOrient,
+    "concat": Concat,
+    "late": Late,
+    "film": FiLM,
+    "misa": MISA,
+    "ogm_ge": OGMGE,
+    "mult": Mult,
+}
 
 
 def build(

@@ -62,6 +62,9 @@ class Loader(Protocol):
     def batches(self, epoch: int) -> Iterable[Batch]:
         """This worker's share of every global batch of an epoch."""
 
+    def sample_batches(self, clips: int) -> Iterable[Batch]:
+        """A seeded sample of so many clips, the same on every worker."""
+
 
 @dataclass
 class Epoch:
@@ -110,6 +113,8 @@ class Trainer:
             epoch, started = self.next_epoch, time.perf_counter()
             measured = self.train_epoch(epoch, train.batches(epoch))
             measured["perf/epoch_s"] = time.perf_counter() - started
+            with torch.no_grad(), self._autocast():
+                self.model.prepare_evaluation(train.sample_batches)
             predictions, diagnostics = self.evaluate(val.batches(0))
             measured |= M.tracked("val", M.split_metrics(self.tasks, predictions)) | diagnostics
             improved = measured["val/score"] > self.best_score
@@ -211,13 +216,14 @@ class Trainer:
         self.best_weights = state["best_weights"]
 
     def _task_losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Each task's sum over known targets, divided by their global count."""
+        """Each task's sum over known targets, divided by their global count, times the task's weight."""
         pairs = [task_loss(task, logits[name], batch.targets[name]) for name, task in self.tasks.items()]
         counts = torch.stack([count for _, count in pairs]).float()
         if self.world > 1:
             dist.all_reduce(counts)
         # DistributedDataParallel averages gradients over workers; the world size undoes it.
-        weights = self.world / counts.clamp(min=1)
+        own = torch.tensor([self.model.config.loss.task_weight(name) for name in self.tasks], device=counts.device)
+        weights = own * self.world / counts.clamp(min=1)
         return {f"train/loss_{name}": s * w for name, (s, _), w in zip(self.tasks, pairs, weights, strict=True)}
 
     def _autocast(self) -> torch.autocast:

@@ -4,6 +4,7 @@
 Run again with the same options and it goes on from the last checkpoint; a finished run only prints its result.
 """
 
+import dataclasses
 import json
 import tempfile
 import time
@@ -26,7 +27,16 @@ from rich.table import Table
 
 import clcr
 from clcr import metrics as M
-from clcr.config import BudgetConfig, CLCRConfig, LossConfig, ModelConfig, StemConfig
+from clcr.config import (
+    BudgetConfig,
+    CLCRConfig,
+    LossConfig,
+    MISAConfig,
+    MMOrientConfig,
+    ModelConfig,
+    OGMGEConfig,
+    StemConfig,
+)
 from clcr.registry import MODELS
 from clcr.training import Epoch, OptimConfig, Trainer
 from features.files import open_fs, read_json, read_text, write_text
@@ -45,7 +55,7 @@ class Recipe:
     """What is learned and how: the options that train and sweep share."""
 
     architecture: Annotated[str, tyro.conf.arg(name="model")] = "clcr"
-    """clcr, concat, mult, or the name of one modality (video, audio): that modality alone"""
+    """clcr, mm_orient, concat, late, film, misa, ogm_ge, mult, or one modality's name (video): that one alone"""
     tasks: tuple[str, ...] = ()
     """tasks to learn together; none named = all that the store declares"""
     seed: int = 0
@@ -55,11 +65,14 @@ class Recipe:
     stem: StemConfig = field(default_factory=StemConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    mm_orient: MMOrientConfig = field(default_factory=MMOrientConfig)
+    misa: MISAConfig = field(default_factory=MISAConfig)
+    ogm_ge: OGMGEConfig = field(default_factory=OGMGEConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
 
     def network(self) -> CLCRConfig:
         """The network's part. Raises ConfigError when the options do not fit together."""
-        return CLCRConfig(model=self.model, stem=self.stem, budget=self.budget, loss=self.loss)
+        return CLCRConfig(**{part.name: getattr(self, part.name) for part in dataclasses.fields(CLCRConfig)})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A strong baseline: everything CLCR adds must be worth more than this.
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clcr.aggregation import TaskHeads, TimePooling
 from clcr.base import MultimodalModel, Output
@@ -30,10 +30,9 @@ class Concat(MultimodalModel):
         """Predict every task for a batch."""
         (deepest,) = self.encoder(batch)
         windows = Windows.of(self.tasks, batch)
-        identity = torch.eye(self.config.model.width, device=next(iter(deepest.values())).values.device)
-        summaries: list[Tensor] = []
-        for tokens, pooling in zip(deepest.values(), self.pooling, strict=True):
-            weights = pooling(windows.shares(tokens), windows.task, (tokens.values, identity))
-            summaries.append(weights @ tokens.values.float())
+        summaries = [
+            pooling.summary(tokens.values, windows.shares(tokens), windows.task)
+            for tokens, pooling in zip(deepest.values(), self.pooling, strict=True)
+        ]
         logits = self.heads(torch.cat(summaries, dim=-1), windows)
         return Output(logits=dict(zip(self.tasks, logits, strict=True)))

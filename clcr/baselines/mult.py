@@ -150,9 +150,8 @@ class Mult(MultimodalModel):
         each = len(valid) - 1  # streams per target
         fused = [torch.cat(streams[i : i + each], dim=-1) for i in range(0, len(streams), each)]
         fused = self.memory(fused, None, valid)
-        identity = torch.eye(fused[0].shape[-1], device=fused[0].device)
         summaries = [
-            pooling(windows.shares(read), windows.task, (x, identity)) @ x.float()
+            pooling.summary(x, windows.shares(read), windows.task)
             for pooling, read, x in zip(self.pooling, low_level.values(), fused, strict=True)
         ]
         logits = self.heads(torch.cat(summaries, dim=-1), windows)

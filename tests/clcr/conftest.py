@@ -8,7 +8,7 @@ import torch
 
 import clcr
 from clcr.batches import collate
-from clcr.config import BudgetConfig, LossConfig, ModelConfig, StemConfig
+from clcr.config import BudgetConfig, LossConfig, MISAConfig, MMOrientConfig, ModelConfig, OGMGEConfig, StemConfig
 from clcr.tasks import task_loss
 
 FRAMES = clcr.FeatureSpec((16, 16, 3), 12.5, "uint8")
@@ -27,10 +27,16 @@ def one_thread_and_seed():
     torch.set_num_threads(threads)
 
 
-def make_config(loss=None, stem=None, budget=None, **model):
+def make_config(loss=None, stem=None, budget=None, mm_orient=None, misa=None, ogm_ge=None, **model):
     model = {"width": 32, "levels": 3, "heads": 2, "dropout": 0.0, **model}
     return clcr.CLCRConfig(
-        ModelConfig(**model), StemConfig(**(stem or {})), BudgetConfig(**(budget or {})), LossConfig(**(loss or {}))
+        ModelConfig(**model),
+        StemConfig(**(stem or {})),
+        BudgetConfig(**(budget or {})),
+        LossConfig(**(loss or {})),
+        MMOrientConfig(**(mm_orient or {})),
+        MISAConfig(**(misa or {})),
+        OGMGEConfig(**(ogm_ge or {})),
     )
 
 

@@ -17,7 +17,7 @@ from clcr.windows import Windows
 WORD = clcr.TaskSpec("word", "classification", ("a", "b", "c"))
 WHEN = clcr.TaskSpec("when", "events", ("background", "a", "b"), 5.0)
 TASKS = {"word": WORD, "when": WHEN}
-MODELS = ["clcr", "concat", "video", "audio"]
+MODELS = [*(name for name in clcr.MODELS if name != "mm_orient"), "video", "audio"]
 
 
 @pytest.fixture
