@@ -67,7 +67,8 @@ def contact_sheet(
                 strips[name](axes, sample)
             last = name == list(heights)[-1]
             axes.tick_params(axis="x", labelsize=7, labelbottom=last, length=3 if last else 0)
-        axes.set_xlabel("seconds", fontsize=7, labelpad=1)
+        timed = row["duration"] or spans
+        axes.set_xlabel("seconds" if timed else "in order, without time", fontsize=7, labelpad=1)
     return figure
 
 
