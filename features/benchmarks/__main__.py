@@ -69,10 +69,10 @@ def write(options: Options) -> tuple[Counter[str], list[str]]:
     vectors = options.out.with_suffix("")
     layout = Layout(options.root, options.lists or options.root, options.val_share, options.split, vectors)
     rows = list(mosi.read_pickle(layout, options.pickle) if options.pickle else READERS[options.name](layout))
+    there = [row for row in rows if None not in (row.get("video", ""), row.get("image", ""))]
     missing = [row["clip_id"] for row in rows if None in (row.get("video", ""), row.get("image", ""))]
-    if len(missing) == len(rows):
+    if not there:
         raise CorpusError(f"{options.root} has none of the {len(rows)} clips of the lists, such as {missing[0]}")
-    there = [row for row in rows if row["clip_id"] not in set(missing)]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(_table(there, options.out.parent), options.out)
     return Counter(row["split"] for row in rows), missing

@@ -9,13 +9,16 @@ import torch
 from mediafiles import write_manifest
 from PIL import Image
 
+from clcr.training import OptimConfig
+from features.errors import StoreError
 from features.store import Store
 from features.store.inspect import inspect
 from features.store.sheet import contact_sheet
 from features.store.verify import verify
 from pipelines.cli import main
 from pipelines.extract import ExtractConfig, extract
-from pipelines.train import Learner, OptimConfig, Recipe
+from pipelines.loading import LoaderConfig
+from pipelines.train import Learner, Recipe
 
 ROWS = 12
 VALUES = {"vectors.rates": "face=10", "vectors.dtype": "float16", "vectors.limit": 50, "vectors.max-broken": 0.2,
@@ -132,6 +135,28 @@ def test_models_learn_from_it(store, model):
     recipe = Recipe(architecture=model, optim=OptimConfig(epochs=1, batch_size=4))
     (epoch,) = Learner(store.uri, recipe).fit()
     assert np.isfinite(epoch.metrics["train/loss"] if "train/loss" in epoch.metrics else epoch.metrics["val/score"])
+
+
+@pytest.mark.slow
+def test_each_fold_is_tested_once_and_never_trained_on(store):
+    everything = set(store.index()["clip_id"].to_pylist())
+    tested = []
+    for fold in store.folds():
+        parts = {split: store.index(split, ["clip_id", "fold"], fold) for split in ("train", "val", "test")}
+        assert set(parts["test"]["fold"].to_pylist()) == {fold}
+        assert set(parts["val"]["fold"].to_pylist()) == {(fold + 1) % 4}
+        assert set().union(*(part["clip_id"].to_pylist() for part in parts.values())) == everything
+        assert sum(map(len, parts.values())) == len(everything)
+        tested += parts["test"]["clip_id"].to_pylist()
+    assert sorted(tested) == sorted(everything)
+    recipe = Recipe(architecture="text", optim=OptimConfig(epochs=1, batch_size=4), loader=LoaderConfig(fold=2))
+    learner = Learner(store.uri, recipe)
+    splits = {split: learner.loader(split).dataset.index["clip_id"].to_pylist() for split in ("train", "val", "test")}
+    assert {split: {int(clip) % 4 for clip in clips} for split, clips in splits.items()} == {
+        "train": {0, 1}, "val": {3}, "test": {2}
+    }  # fmt: skip
+    with pytest.raises(StoreError, match="has no fold 7; it has 0, 1, 2, 3"):
+        store.index("test", fold=7)
 
 
 MISTAKES = {
