@@ -23,6 +23,7 @@ from features.validation import SPLITS, Summary, validate
 __all__ = ["SPLITS", "Clip", "Corpus", "Summary", "Task", "parse_tasks", "read_corpus"]
 
 MEDIA = ("video", "audio", "image", "text")
+VECTORS = "_features"  # a column of this ending gives vectors instead of a medium: `{modality}_features`
 TYPES = {
     **dict.fromkeys(("clip_id", *MEDIA, "group", "split"), pa.string()),
     **dict.fromkeys(("start", "end"), pa.float64()),
@@ -51,16 +52,25 @@ class Clip:
     fold: int | None
     group: str | None
     labels: dict[str, Any] = field(default_factory=dict)
+    vectors: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], labels: Sequence[str]) -> "Clip":
         """A clip from one row of `Corpus.batches` (a dict) and the names of the label columns that it should carry."""
-        return cls(**{name: row.get(name) for name in TYPES}, labels={name: row[name] for name in labels})
+        return cls(
+            **{name: row.get(name) for name in TYPES},
+            labels={name: row[name] for name in labels},
+            vectors={name: uri for name, uri in row.items() if name.endswith(VECTORS) and uri},
+        )
+
+    def files(self) -> dict[str, str]:
+        """This clip's files by column, as the manifest names them; a text that stands in the manifest is none."""
+        named = {name: getattr(self, name) for name in MEDIA} | self.vectors
+        return {name: uri for name, uri in named.items() if uri and (name != "text" or is_text_file(uri))}
 
     def media(self, folder: str) -> dict[str, str]:
         """Where this clip's files are: `{column: path or URI}` with relative ones taken from the manifest's folder."""
-        uris = {name: getattr(self, name) for name in ("video", "audio", "image")}
-        return {name: resolve(uri, folder) for name, uri in uris.items() if uri}
+        return {name: resolve(uri, folder) for name, uri in self.files().items()}
 
 
 @dataclass(frozen=True)
@@ -155,6 +165,11 @@ class Corpus:
         return pa.array(events, EVENTS)
 
 
+def is_text_file(text: str) -> bool:
+    """Whether the text column names a file instead of being the text: one line that ends in .txt, or a URI."""
+    return "\n" not in text and (text.endswith(".txt") or text.startswith(("file://", "s3://", "gs://")))
+
+
 def read_corpus(uri: str) -> Corpus:
     """Open a manifest (.csv, .csv.gz, .parquet) or a folder: ROOT/CLASS/clip.mp4, or ROOT/train/CLASS/clip.mp4.
 
@@ -201,14 +216,14 @@ def _is_parquet(uri: str) -> bool:
 
 
 def _reserved(name: str) -> bool:
-    return name in TYPES or name.endswith("_features")
+    return name in TYPES or name.endswith(VECTORS)
 
 
 def _normal_type(name: str, kind: pa.DataType) -> pa.DataType:
     """The type that a column has from here on: few enough that csv and parquet of the same rows are the same corpus."""
     if name in TYPES:
         return TYPES[name]
-    if name.endswith("_features"):
+    if name.endswith(VECTORS):
         return pa.string()
     if pa.types.is_integer(kind):
         return pa.int64()

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from features.corpus import Clip, Corpus
 from features.errors import FeaturesError, StorageError, StoreError, one_line
+from features.files import split_place
 from features.isolation import IsolatedEncoder
 from features.specs import EncoderSpec
 from features.store import Store
@@ -72,8 +73,9 @@ class Extraction:
     def _portable(self, failure: Failure, clip: Clip) -> Failure:
         """The failure with files named as the manifest has them: a store's bytes know nothing of the machine."""
         message = failure.message
+        named = clip.files()
         for column, uri in clip.media(self.corpus.folder).items():
-            message = message.replace(uri, getattr(clip, column))
+            message = message.replace(split_place(uri)[0], split_place(named[column])[0])
         return replace(failure, message=message)
 
 

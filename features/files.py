@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import uuid
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -15,6 +16,7 @@ from features import s3
 from features.errors import FeaturesError, one_line
 
 PROBE = 3.0  # seconds that storage may be away when a job starts
+PLACE = re.compile(r"(.+\.np[yz](?:\?[^#]*)?)(#[^#/]*)")  # an array of a file: `vectors.npz#key[row]`
 
 
 def open_fs(uri: str, patience: float = s3.PATIENCE) -> tuple[FileSystem, str]:
@@ -68,7 +70,14 @@ def resolve(uri: str, folder: str) -> str:
     if "://" not in folder:
         return f"{folder.rstrip('/')}/{uri}"
     address, mark, options = folder.partition("?")
-    return f"{address.rstrip('/')}/{quote(uri)}{mark}{options}"
+    file, place = split_place(uri)
+    return f"{address.rstrip('/')}/{quote(file)}{mark}{options}{place}"
+
+
+def split_place(uri: str) -> tuple[str, str]:
+    """The file of `vectors.npz#key[row]`, and `#key[row]`; "" where a whole file is meant."""
+    match = PLACE.fullmatch(uri)
+    return (match[1], match[2]) if match else (uri, "")
 
 
 def list_files(fs: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:

@@ -59,7 +59,7 @@ class IsolatedEncoder:
         if self._child is None or not self._child.is_alive():
             self._start()
         try:
-            self._connection.send((clip, media, self.spec, self.timeout))
+            self._connection.send((clip, media, self.timeout))
             if self._connection.poll(self.timeout):
                 outcome = self._connection.recv()
                 if isinstance(outcome, Failure) and outcome.error == MEMORY:
@@ -72,11 +72,12 @@ class IsolatedEncoder:
         return Failure("decode", TIMEOUT, f"took longer than {self.timeout:g} s and was stopped")
 
     def _start(self) -> None:
-        """A child that has imported the decoders: no clip's time pays for that."""
+        """A child that has imported the decoders and loaded what networks there are: no clip's time pays for that."""
         self.close()
         # A pipe and nothing else: the semaphores of a multiprocessing queue outlive a worker that Ray kills.
         self._connection, theirs = self._context.Pipe()
-        self._child = self._context.Process(target=_serve, args=(theirs, self.encode_clip, self.memory_gb), daemon=True)
+        work = (theirs, self.spec, self.encode_clip, self.memory_gb)
+        self._child = self._context.Process(target=_serve, args=work, daemon=True)
         # A child is told to run the program that made it again, as a module; a worker of Ray is large, and of no use.
         program, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
@@ -87,9 +88,9 @@ class IsolatedEncoder:
         try:
             problem = self._connection.recv()
         except EOFError:
-            problem = "it died; what it printed says why"
+            problem = "the decoding process died at its start; what it printed says why"
         if problem:
-            raise FeaturesError(f"the decoders do not load on {platform.node()}: {problem}; make setup installs them")
+            raise FeaturesError(f"on {platform.node()}: {problem}")
 
     def close(self) -> None:
         """Stop the child."""
@@ -100,7 +101,7 @@ class IsolatedEncoder:
             self._child = None
 
 
-def _serve(connection: Connection, encode: Encode | None, memory_gb: float) -> None:
+def _serve(connection: Connection, spec: EncoderSpec, encode: Encode | None, memory_gb: float) -> None:
     """The child's whole life: one clip in, one sample or failure out, until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A decoder that spins would outlive a job that was killed; no handler, for it may hold the interpreter's lock.
@@ -108,18 +109,23 @@ def _serve(connection: Connection, encode: Encode | None, memory_gb: float) -> N
     try:
         import torch
 
-        from features.encode import encode_clip
+        from features.encode import encode_clip, prepare
+
+        torch.set_num_threads(1)
+        if encode is None:
+            encode = encode_clip
+            prepare(spec)
+    except FeaturesError as error:
+        return connection.send(str(error))
     except (ImportError, OSError, RuntimeError) as error:  # torchaudio beside another build of torch, for one
-        return connection.send(one_line(error))
-    encode = encode or encode_clip
-    torch.set_num_threads(1)
+        return connection.send(f"the decoders do not load: {one_line(error)}; make setup installs them")
     if hasattr(used := psutil.Process().memory_info(), "data"):  # Linux: every private page that can be written
         limit = used.data + int(memory_gb * 1e9)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     with contextlib.suppress(EOFError, BrokenPipeError):
         connection.send("")  # ready
         while True:
-            clip, media, spec, timeout = connection.recv()
+            clip, media, timeout = connection.recv()
             signal.setitimer(signal.ITIMER_REAL, timeout + GRACE)
             outcome = _attempt(encode, clip, media, spec, memory_gb)
             signal.setitimer(signal.ITIMER_REAL, 0)

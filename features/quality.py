@@ -7,10 +7,14 @@ is a failure with that reason.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from features.errors import MediaError
+
+if TYPE_CHECKING:
+    from features.store.reader import Feature
 
 QUALITY_SCHEMA = pa.schema(
     [
@@ -22,6 +26,13 @@ QUALITY_SCHEMA = pa.schema(
         ("silence", pa.float32()),  # share of the log-mel frames without sound
     ]
 )
+BROKEN = pa.field("broken_values", pa.float32())  # largest share of broken values in a clip's given vectors
+
+
+def quality_schema(features: Mapping[str, "Feature"]) -> pa.Schema:
+    """The index's quality columns of a store with these features."""
+    given = any(feature.encoder.get("name") == "vectors" for feature in features.values())
+    return QUALITY_SCHEMA.append(BROKEN) if given else QUALITY_SCHEMA
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,16 @@ MAX_CLASSES = 10_000  # beyond this a column is an identifier or a text
 
 @dataclass(frozen=True)
 class Summary:
-    """What a valid corpus holds. digest: sha256 of all rows in order, the same for csv and parquet of the same rows."""
+    """What a valid corpus holds. digest: sha256 of all rows in order, the same for csv and parquet of the same rows.
+
+    sources: rows that name a medium or vectors, by column; columns that are empty throughout are left out.
+    """
 
     rows: int
     splits: dict[str, int]
     tasks: tuple[Task, ...]
     digest: str
+    sources: dict[str, int]
 
 
 def validate(corpus: "Corpus", wanted: Sequence[Declared] | None) -> Summary:
@@ -41,7 +45,9 @@ def validate(corpus: "Corpus", wanted: Sequence[Declared] | None) -> Summary:
     tasks = _typed_tasks(corpus, wanted)
     values: dict[str, set] = {task.name: set() for task in tasks}
     splits, rows = dict.fromkeys(SPLITS, 0), 0
-    ids, groups, digest = [], [], _Digest(corpus.schema)
+    ids, digest = [], _Digest(corpus.schema)
+    groups: dict[str, list] = {column: [] for column in ("split", "fold") if column in corpus.schema.names}
+    sources = dict.fromkeys(_media_columns(corpus.schema), 0)
     for batch in corpus.batches():
         _check_rows(corpus, batch, rows)
         for task in tasks:
@@ -51,21 +57,26 @@ def validate(corpus: "Corpus", wanted: Sequence[Declared] | None) -> Summary:
             splits[pair["values"]] += pair["counts"]
         ids.append(_hashes(batch.column("clip_id")))
         if "group" in batch.schema.names:
-            groups.append(_group_splits(batch))
+            for column, pairs in groups.items():
+                pairs.append(_group_pairs(batch, column))
+        for name in sources:
+            sources[name] += pc.sum(pc.greater(pc.binary_length(batch.column(name)), 0)).as_py() or 0
         for task in tasks:
             _collect(values[task.name], task, batch.column(task.name))
         digest.update(batch)
     if not rows:
         raise CorpusError(f"corpus {corpus.uri} has no rows")
     _check_duplicates(corpus, ids)
-    _check_groups(corpus, groups)
+    for column, pairs in groups.items():
+        _check_groups(corpus, column, pairs)
     empty = [split for split, count in splits.items() if not count]
     if empty:
         counts = ", ".join(f"{split} {count}" for split, count in splits.items())
         raise CorpusError(
             f"corpus {corpus.uri} has no {' and no '.join(empty)} clips ({counts}); each needs one or more"
         )
-    return Summary(rows, splits, tuple(_task(corpus, task, values[task.name]) for task in tasks), digest.hexdigest())
+    tasks = tuple(_task(corpus, task, values[task.name]) for task in tasks)
+    return Summary(rows, splits, tasks, digest.hexdigest(), {name: n for name, n in sources.items() if n})
 
 
 def _check_columns(corpus: "Corpus") -> None:
@@ -242,28 +253,27 @@ def _check_duplicates(corpus: "Corpus", ids: list[np.ndarray]) -> None:
         row += batch.num_rows
 
 
-def _group_splits(batch: pa.RecordBatch) -> np.ndarray:
-    """Every (group's hash, split's number) in a batch, once: (N, 2) uint64."""
-    pairs = pa.table({"group": batch.column("group"), "split": batch.column("split")}).filter(
-        pc.field("group").is_valid()
-    )
-    pairs = pairs.group_by(["group", "split"]).aggregate([])
-    split = pc.index_in(pairs["split"], value_set=pa.array(SPLITS)).to_numpy().astype(np.uint64)
-    return np.stack([_hashes(pairs["group"].combine_chunks()), split], axis=1)
+def _group_pairs(batch: pa.RecordBatch, column: str) -> np.ndarray:
+    """Every (group's hash, split's or fold's hash) in a batch, once: (N, 2) uint64."""
+    pairs = pa.table({name: batch.column(name) for name in ("group", column)}).drop_null()
+    pairs = pairs.group_by(["group", column]).aggregate([])
+    return np.stack([_hashes(pairs[name].combine_chunks()) for name in ("group", column)], axis=1)
 
 
-def _check_groups(corpus: "Corpus", groups: list[np.ndarray]) -> None:
-    """What a group shares (an actor, a source file) would leak from one split to another."""
+def _check_groups(corpus: "Corpus", column: str, groups: list[np.ndarray]) -> None:
+    """What a group shares (an actor, a source file) would leak from one split, or one fold, to another."""
     if not groups:
         return
     repeated = _repeated(np.unique(np.concatenate(groups), axis=0)[:, 0])
-    found: dict[str, str] = {}
+    found: dict[str, str | int] = {}
     for batch in corpus.batches() if len(repeated) else ():
-        names, splits = batch.column("group").to_pylist(), batch.column("split").to_pylist()
-        for name, split in zip(names, splits, strict=True):
-            if name is not None and found.setdefault(name, split) != split:
+        names, places = batch.column("group").to_pylist(), batch.column(column).to_pylist()
+        for name, place in zip(names, places, strict=True):
+            if None not in (name, place) and found.setdefault(name, place) != place:
+                where = "fold " if column == "fold" else ""
                 raise CorpusError(
-                    f"corpus {corpus.uri}: group {name!r} is in {found[name]} and in {split}; keep a group in one split"
+                    f"corpus {corpus.uri}: group {name!r} is in {where}{found[name]} and in {where}{place}; "
+                    f"keep a group in one {column}"
                 )
 
 

@@ -7,7 +7,9 @@ nothing, or tries failed clips again (`--retry-failed`).
 """
 
 import itertools
+import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -16,11 +18,12 @@ from pyarrow.fs import FileType
 from rich.console import Console
 from rich.table import Table
 
-from features.corpus import Corpus, read_corpus
+from features import text, vectors
+from features.corpus import MEDIA, VECTORS, Corpus, read_corpus
 from features.extractor import Extraction, extract_shard
-from features.files import open_fs
+from features.files import open_fs, split_place
 from features.quality import QualitySpec
-from features.specs import AudioSpec, EncoderSpec, VideoSpec
+from features.specs import AudioSpec, EncoderSpec, ImageSpec, TextSpec, VectorSpec, VideoSpec
 from features.store import Store, StoreSpec
 from features.store.lock import StoreLock
 from features.store.plan import write_plan
@@ -40,10 +43,14 @@ class ExtractConfig:
     tasks: tuple[str, ...] = ()
     """label columns, `name` or `name:KIND`, KIND classification, regression, sentiment (MOSI's scale of -3 to 3),
     events (one bin a second) or events@25 (25 bins a second); none named = every label column"""
-    modalities: tuple[str, ...] = ("video", "audio")
-    """which modalities to extract"""
+    modalities: tuple[str, ...] = ()
+    """which modalities to extract: video, audio, image, text, or NAME of a column NAME_features, which goes before a
+    medium of that name; none named = all that the corpus has a source of"""
     video: VideoSpec = field(default_factory=VideoSpec)
     audio: AudioSpec = field(default_factory=AudioSpec)
+    image: ImageSpec = field(default_factory=ImageSpec)
+    text: TextSpec = field(default_factory=TextSpec)
+    vectors: VectorSpec = field(default_factory=VectorSpec)
     quality: QualitySpec = field(default_factory=QualitySpec)
     shard_rows: int = 64
     """clips per shard: the unit of work, of commit, and of loss when a machine dies"""
@@ -69,8 +76,8 @@ def extract(config: ExtractConfig) -> None:
     corpus_uri, store_uri = resolve_uri("--corpus", config.corpus), resolve_uri("--store", config.store)
     tasks = ",".join(config.tasks) or None
     corpus = read_corpus(corpus_uri).declare(tasks)
-    encoder = plan_encoders(config, corpus)
     report = corpus.validate(tasks)
+    encoder = plan_encoders(config, corpus, report.sources)
     spec = StoreSpec(encoder.features(), report.tasks, report.splits, config.shard_rows, report.digest)
     print(f"corpus {corpus_uri}: {spec.rows} clips ({', '.join(f'{n} {s}' for s, n in spec.splits.items())})")
     print("tasks: " + (", ".join(f"{t.name} ({len(t.classes) or t.kind})" for t in spec.tasks) or "none"), flush=True)
@@ -94,19 +101,47 @@ def extract(config: ExtractConfig) -> None:
     summarize(store, config.max_failed)
 
 
-def plan_encoders(config: ExtractConfig, corpus: Corpus) -> EncoderSpec:
-    """Which modalities the store will hold: those asked for that the corpus has a source of."""
-    if unknown := set(config.modalities) - {"video", "audio"}:
-        raise JobError(f"--modalities {','.join(sorted(unknown))}: known are video, audio")
-    columns = set(corpus.schema.names)
-    wanted = set(config.modalities) & ({"video", "audio"} if "video" in columns else {"audio"} & columns)
-    if not wanted:
-        raise JobError(f"--modalities {','.join(config.modalities)}: {corpus.uri} has no such media column")
-    return EncoderSpec(
-        video=config.video if "video" in wanted else None,
-        audio=config.audio if "audio" in wanted else None,
+def plan_encoders(config: ExtractConfig, corpus: Corpus, sources: Collection[str]) -> EncoderSpec:
+    """What the store will hold of the modalities asked for; sources: the manifest's columns that are not empty.
+
+    Raises JobError for a modality without a source, FeaturesError where a network or given vectors do not load.
+    """
+    given = {name.removesuffix(VECTORS) for name in sources if name.endswith(VECTORS)}
+    known = given | set(sources) & set(MEDIA) | ({"audio"} if "video" in sources else set())
+    if missing := sorted(set(config.modalities) - known):
+        raise JobError(f"--modalities {','.join(missing)}: {corpus.uri} has a source of {', '.join(sorted(known))}")
+    wanted = set(config.modalities) or known
+    if unknown := sorted(name for name, _, _ in (r.partition("=") for r in config.vectors.rates) if name not in given):
+        raise JobError(f"--vectors.rates {unknown[0]}: {corpus.uri} has no column {unknown[0]}{VECTORS} with values")
+    spec = EncoderSpec(
+        video=resolved(config.video, "video") if "video" in wanted - given else None,
+        audio=config.audio if "audio" in wanted - given else None,
         quality=config.quality,
+        image=resolved(config.image, "image") if "image" in wanted - given else None,
+        text=with_folder(config.text) if "text" in wanted - given else None,
+        vectors=config.vectors if wanted & given else None,
     )
+    declared = {"text": text.find_feature(spec.text)} if spec.text is not None else {}
+    declared |= vectors.find_features(corpus, sorted(wanted & given), config.vectors)
+    return replace(spec, declared=declared)
+
+
+def resolved(spec: VideoSpec | ImageSpec, modality: str) -> VideoSpec | ImageSpec:
+    """The same spec with a weights file that every process finds, looked at once before any starts."""
+    if spec.encoder != "resnet18":
+        return spec
+    from features.image import load_resnet18
+
+    if spec.weights.endswith((".pth", ".pt", ".safetensors")):
+        spec = replace(spec, weights=resolve_uri(f"--{modality}.weights", spec.weights))
+    load_resnet18(spec.weights)
+    return spec
+
+
+def with_folder(spec: TextSpec) -> TextSpec:
+    """The same spec with a folder that every process finds; a name on the hub stays as it is."""
+    is_folder = spec.encoder.startswith(("/", ".", "~")) or os.path.isdir(spec.encoder)
+    return replace(spec, encoder=resolve_uri("--text.encoder", spec.encoder)) if is_folder else spec
 
 
 def require_media(corpus: Corpus) -> None:
@@ -121,7 +156,7 @@ def require_media(corpus: Corpus) -> None:
 
 
 def _is_there(uri: str) -> bool:
-    fs, path = open_fs(uri)
+    fs, path = open_fs(split_place(uri)[0])
     return fs.get_file_info(path).type == FileType.File
 
 
@@ -175,7 +210,8 @@ def print_plan(store_uri: str, spec: StoreSpec, store: Store | None) -> None:
     names, committed = list(spec.shards()), store.committed() if store else set()
     print(f"store {store_uri}: {len(names)} shards, {sum(name in committed for name in names)} committed already")
     for name, feature in spec.features.items():
-        print(f"  {name}: {feature.rate:g} tokens per second of {feature.dtype} {list(feature.shape)}")
+        rate = f"{feature.rate:g} tokens per second" if feature.rate else "tokens without time"
+        print(f"  {name}: {rate} of {feature.dtype} {list(feature.shape)}")
 
 
 def summarize(store: Store, max_failed: float) -> None:

@@ -33,6 +33,9 @@ class LoaderConfig:
     """keep a split's samples in memory after the first epoch where they fit in this many GB per worker"""
     processes: int = 2
     """reading processes per worker for a split that does not fit"""
+    fold: int | None = None
+    """cross-validation: the fold (the corpus's column) that is the test split, the next one is val, the others train;
+    none = the splits of the corpus"""
 
 
 def feature_specs(store: Store, modalities: Sequence[str] = ()) -> dict[str, FeatureSpec]:
@@ -74,7 +77,7 @@ class SplitLoader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.dataset = SplitDataset(store, split, features, tasks, config.cache_gb * 1e9)
+        self.dataset = SplitDataset(store, split, features, tasks, config.cache_gb * 1e9, config.fold)
         if not len(self.dataset):
             raise JobError(f"{store.uri}: split {split} has no sample; see its failures")
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
@@ -134,10 +137,11 @@ class SplitDataset(Dataset):
         features: Mapping[str, FeatureSpec],
         tasks: Mapping[str, TaskSpec],
         cache_bytes: float,
+        fold: int | None = None,
     ) -> None:
         columns = ["clip_id", "shard", "offset", "nbytes", "duration", *(f"label_{name}" for name in tasks)]
         self.store, self.modalities = store, tuple(features)
-        self.index = store.index(split, columns)
+        self.index = store.index(split, columns, fold)
         self.targets = _encode_targets(self.index, tasks, store.spec.tasks)
         self.cached = pa.compute.sum(self.index["nbytes"]).as_py() <= cache_bytes if len(self.index) else True
         self._places = {name: self.index[name].to_pylist() for name in ("clip_id", "shard", "offset", "nbytes")}

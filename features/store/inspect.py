@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from features.quality import QUALITY_SCHEMA
+from features.quality import quality_schema
 from features.store.reader import Store
 from features.tasks import NUMBERS
 
@@ -26,7 +26,8 @@ PATH, NUMBER = r"\S*/\S*", r"\d+(\.\d+)?"  # what differs between two messages a
 def inspect(store: Store) -> dict[str, Any]:
     """Every figure as plain JSON types. Raises StoreError where nothing is committed yet."""
     spec = store.spec
-    columns = ["split", "nbytes", "duration", *(f"tokens_{m}" for m in spec.features), *QUALITY_SCHEMA.names]
+    quality = quality_schema(spec.features)
+    columns = ["split", "nbytes", "duration", *(f"tokens_{m}" for m in spec.features), *quality.names]
     index = store.index(columns=columns + [f"label_{task.name}" for task in spec.tasks])
     failures = store.failures()
     return {
@@ -36,7 +37,7 @@ def inspect(store: Store) -> dict[str, Any]:
         "splits": {split: _split(index, failures, split, rows) for split, rows in spec.splits.items()},
         "modalities": {name: _modality(index, name, feature) for name, feature in spec.features.items()},
         "tasks": {task.name: _task(index, task, spec.splits) for task in spec.tasks},
-        "quality": _quality(index),
+        "quality": _quality(index, quality),
         "failures": _failures(failures),
     }
 
@@ -82,13 +83,13 @@ def _task(index: pa.Table, task: Any, splits: Iterable[str]) -> dict[str, Any]:
     return {"kind": task.kind, "unlabelled": unlabelled, "classes": classes}
 
 
-def _quality(index: pa.Table) -> dict[str, Any]:
+def _quality(index: pa.Table, schema: pa.Schema) -> dict[str, Any]:
     """Per figure of features/quality.py its spread; of one that is true or false, how many clips have it."""
     return {
         field.name: pc.sum(index[field.name]).as_py() or 0
         if pa.types.is_boolean(field.type)
         else spread(index[field.name])
-        for field in QUALITY_SCHEMA
+        for field in schema
     }
 
 
@@ -136,7 +137,8 @@ def _modality_table(report: Mapping[str, Any]) -> Table:
     for name, row in report["modalities"].items():
         feature, tokens = report["spec"]["features"][name], row["tokens"]
         encoder = "\n".join(f"{key} {value}" for key, value in feature["encoder"].items() if value is not None)
-        token = f"{feature['dtype']} {feature['shape']}\n{feature['rate']:g} a second"
+        rate = f"{feature['rate']:g} a second" if feature["rate"] else "without time"
+        token = f"{feature['dtype']} {feature['shape']}\n{rate}"
         counts = [row["present"], row["absent"], tokens["min"], tokens["median"], tokens["max"]]
         table.add_row(name, token, encoder, *map(number, counts), human_bytes(row["bytes"]))
     return table

@@ -131,10 +131,32 @@ class Store:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}  # open files do not cross processes
 
-    def index(self, split: str | None = None, columns: list[str] | None = None) -> pa.Table:
-        """One row per committed sample, ordered by shard and offset."""
-        condition = None if split is None else pc.field("split") == split
-        return self._table("index", columns, condition)
+    def index(self, split: str | None = None, columns: list[str] | None = None, fold: int | None = None) -> pa.Table:
+        """One row per committed sample, ordered by shard and offset.
+
+        fold: cross-validation: this fold is the test split, the next one the val split, all others train, whatever
+        the manifest's splits are. Raises StoreError where there is no such fold.
+        """
+        return self._table("index", columns, None if split is None else self._condition(split, fold))
+
+    def folds(self) -> list[int]:
+        """The folds of cross-validation. Raises StoreError where there are fewer than three, or a clip has none."""
+        column = self._table("index", ["fold"])["fold"]
+        folds = sorted(pc.unique(column.drop_null()).to_pylist())
+        if len(folds) < 3 or column.null_count:
+            lack = f"{column.null_count} clips have no fold" if column.null_count else f"it has {len(folds)} folds"
+            raise StoreError(f"{self.uri} has no cross-validation: {lack}; its corpus needs 3 or more in column fold")
+        return folds
+
+    def _condition(self, split: str, fold: int | None) -> pc.Expression:
+        if fold is None:
+            return pc.field("split") == split
+        folds = self.folds()
+        if fold not in folds:
+            raise StoreError(f"{self.uri} has no fold {fold}; it has {', '.join(map(str, folds))}")
+        test, val = fold, folds[(folds.index(fold) + 1) % len(folds)]
+        held_out = {"test": pc.field("fold") == test, "val": pc.field("fold") == val}
+        return held_out.get(split, ~pc.field("fold").isin([test, val]))
 
     def failures(self) -> pa.Table:
         """One row per clip that could not be used."""

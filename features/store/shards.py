@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from features.corpus import Clip
+from features.corpus import VECTORS, Clip
 from features.errors import StoreError
 from features.files import list_files, open_fs, temporary_path, write_atomic
-from features.quality import QUALITY_SCHEMA
+from features.quality import quality_schema
 from features.store import Store, StoreSpec
 from features.store.samples import PackedSample
 
@@ -73,8 +73,8 @@ def index_schema(spec: StoreSpec, labels: pa.Schema) -> pa.Schema:
             ("sha256", pa.string()),
             ("duration", pa.float64()),
             *[(f"tokens_{modality}", pa.int32()) for modality in spec.features],
-            *QUALITY_SCHEMA,
-            *[(f"uri_{source}", pa.string()) for source in ("video", "audio")],
+            *quality_schema(spec.features),
+            *[(f"uri_{source}", pa.string()) for source in _sources(spec)],
             ("start", pa.float64()),
             ("end", pa.float64()),
             ("fold", pa.int64()),
@@ -82,6 +82,13 @@ def index_schema(spec: StoreSpec, labels: pa.Schema) -> pa.Schema:
             *[(f"label_{field.name}", field.type) for field in labels],
         ]
     )
+
+
+def _sources(spec: StoreSpec) -> list[str]:
+    """Columns of the manifest that name the files of a store's modalities; video and audio in any case."""
+    given = [f"{m}{VECTORS}" for m, feature in spec.features.items() if feature.encoder.get("name") == "vectors"]
+    media = [m for m in ("image", "text") if m in spec.features and m + VECTORS not in given]
+    return ["video", "audio", *media, *given]
 
 
 class ShardWriter:
@@ -93,6 +100,7 @@ class ShardWriter:
         self.split = name.rsplit("-", 1)[0]
         self.modalities = tuple(spec.features)
         self.schema = index_schema(spec, labels)
+        self.quality, self.sources = quality_schema(spec.features).names, _sources(spec)
         self.rows: list[dict[str, Any]] = []
         self.failed: list[dict[str, Any]] = []
         # A name of its own per writer: a task that Ray runs again never meets the half of its dead twin.
@@ -102,6 +110,7 @@ class ShardWriter:
 
     def add(self, clip: Clip, sample: PackedSample) -> None:
         """Append a sample to the tar; it counts from `commit` on."""
+        files = clip.files()
         row = {
             "clip_id": clip.clip_id,
             "split": self.split,
@@ -110,9 +119,8 @@ class ShardWriter:
             "sha256": sample.sha256,
             "duration": sample.duration,
             **{f"tokens_{m}": sample.tokens.get(m, 0) for m in self.modalities},
-            **{name: sample.quality.get(name) for name in QUALITY_SCHEMA.names},
-            "uri_video": clip.video,
-            "uri_audio": clip.audio,
+            **{name: sample.quality.get(name) for name in self.quality},
+            **{f"uri_{source}": files.get(source) for source in self.sources},
             "start": clip.start,
             "end": clip.end,
             "fold": clip.fold,
@@ -130,9 +138,8 @@ class ShardWriter:
 
     def fail(self, clip: Clip, failure: Failure) -> None:
         """Record a clip that cannot be used."""
-        self.failed.append(
-            {"clip_id": clip.clip_id, "split": self.split, "uri": clip.video or clip.audio, **vars(failure)}
-        )
+        uri = next(iter(clip.files().values()), None)
+        self.failed.append({"clip_id": clip.clip_id, "split": self.split, "uri": uri, **vars(failure)})
 
     def commit(self) -> None:
         """Tar, then failures, then index: after the last of them the shard counts."""

@@ -54,7 +54,8 @@ def contact_sheet(
         line, column = divmod(number, columns)
         left, top = column * (LEFT + CELL + RIGHT) + LEFT, height - TOP - line * cell - TITLE
         _text(figure, left / width, (top + 0.07) / height, describe(row, store), size=9, va="bottom")
-        duration = max([row["duration"], *(len(sample[m]) / f.rate for m, f in features.items() if m in sample)])
+        spans = [len(sample[m]) / f.rate for m, f in features.items() if m in sample and f.rate]
+        duration = max([row["duration"], *spans]) or 1.0  # a clip without time is as long as its axis
         for name in heights:
             top -= heights[name]
             axes = figure.add_axes((left / width, top / height, CELL / width, (heights[name] - 0.03) / height))
@@ -66,7 +67,8 @@ def contact_sheet(
                 strips[name](axes, sample)
             last = name == list(heights)[-1]
             axes.tick_params(axis="x", labelsize=7, labelbottom=last, length=3 if last else 0)
-        axes.set_xlabel("seconds", fontsize=7, labelpad=1)
+        timed = row["duration"] or spans
+        axes.set_xlabel("seconds" if timed else "in order, without time", fontsize=7, labelpad=1)
     return figure
 
 
@@ -137,7 +139,7 @@ def _draw(
     elif _is_picture(feature):
         _draw_frames(axes, values, feature, duration)
     elif len(feature.shape) == 1:
-        extent = (0, len(values) / feature.rate, 0, feature.shape[0])
+        extent = (0, len(values) / feature.rate if feature.rate else duration, 0, feature.shape[0])
         low, high = colours
         axes.imshow(
             values.T.astype(np.float32),

@@ -163,6 +163,7 @@ def test_tasks_that_do_not_fit_say_why(manifest, tasks, message):
         ({"split": ["train", "val", None, "train"]}, "clip 'c' has split None"),
         ({"split": ["train"] * 4}, r"has no val and no test clips \(train 4, val 0, test 0\)"),
         ({"group": ["7", "8", "7", "9"]}, "group '7' is in train and in test"),
+        ({"fold": [1, 2, 3, 2]}, "group '7' is in fold 1 and in fold 2; keep a group in one fold"),
         ({"audio": [None] * 4}, "clip 'b' has no media"),
         ({"start": [2.0, None, None, 2.0]}, "clip '00123' goes from 2.0 s to 1.5 s"),
         ({"start": [-1.0, None, None, 2.0]}, "clip '00123' goes from -1.0 s"),

@@ -122,3 +122,8 @@ def test_what_is_missing_is_said_in_one_line(tmp_path):
     next((tmp_path / "index").glob("*")).unlink()
     with pytest.raises(StoreError, match="no index parts yet"):
         store.index()
+
+
+def test_a_store_without_folds_says_so(store):
+    with pytest.raises(StoreError, match="has no cross-validation: 37 clips have no fold"):
+        store.index("train", fold=0)

@@ -256,7 +256,7 @@ def test_an_index_without_the_columns_of_the_spec_is_named(copy):
         json.dumps(make_spec(make_clips(29, 3, 5), features={**FEATURES, "text": text}).to_dict())
     )
     assert problems(copy) == [
-        f"index/{name}.parquet: lacks the columns tokens_text" for name in Store(str(copy)).spec.shards()
+        f"index/{name}.parquet: lacks the columns tokens_text, uri_text" for name in Store(str(copy)).spec.shards()
     ]
 
 

@@ -1,0 +1,129 @@
+"""Texts as hidden layers of a real encoder: what transformers itself gives, token by token, layer by layer."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from features import text
+from features.corpus import is_text_file, read_corpus
+from features.errors import FeaturesError, MediaError
+from features.specs import EncoderSpec, TextSpec, VideoSpec
+
+ROOT = Path(__file__).parents[2]
+WORDS = "It was a very good film, and nobody fell asleep."
+
+
+@pytest.fixture(scope="module")
+def feature():
+    return text.find_feature(TextSpec())
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """The folder of another encoder: four layers of 16 numbers, with random weights."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("encoder")
+    tokenizer = AutoTokenizer.from_pretrained(text._packaged())
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def reference(words, folder=None):
+    """Every hidden state of a text by transformers alone: (layers + 1, T, D)."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = folder or text._packaged()
+    tokens = AutoTokenizer.from_pretrained(folder)(words, return_tensors="pt")
+    with torch.no_grad():
+        return torch.cat(AutoModel.from_pretrained(folder).eval()(**tokens, output_hidden_states=True).hidden_states)
+
+
+def test_the_tokens_are_an_early_a_middle_and_the_last_layer(feature):
+    assert (feature.shape, feature.dtype, feature.rate) == ((3, 384), "float16", 0.0)
+    values = text.encode_text(WORDS, TextSpec(), feature).values
+    assert values.dtype == np.float16 and values.shape[1:] == (3, 384)
+    hidden = reference(WORDS)
+    assert len(hidden) == 7 and hidden.shape[1] == len(values)
+    np.testing.assert_allclose(values, hidden[[2, 4, 6]].transpose(0, 1).numpy(), rtol=2e-3, atol=2e-3)
+
+
+def test_other_layers_and_lengths_can_be_asked_for():
+    spec = TextSpec(layers=(1, 6), max_tokens=5)
+    feature = text.find_feature(spec)
+    values = text.encode_text(WORDS, spec, feature).values
+    assert feature.shape == (2, 384) and values.shape == (5, 2, 384)
+    short = reference("It was a")  # five tokens with the two special ones: the rest of the text was never seen
+    np.testing.assert_allclose(values, short[[1, 6]].transpose(0, 1).numpy(), rtol=2e-3, atol=2e-3)
+
+
+def test_a_local_folder_is_an_encoder_and_its_weights_are_its_name(other, feature, tmp_path):
+    spec = TextSpec(encoder=str(other))
+    mine = text.find_feature(spec)
+    assert mine.shape == (3, 16) and mine.encoder["layers"] == [1, 3, 4]
+    values = text.encode_text(WORDS, spec, mine).values
+    np.testing.assert_allclose(values, reference(WORDS, other)[[1, 3, 4]].transpose(0, 1).numpy(), rtol=2e-3, atol=2e-3)
+    assert mine.encoder["weights"] != feature.encoder["weights"] and str(other) not in str(mine.encoder)
+    (tmp_path / "moved").symlink_to(other)
+    assert text.find_feature(TextSpec(encoder=str(tmp_path / "moved"))) == mine, "where it lies means nothing"
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (TextSpec(encoder="/no/such/folder"), "--text.encoder /no/such/folder does not load"),
+        (TextSpec(layers=(7,)), "--text.layers 7: the encoder has 6 layers"),
+    ],
+)
+def test_an_encoder_that_cannot_be_used_is_named(spec, reason):
+    with pytest.raises(FeaturesError, match=reason):
+        text.find_feature(spec)
+
+
+def test_wrong_options_are_refused():
+    for wrong in ({"layers": (3, 1)}, {"layers": (0, 1)}, {"layers": (2, 2)}, {"max_tokens": 2}):
+        with pytest.raises(ValueError, match="--text"):
+            TextSpec(**wrong)
+
+
+def test_without_the_package_the_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(text.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FeaturesError, match=r"pip install 'clcr-pipeline\[text\]', or leave text out by --modalities"):
+        text.find_feature(TextSpec())
+
+
+def test_a_text_is_a_file_where_it_looks_like_one(tmp_path, feature):
+    (tmp_path / "talk one.txt").write_text(WORDS)
+    (tmp_path / "latin.txt").write_bytes("Grüße".encode("latin-1"))
+    (tmp_path / "blank.txt").write_text(" \n")
+    rows = f'clip_id,text,split,label\n1,{tmp_path.name}/x,train,a\n2,"{WORDS}",train,a\n3,talk one.txt,train,a\n'
+    (tmp_path / "corpus.csv").write_text(rows)
+    literal, plain, file = read_corpus(str(tmp_path / "corpus.csv")).clips()
+    assert literal.media("x") == plain.media("x") == {} and file.media(str(tmp_path)).keys() == {"text"}
+    assert (
+        is_text_file("s3://bucket/1") and not is_text_file("see a.txt\nand b.txt") and not is_text_file("https://x.y")
+    )
+    from_file = text.encode_text(file.media(str(tmp_path))["text"], TextSpec(), feature)
+    np.testing.assert_array_equal(from_file.values, text.encode_text(WORDS, TextSpec(), feature).values)
+    for name, reason in (("gone.txt", "does not exist"), ("latin.txt", "is no UTF-8 text"), ("blank.txt", "is blank")):
+        with pytest.raises(MediaError, match=reason):
+            text.encode_text(str(tmp_path / name), TextSpec(), feature)
+
+
+@pytest.mark.slow
+def test_a_decoding_process_without_text_does_not_load_the_language_library():
+    code = (
+        "import sys, features.isolation, features.encode; from features.encode import prepare\n"
+        "from features.specs import EncoderSpec, VideoSpec\n"
+        "prepare(EncoderSpec(VideoSpec(), None))\n"
+        "print(*sorted({'transformers', 'tokenizers', 'torchvision', 'PIL', 'sentence_transformers'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    assert EncoderSpec(VideoSpec(), None).features().keys() == {"video"}

@@ -1,0 +1,186 @@
+"""The extract job over every kind of input at once: what is stored, what fails by name, what models learn from."""
+
+import sys
+
+import numpy as np
+import pytest
+import ray
+import torch
+from mediafiles import write_manifest
+from PIL import Image
+
+from clcr.training import OptimConfig
+from features.errors import StoreError
+from features.store import Store
+from features.store.inspect import inspect
+from features.store.sheet import contact_sheet
+from features.store.verify import verify
+from pipelines.cli import main
+from pipelines.extract import ExtractConfig, extract
+from pipelines.loading import LoaderConfig
+from pipelines.train import Learner, Recipe
+
+ROWS = 12
+VALUES = {"vectors.rates": "face=10", "vectors.dtype": "float16", "vectors.limit": 50, "vectors.max-broken": 0.2,
+          "image.size": 16, "image.grid": 2, "text.max-tokens": 6, "text.layers": "1,3,6", "video.size": 32,
+          "video.fps": 5, "tasks": "label", "shard-rows": 6, "max-failed": 0.3}  # fmt: skip
+OPTIONS = ["--vectors.trim", *(f"--{name}={value}" for name, value in VALUES.items())]
+
+
+@pytest.fixture(scope="module")
+def folder(media, tmp_path_factory):
+    """Twelve clips with a video, an image, a text, a file of their own and a row of an archive; three are broken."""
+    folder, generator = tmp_path_factory.mktemp("inputs"), np.random.default_rng(0)
+    rows = []
+    for n in range(ROWS):
+        face = generator.normal(size=(8, 5)).astype(np.float32) + 1
+        face[:2], face[3, 4] = 0, -255
+        np.save(folder / f"face{n}.npy", face if n != 1 else face * np.nan)
+        Image.new("RGB", (20, 20), (n, 2 * n, 3 * n)).save(folder / f"{n}.png")
+        rows.append(
+            {
+                "clip_id": n,
+                "video": str(media / "silent.mp4"),
+                "image": f"{n}.png" if n != 2 else "gone.png",
+                "text": "a good film" if n % 2 else "a bad film",
+                "face_features": f"face{n}.npy",
+                "voice_features": f"voices.npz#mean[{n}]" if n != 3 else "",
+                "split": ("train", "train", "val", "test")[n % 4],
+                "fold": n % 4,
+                "group": f"speaker {n}",
+                "label": "ab"[n % 2],
+            }
+        )
+    np.save(folder / "face5.npy", np.zeros((2, 4), np.float32))  # one number too few
+    np.savez(folder / "voices.npz", mean=generator.normal(size=(ROWS, 7)))
+    write_manifest(folder / "corpus.csv", rows)
+    from torchvision.models import resnet18
+
+    torch.save(resnet18().state_dict(), folder / "resnet.pth")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(folder):
+    """The store of all of it, made by one run of the job."""
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        weights = ["--video.encoder", "resnet18", "--video.weights", str(folder / "resnet.pth")]
+        assert run("--corpus", folder / "corpus.csv", "--store", folder / "store", *OPTIONS, *weights) == 0
+    finally:
+        ray.shutdown()
+    return Store(str(folder / "store"))
+
+
+def run(*args):
+    """The exit code of the job inside this process."""
+    before, sys.argv = sys.argv, ["extract.py", *map(str, args)]
+    try:
+        main(extract, ExtractConfig, "")
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = before
+    return 0
+
+
+@pytest.mark.slow
+def test_every_kind_of_input_is_stored_as_the_options_say(store, folder):
+    shapes = {name: (feature.shape, feature.dtype, feature.rate) for name, feature in store.spec.features.items()}
+    assert shapes == {
+        "video": ((512,), "float16", 5.0),
+        "audio": ((64,), "float16", 50.0),
+        "image": ((3 * 8 * 8,), "uint8", 0.0),
+        "text": ((3, 384), "float16", 0.0),
+        "face": ((5,), "float16", 10.0),
+        "voice": ((7,), "float16", 0.0),
+    }
+    rows = {row["clip_id"]: row for row in store.index().to_pylist()}
+    assert rows.keys() == {str(n) for n in range(ROWS)} - {"1", "2", "5"}
+    voices = np.load(folder / "voices.npz")["mean"].astype(np.float16)
+    for clip_id, row in rows.items():
+        n, sample = int(clip_id), store.read(row["shard"], row["offset"], row["nbytes"])
+        assert sample.keys() == {"json", "video", "image", "text", "face"} | ({"voice"} if n != 3 else set())
+        assert (len(sample["video"]), len(sample["image"]), len(sample["text"]), len(sample["face"])) == (5, 4, 5, 6)
+        assert (sample["image"].reshape(-1, 3) == (n, 2 * n, 3 * n)).all()
+        assert n == 3 or (sample["voice"] == voices[n]).all()
+        assert sample["face"][1, 4] == pytest.approx(sample["face"][[0, 2, 3, 4, 5], 4].mean(), abs=2e-3)
+        assert row["broken_values"] == pytest.approx(1 / 30) and row["duration"] == 1.0
+        assert (row["uri_image"], row["uri_face_features"], row["uri_text"]) == (f"{n}.png", f"face{n}.npy", None)
+        assert (row["fold"], row["group"]) == (n % 4, f"speaker {n}")
+
+
+@pytest.mark.slow
+def test_what_cannot_be_used_says_why_and_names_no_machine(store, folder):
+    failures = {row["clip_id"]: (row["stage"], row["message"]) for row in store.failures().to_pylist()}
+    assert failures == {
+        "1": ("quality", "face1.npy: 1 of the values are broken, above --vectors.max-broken 0.2"),
+        "2": ("open", "gone.png does not exist; check the manifest's path"),
+        "5": ("vectors", "face5.npy: a token has shape (4,), the corpus (5,)"),
+    }
+    assert str(folder) not in (folder / "store/store.json").read_text()
+
+
+@pytest.mark.slow
+def test_the_store_verifies_and_is_shown(store):
+    assert verify(store, pytest.fail).problems == 0
+    report = inspect(store)
+    assert report["quality"]["broken_values"]["count"] == 9 and report["modalities"]["voice"]["absent"] == 1
+    assert contact_sheet(store, clips=2).axes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["clcr", "concat", "mult", "text", "image", "face"])
+def test_models_learn_from_it(store, model):
+    recipe = Recipe(architecture=model, optim=OptimConfig(epochs=1, batch_size=4))
+    (epoch,) = Learner(store.uri, recipe).fit()
+    assert np.isfinite(epoch.metrics["train/loss"] if "train/loss" in epoch.metrics else epoch.metrics["val/score"])
+
+
+@pytest.mark.slow
+def test_each_fold_is_tested_once_and_never_trained_on(store):
+    everything = set(store.index()["clip_id"].to_pylist())
+    tested = []
+    for fold in store.folds():
+        parts = {split: store.index(split, ["clip_id", "fold"], fold) for split in ("train", "val", "test")}
+        assert set(parts["test"]["fold"].to_pylist()) == {fold}
+        assert set(parts["val"]["fold"].to_pylist()) == {(fold + 1) % 4}
+        assert set().union(*(part["clip_id"].to_pylist() for part in parts.values())) == everything
+        assert sum(map(len, parts.values())) == len(everything)
+        tested += parts["test"]["clip_id"].to_pylist()
+    assert sorted(tested) == sorted(everything)
+    recipe = Recipe(architecture="text", optim=OptimConfig(epochs=1, batch_size=4), loader=LoaderConfig(fold=2))
+    learner = Learner(store.uri, recipe)
+    splits = {split: learner.loader(split).dataset.index["clip_id"].to_pylist() for split in ("train", "val", "test")}
+    assert {split: {int(clip) % 4 for clip in clips} for split, clips in splits.items()} == {
+        "train": {0, 1}, "val": {3}, "test": {2}
+    }  # fmt: skip
+    with pytest.raises(StoreError, match="has no fold 7; it has 0, 1, 2, 3"):
+        store.index("test", fold=7)
+
+
+MISTAKES = {
+    "a modality without a source": (["--modalities", "smell"], "--modalities smell: "),
+    "a rate of nothing": (["--vectors.rates", "smell=3"], "no column smell_features with values"),
+    "a rate that is none": (["--vectors.rates", "face"], "write NAME=RATE"),
+    "an encoder that is nowhere": (["--text.encoder", "./nowhere"], "--text.encoder"),
+    "a network without weights": (["--image.encoder", "resnet18"], "--image.weights belong together"),
+    "weights that are none": (["--image.encoder=resnet18", "--image.weights=face0.pth"], "are none of ResNet-18's"),
+    "a grid that does not divide": (["--image.grid", "5"], "--image.size 64 is not a multiple of --image.grid 5"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_options_is_one_line(folder, tmp_path, capsys, mistake):
+    options, named = MISTAKES[mistake]
+    code = run("--corpus", folder / "corpus.csv", "--store", tmp_path / "store", "--dry-run", *options)
+    error = capsys.readouterr().err
+    assert code != 0 and error.startswith("error: ") and error.count("\n") == 1 and named in error
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_plan_takes_the_modalities_that_are_asked_for(folder, tmp_path, capsys):
+    assert run("--corpus", folder / "corpus.csv", "--store", tmp_path, "--dry-run", "--modalities", "text,voice") == 0
+    out = capsys.readouterr().out
+    assert "text: tokens without time of float16 [3, 384]" in out and "voice: tokens without time of float32 [7]" in out
+    assert "video:" not in out and "face:" not in out
