@@ -6,10 +6,10 @@
     python -m infra.local_cluster kill host2            # and: start, cut, heal, run HOST -- COMMAND, status, down
 
 A host is a set of Linux namespaces: it has its own network stack and address, name, processes, shared memory, /tmp and
-home folder, and sees the rest of the machine's disk read-only, as an image that it was installed from. Its first
-process holds it together: when that is killed, so is everything on the host, at once, and its disk is gone. Cables
-(veth pairs) lead to a switch (a bridge) on one more host, named storage, with an S3 server and an MLflow server. host1
-is the head node; what joins the cluster needs its token.
+home folder, and sees the rest of the machine's disk read-only, as an image that it was installed from. All that it
+writes is in its /dev/shm/disk. Its first process holds it together: when that is killed, so is everything on the host,
+at once, and its disk is gone. Cables (veth pairs) lead to a switch (a bridge) on one more host, named storage, with an
+S3 server and an MLflow server. host1 is the head node; what joins the cluster needs its token.
 
 Nothing outlives its processes, and these carry the cluster's folder in their command line: `down` finds them whatever
 happened to `up`. Needs root, and Debian's iproute2.
@@ -52,10 +52,9 @@ for mount in $(findmnt -rno TARGET -t ext4,xfs,btrfs,zfs,overlay,virtiofs); do
   mount -o remount,bind,ro "$mount"
 done
 mount --bind "$folder/hosts" /etc/hosts
-mount -t tmpfs tmpfs "$folder/disk"
-mkdir "$folder/disk/written" "$folder/disk/work"
-mount -t overlay overlay -o "lowerdir=/tmp,upperdir=$folder/disk/written,workdir=$folder/disk/work" /tmp
 mount -t tmpfs tmpfs /dev/shm
+mkdir /dev/shm/disk /dev/shm/work
+mount -t overlay overlay -o lowerdir=/tmp,upperdir=/dev/shm/disk,workdir=/dev/shm/work /tmp
 mkdir -p "$HOME"
 ip link set lo up
 until ip link set eth0 up 2>/dev/null; do sleep 0.1; done
@@ -215,7 +214,7 @@ def up(folder: str, hosts: int, cpus: int, dead_after: float) -> LocalCluster:
 
 
 def _up(folder: str, hosts: tuple[str, ...], cpus: int, dead_after: float) -> LocalCluster:
-    Path(folder, "disk").mkdir(parents=True, mode=0o700)
+    Path(folder).mkdir(parents=True, mode=0o700)
     Path(folder, "hosts").touch()
     # The network's number is not known yet: the switch starts with it, and who may have it is found out by its uplink.
     network = free_network()
@@ -386,8 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if min(hosts, cpus, dead_after) < 1:
             raise ClusterError("--hosts, --cpus and --dead-after: must be 1 or more")
         cluster = up(os.path.abspath(folder), hosts, cpus, dead_after)
-        print(f"{hosts} hosts are up. Ray: {cluster.head.dashboard}  MLflow: {cluster.mlflow}  token: {cluster.token}")
-        print("for programs on this machine: export", *(f"{k}={v}" for k, v in cluster.client_environment().items()))
+        print(f"{hosts} hosts are up. Ray: {cluster.head.dashboard}  MLflow: {cluster.mlflow}  S3: {cluster.s3}")
         return 0
 
     def down_(folder: Folder = str(FOLDER)) -> int:
@@ -415,6 +413,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         act.__doc__ = getattr(LocalCluster, verb).__doc__
         return act
 
+    def env(folder: Folder = str(FOLDER)) -> int:
+        """What programs on this machine need to reach the cluster: eval "$(python -m infra.local_cluster env)"."""
+        cluster = load(os.path.abspath(folder))
+        access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token}
+        address = {"RAY_API_SERVER_ADDRESS": cluster.head.dashboard}
+        print("export", *(f"{k}={v}" for k, v in (cluster.client_environment() | access | address).items()))
+        return 0
+
     def put_(source: Host, target: Host, folder: Folder = str(FOLDER)) -> int:
         """Copy a local folder to the S3 server: put corpus s3://data/corpus."""
         put(load(os.path.abspath(folder)), source, target)
@@ -435,7 +441,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ClusterError("no command: give it after --")
         return command
 
-    commands = {"up": up_, "down": down_, "status": status, "put": put_, "submit": submit, "run": run}
+    commands = {"up": up_, "down": down_, "status": status, "env": env, "put": put_, "submit": submit, "run": run}
     commands |= {verb: on_host(verb) for verb in ("kill", "start", "cut", "heal")}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that an interrupted `up` cleans up
     try:
