@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -17,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from features.files import open_fs, read_json
 from infra.head import ROOT
-from infra.local_cluster import ClusterError, down, find_init, host_processes, main, put, up, wait_until
+from infra.local_cluster import down, find_init, host_processes, main, put, up, wait_until
 
 pytestmark = pytest.mark.slow
 CLIPS = 40
@@ -65,7 +64,7 @@ def submit(cluster, job, *options):
     )
 
 
-def finish(job, seconds=400):
+def finish(job, seconds=600):
     output, _ = job.communicate(timeout=seconds)
     assert job.returncode == 0, output
     return output
@@ -75,11 +74,17 @@ def on_host(cluster, host, *command):
     return subprocess.run(cluster.command(host, *command), env=cluster.environment(), capture_output=True, text=True)
 
 
-def checkpoints(run):
-    """Training states that a run has on S3, and the newest of them."""
+def newest_checkpoint(run, job, after=""):
+    """Waits for a training state on S3 that is newer than another; returns its path."""
     fs, path = open_fs(run)
-    infos = fs.get_file_info(pafs.FileSelector(f"{path}/checkpoints", recursive=True, allow_not_found=True))
-    return sorted(info.path for info in infos if info.base_name == "state.pt")
+    selector = pafs.FileSelector(f"{path}/checkpoints", recursive=True, allow_not_found=True)
+
+    def newest():
+        return max((i.path for i in fs.get_file_info(selector) if i.base_name == "state.pt"), default="")
+
+    wait_until(lambda: newest() > after or job.poll() is not None, "a checkpoint", 300)
+    assert job.poll() is None, job.communicate()[0]
+    return newest()
 
 
 def training_hosts(cluster):
@@ -151,33 +156,28 @@ def test_training_outlives_a_host_that_dies_and_one_that_is_cut_off(cluster, und
     run = "s3://data/disturbed"
     job = submit(cluster, "train", *TRAIN, "--out", run)
     try:
-        wait_until(lambda: checkpoints(run) or job.poll() is not None, "a first checkpoint", 200)
-        assert job.poll() is None, job.communicate()[0]
+        first = newest_checkpoint(run, job)
         victim = training_hosts(cluster)[-1]
-        before = checkpoints(run)[-1]
         cluster.kill(victim)
-        cluster.start(victim)
-        wait_until(lambda: checkpoints(run)[-1] > before or job.poll() is not None, "a checkpoint after a death", 200)
-        cluster.require_alive(victim)
-        second = next(host for host in reversed(training_hosts(cluster)) if host != cluster.hosts[0])
-        assert job.poll() is None, job.communicate()[0]
+        cluster.start(victim)  # an empty machine in its place; the other two have room for all three workers
+        newest_checkpoint(run, job, after=first)
+        second = next(host for host in reversed(training_hosts(cluster)) if host not in (cluster.hosts[0], victim))
         cluster.cut(second)
-        print(victim, second, training_hosts(cluster), checkpoints(run))
+        assert len(losses(run)) < EPOCHS  # in mid-training, both times
         finish(job)
     finally:
         job.kill()
-    assert read_json(run, "metrics.json") == undisturbed
     assert not cluster.nodes()[second]
-    client = MlflowClient()
-    histories = []
-    for out in ("s3://data/undisturbed", run):
-        tracked = client.get_run(read_json(out, "run.json")["run_id"])
-        assert tracked.info.status == "FINISHED"
-        history = client.get_metric_history(tracked.info.run_id, "train/loss")
-        histories.append({metric.step: metric.value for metric in history})
-    assert histories[0] == histories[1] and len(histories[0]) == EPOCHS
+    assert read_json(run, "metrics.json") == undisturbed
+    assert losses(run) == losses("s3://data/undisturbed") and len(losses(run)) == EPOCHS
     cluster.heal(second)
-    cluster.require_alive(*cluster.hosts, seconds=90)
+    cluster.require_alive(*cluster.hosts, seconds=120)
+
+
+def losses(out):
+    """The training loss by epoch, as MLflow has it."""
+    run = read_json(out, "run.json")["run_id"]
+    return {metric.step: metric.value for metric in MlflowClient().get_metric_history(run, "train/loss")}
 
 
 def test_a_cluster_is_taken_down_whatever_became_of_its_start_and_another_lives_on(cluster, tmp_path, capsys):
@@ -204,6 +204,4 @@ def test_a_host_that_is_not_there_is_one_line(cluster, capsys):
     for command in (["kill", "host9"], ["start", "host2"], ["submit"]):
         assert main([*command, "--folder", cluster.folder]) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1
-    with pytest.raises(ClusterError, match="no cluster in"):
-        main(["status", "--folder", "/nowhere"]) and pytest.fail("a cluster from nowhere")
-    time.sleep(0)
+    assert main(["status", "--folder", "/nowhere"]) == 1 and "no cluster in /nowhere" in capsys.readouterr().err
