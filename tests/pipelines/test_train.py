@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -159,22 +160,31 @@ def test_bad_input_of_the_command_is_one_line(store, tmp_path):
     assert done.returncode == 1 and "--tasks colour" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_killed_driver_goes_on_from_its_checkpoint_to_the_same_result(store, tmp_path):
-    """By plain python, which starts a Ray of its own; one checkpoint per epoch."""
-    options = "--model.width 16 --model.heads 2 --model.dropout 0 --batch-size 8 --checkpoint-seconds 0 --epochs 15"
-    command = [sys.executable, "pipelines/train.py", "--store", store.uri, *options.split()]
-    first = subprocess.Popen([*command, "--out", str(tmp_path / "a")], cwd=ROOT, start_new_session=True)
-    checkpoints = tmp_path / "a" / "checkpoints"
-    deadline = time.monotonic() + 240
-    while not list(checkpoints.glob("checkpoint_*/state.pt")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    assert not (tmp_path / "a" / "metrics.json").exists(), "it was finished before it could be killed"
+def test_a_killed_driver_goes_on_in_mid_epoch_and_no_loss_of_any_step_differs(store, tmp_path):
+    """By plain python, which starts a Ray of its own; with dropout. KILLS=3 kills it more often."""
+    options = "--model.width 16 --model.heads 2 --batch-size 4 --checkpoint-seconds 0.3 --epochs 40 --log-every 1"
+    command = [sys.executable, "pipelines/train.py", "--store", store.uri, *options.split(), "--patience", "39"]
+    snapshot, moment = tmp_path / "a" / "checkpoints" / "checkpoint_manager_snapshot.json", random.Random(0)
+    for _ in range(int(os.environ.get("KILLS", "1"))):
+        before = snapshot.read_text() if snapshot.exists() else ""
+        job = subprocess.Popen([*command, "--out", str(tmp_path / "a")], cwd=ROOT, start_new_session=True)
+        deadline = time.monotonic() + 240
+        while (not snapshot.exists() or snapshot.read_text() == before) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(moment.uniform(0, 1))
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+        assert not (tmp_path / "a" / "metrics.json").exists(), "it was finished before it could be killed"
+    curves = []
     for out in ("a", "b"):
-        assert (
-            subprocess.run([*command, "--out", str(tmp_path / out)], cwd=ROOT, stdout=subprocess.DEVNULL).returncode
-            == 0
-        )
+        done = subprocess.run([*command, "--out", str(tmp_path / out)], cwd=ROOT, stdout=subprocess.DEVNULL)
+        assert done.returncode == 0
+        run = json.loads((tmp_path / out / "run.json").read_text())
+        history = MlflowClient(run["tracking_uri"]).get_metric_history
+        names = ("step/loss", "step/loss_label", "step/loss_intra", "train/loss", "val/score", "diag/omega/0")
+        curves.append({n: [(point.step, point.value) for point in history(run["run_id"], n)] for n in names})
+    resumed, undisturbed = curves
+    assert [step for step, _ in resumed["step/loss"]] == list(range(1, 40 * 8 + 1))
+    assert resumed == undisturbed
     resumed, undisturbed = (json.loads((tmp_path / out / "metrics.json").read_text()) for out in ("a", "b"))
     assert resumed == undisturbed
