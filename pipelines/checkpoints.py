@@ -4,6 +4,7 @@ A checkpoint is one file, state.pt, on the run's storage. It is written on the w
 training goes on; the newest two are kept.
 """
 
+import logging
 import tempfile
 import time
 from collections.abc import Mapping
@@ -12,9 +13,8 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint
+from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.v2.api.report_config import CheckpointUploadMode
 
 
 class Checkpoints:
@@ -26,6 +26,8 @@ class Checkpoints:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        # Ray names every report in a line of INFO, by a logger that no option of its own reaches.
+        logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self._saved, self._steps, self._ask_at = time.monotonic(), 0, 1
