@@ -1,6 +1,6 @@
 """Batches: padded, masked tensors of several modalities, and how samples (plain dicts of arrays) become one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -59,17 +59,29 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device; copies overlap with computation where the memory is pinned."""
+        return self._each(lambda x: x.to(device, non_blocking=True), self.clip_ids)
 
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
+    def pin_memory(self) -> "Batch":
+        """The same batch in memory from which a GPU copies by itself."""
+        return self._each(Tensor.pin_memory, self.clip_ids)
+
+    def split(self, clips: int) -> list["Batch"]:
+        """Batches of at most so many clips each, padded as they are."""
+        starts = range(0, len(self), clips)
+        return [self._each(lambda x, i=i: x[i : i + clips], self.clip_ids[i : i + clips]) for i in starts]
+
+    def _each(self, change: Callable[[Tensor], Tensor], clip_ids: list[str]) -> "Batch":
+        def of(x: Tensor | None) -> Tensor | None:
+            return None if x is None else change(x)
 
         return replace(
             self,
-            features={m: Features(move(f.values), move(f.valid), move(f.global_)) for m, f in self.features.items()},
-            present={m: move(x) for m, x in self.present.items()},
-            targets={t: move(x) for t, x in self.targets.items()},
-            bins={t: move(x) for t, x in self.bins.items()},
-            side=move(self.side),
+            features={m: Features(of(f.values), of(f.valid), of(f.global_)) for m, f in self.features.items()},
+            present={m: of(x) for m, x in self.present.items()},
+            targets={t: of(x) for t, x in self.targets.items()},
+            clip_ids=clip_ids,
+            bins={t: of(x) for t, x in self.bins.items()},
+            side=of(self.side),
         )
 
 

@@ -7,3 +7,7 @@ class ClcrError(Exception):
 
 class ConfigError(ClcrError):
     """An option, feature or task declaration that no model can be built from; the message names it."""
+
+
+class DivergedError(ClcrError):
+    """Training cannot go on, with more workers or again: a loss or a gradient is not finite. All workers raise it."""

@@ -59,5 +59,5 @@ def task_loss(spec: TaskSpec, logits: Tensor, target: Tensor) -> tuple[Tensor, T
     if spec.has_classes:
         flat = logits.flatten(0, -2), target.flatten()
         return F.cross_entropy(*flat, ignore_index=MISSING_CLASS, reduction="sum"), known.sum()
-    error = (logits.squeeze(-1) - target.nan_to_num(0.0)).abs()  # NaN times 0 is NaN: replaced before it is masked
+    error = (logits.squeeze(-1) - target.where(known, 0.0)).abs()  # NaN times 0 is NaN: replaced before it is masked
     return (error * known).sum(), known.sum()

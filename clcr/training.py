@@ -2,13 +2,14 @@
 
 Data-parallel when torch.distributed is initialised. Losses are sums over known targets divided by the global count,
 so the number of workers does not change the objective. The order of the data belongs to the loader; everything random
-here follows from (seed, epoch, rank), so an epoch can be run again from its start.
+here follows from (seed, step, rank), so a run goes on from any step as if it had never stopped.
 """
 
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -19,8 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clcr import metrics as M
 from clcr.batches import Batch
-from clcr.errors import ClcrError, ConfigError
+from clcr.errors import ConfigError, DivergedError
 from clcr.tasks import TaskSpec, task_loss
+
+NAMED = 16  # clips that an error names
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,14 @@ class OptimConfig:
 
     epochs: int = 30
     """passes over the training split"""
+    patience: int = 0
+    """stop after so many epochs without a better val/score; 0 = never"""
     batch_size: int = 32
     """clips per step, over all workers together"""
+    micro_batch: int = 0
+    """clips that a worker passes forward and back at once, where its share of a step does not fit into its memory;
+    gradients are summed over the passes. The regularisers then compare the clips of one pass (of all workers), not of
+    the whole step. 0 = the whole share"""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """sgd has momentum 0.9 (the paper)"""
     lr: float = 1e-3
@@ -50,6 +59,9 @@ class OptimConfig:
         for name in ("epochs", "batch_size", "lr"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
+        for name in ("patience", "micro_batch"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 0 or more")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"--warmup {self.warmup}: must lie in [0, 1)")
 
@@ -59,8 +71,8 @@ class Loader(Protocol):
 
     steps: int
 
-    def batches(self, epoch: int) -> Iterable[Batch]:
-        """This worker's share of every global batch of an epoch."""
+    def batches(self, epoch: int, first: int = 0) -> Iterable[Batch]:
+        """This worker's share of every global batch of an epoch, from batch `first` on."""
 
     def sample_batches(self, clips: int) -> Iterable[Batch]:
         """A seeded sample of so many clips, the same on every worker."""
@@ -78,7 +90,7 @@ class Epoch:
 class Trainer:
     """A model, its optimiser and what is needed to go on from a checkpoint.
 
-    Raises ClcrError with the batch's clip ids when the loss is not finite.
+    Raises DivergedError with the clips' ids, on every worker, when a loss or a gradient is not finite.
     """
 
     def __init__(
@@ -92,7 +104,7 @@ class Trainer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.model, self.tasks, self.config, self.seed = model.to(device), tasks, config, seed
-        self.device = torch.device(device)
+        self.device, self.steps_per_epoch = torch.device(device), steps_per_epoch
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         groups = model.parameter_groups(config.weight_decay)
         if config.optimizer == "sgd":
@@ -102,68 +114,93 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, _warmup_cosine(config.epochs * steps_per_epoch, config.warmup)
         )
-        self.next_epoch, self.best_score = 0, -math.inf
+        self.next_epoch, self.done = 0, 0  # the epoch under way, and how many of its steps are done
+        self.sums: dict[str, float] = defaultdict(float)  # of this worker's losses over those steps, and of its time
+        self.best_score, self.best_epoch = -math.inf, -1
         self.best_weights: dict[str, Tensor] = {}
         forward = torch.compile(self.model) if config.compile else self.model
         self.forward = DistributedDataParallel(forward) if self.world > 1 else forward
 
-    def fit(self, train: Loader, val: Loader) -> Iterator[Epoch]:
-        """Train and validate; yields after every epoch, so that the caller may report, save or stop."""
-        while self.next_epoch < self.config.epochs:
-            epoch, started = self.next_epoch, time.perf_counter()
-            measured = self.train_epoch(epoch, train.batches(epoch))
-            measured["perf/epoch_s"] = time.perf_counter() - started
+    @property
+    def step(self) -> int:
+        """Steps done since the beginning."""
+        return self.next_epoch * self.steps_per_epoch + self.done
+
+    @property
+    def finished(self) -> bool:
+        """All epochs are done, or the last `patience` of them brought nothing better."""
+        stale = self.next_epoch - 1 - self.best_epoch
+        return self.next_epoch >= self.config.epochs or 0 < self.config.patience <= stale
+
+    def fit(
+        self, train: Loader, val: Loader, after_step: Callable[[Mapping[str, float]], None] | None = None
+    ) -> Iterator[Epoch]:
+        """Train and validate; yields after every epoch, so that the caller may report, save or stop.
+
+        after_step: called after every step with this worker's losses of it; `state_dict` may be taken there too.
+        """
+        while not self.finished:
+            measured = self.train_epoch(train.batches(self.next_epoch, self.done), after_step)
             with torch.no_grad(), self._autocast():
                 self.model.prepare_evaluation(train.sample_batches)
             predictions, diagnostics = self.evaluate(val.batches(0))
             measured |= M.tracked("val", M.split_metrics(self.tasks, predictions)) | diagnostics
             improved = measured["val/score"] > self.best_score
             if improved:
-                self.best_score = measured["val/score"]
+                self.best_score, self.best_epoch = measured["val/score"], self.next_epoch
                 self.best_weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
-            self.next_epoch += 1
-            yield Epoch(epoch, measured, improved)
+            self.next_epoch, self.done = self.next_epoch + 1, 0
+            self.sums.clear()
+            yield Epoch(self.next_epoch - 1, measured, improved)
 
-    def train_epoch(self, epoch: int, batches: Iterable[Batch]) -> dict[str, float]:
-        """One pass; returns the means of all losses, the learning rate and the speed."""
-        torch.manual_seed(hash((self.seed, epoch, self.rank)) % 2**31)  # dropout: the same when an epoch is run again
+    def train_epoch(
+        self, batches: Iterable[Batch], after_step: Callable[[Mapping[str, float]], None] | None = None
+    ) -> dict[str, float]:
+        """The rest of an epoch; returns the whole epoch's means of all losses, the learning rate and the speed."""
         self.forward.train()
-        sums: dict[str, float] = defaultdict(float)
-        steps, samples, waited, clock = 0, 0, 0.0, time.perf_counter()
-        started = clock
+        clock = time.perf_counter()
         for batch in batches:
-            waited += time.perf_counter() - clock
-            for name, value in self.train_step(batch.to(self.device)).items():
-                sums[name] += value
-            steps, samples = steps + 1, samples + len(batch)
-            clock = time.perf_counter()
-        seconds = time.perf_counter() - started
-        shares = _gather(dict(sums))
-        means = {name: sum(share[name] for share in shares) / (steps * self.world) for name in sums}
-        return means | {
-            "train/lr": self.schedule.get_last_lr()[0],
-            "perf/samples_per_s": samples * self.world / seconds,
-            "perf/waiting_for_data": waited / seconds,
-        }
+            waited = time.perf_counter() - clock
+            torch.manual_seed(hash((self.seed, self.step, self.rank)) % 2**31)  # dropout, and the shift of frames
+            losses = self.train_step(batch.to(self.device))
+            self.done += 1
+            now = time.perf_counter()
+            measured = {"samples": sum(map(bool, batch.clip_ids)), "waited": waited, "seconds": now - clock}
+            for name, value in (losses | measured).items():
+                self.sums[name] += value
+            clock = now
+            if after_step:
+                after_step(losses)
+        return self._epoch_means()
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """Forward, backward, update on one batch; returns the step's losses by tracking name."""
-        with self._autocast():
-            out = self.forward(batch)
-        losses = self._task_losses(out.logits, batch) | {f"train/loss_{k}": v for k, v in out.losses.items()}
-        loss = sum(losses.values())
-        if not torch.isfinite(loss):
-            raise ClcrError(
-                f"the loss is {loss.item()} on clips {', '.join(batch.clip_ids)}: check those clips' features, "
-                "or lower --lr"
-            )
+        parts = batch.split(self.config.micro_batch) if self.config.micro_batch else [batch]
+        weights = self._task_weights(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.config.grad_clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        losses, logits = [], []
+        for number, part in enumerate(parts):
+            with self._synchronised(number + 1 == len(parts)):
+                with self._autocast():
+                    out = self.forward(part)
+                tasks = {
+                    f"train/loss_{name}": task_loss(task, out.logits[name], part.targets[name])[0] * weight
+                    for (name, task), weight in zip(self.tasks.items(), weights, strict=True)
+                }
+                terms = tasks | {f"train/loss_{name}": value / len(parts) for name, value in out.losses.items()}
+                loss = sum(terms.values())
+                # Times one exactly; but a loss that is not finite makes every gradient so, and the norm below.
+                (loss * (loss.detach() * 0 + 1)).backward()
+            losses.append(torch.stack([loss, *terms.values()]).detach())
+            logits.append({name: x.detach() for name, x in out.logits.items()})
+        # The norm is that of the gradient averaged over workers: all see the same, and stop together.
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+        *values, norm = torch.cat([torch.stack(losses).sum(0), norm[None]]).tolist()
+        if not math.isfinite(norm):
+            raise self._diverged(values[0], norm, parts, logits)
         self.optimizer.step()
         self.schedule.step()
-        return {"train/loss": loss.item()} | {name: value.item() for name, value in losses.items()}
+        return dict(zip(["train/loss", *terms], values, strict=True))
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> tuple[dict[str, M.Predictions], dict[str, float]]:
@@ -196,35 +233,82 @@ class Trainer:
         """Put the weights of the best epoch (by val/score) into the model."""
         self.model.load_state_dict(self.best_weights)
 
+    def mean_over_workers(self, losses: Mapping[str, float]) -> dict[str, float]:
+        """A step's losses over all workers. Every worker must call it."""
+        shares = _gather(dict(losses))
+        return {name: sum(share[name] for share in shares) / self.world for name in losses}
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a run needs to go on after the last finished epoch."""
+        """Everything that a run needs to go on from here, on any number of workers. Every worker must call it."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "next_epoch": self.next_epoch,
+            "done": self.done,
+            "sums": _gather(dict(self.sums)),
             "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
             "best_weights": self.best_weights,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.next_epoch, self.best_score = state["next_epoch"], state["best_score"]
-        self.best_weights = state["best_weights"]
+        for part in ("model", "optimizer", "schedule"):
+            getattr(self, part).load_state_dict(state[part])
+        for name in ("next_epoch", "done", "best_score", "best_epoch", "best_weights"):
+            setattr(self, name, state[name])
+        self.sums.clear()
+        for share in state["sums"][self.rank :: self.world]:
+            for name, value in share.items():
+                self.sums[name] += value
 
-    def _task_losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Each task's sum over known targets, divided by their global count, times the task's weight."""
-        pairs = [task_loss(task, logits[name], batch.targets[name]) for name, task in self.tasks.items()]
-        counts = torch.stack([count for _, count in pairs]).float()
+    def _epoch_means(self) -> dict[str, float]:
+        """Of the steps summed so far, over all workers. Padding is no sample."""
+        shares = _gather(dict(self.sums))
+        totals = {name: sum(share.get(name, 0.0) for share in shares) for name in {k: 0 for s in shares for k in s}}
+        samples, waited, seconds = (totals.pop(name) for name in ("samples", "waited", "seconds"))
+        return {name: total / (self.done * self.world) for name, total in totals.items()} | {
+            "train/lr": self.schedule.get_last_lr()[0],
+            "perf/samples_per_s": samples * self.world / seconds,
+            "perf/waiting_for_data": waited / seconds,
+            "perf/epoch_s": seconds / self.world,
+        }
+
+    def _task_weights(self, batch: Batch) -> Tensor:
+        """What each task's sum of losses is multiplied with: its weight over its known targets in the whole step."""
+        known = [task.known(batch.targets[name]).sum() for name, task in self.tasks.items()]
+        counts = torch.stack(known).float()
         if self.world > 1:
             dist.all_reduce(counts)
         # DistributedDataParallel averages gradients over workers; the world size undoes it.
         own = torch.tensor([self.model.config.loss.task_weight(name) for name in self.tasks], device=counts.device)
-        weights = own * self.world / counts.clamp(min=1)
-        return {f"train/loss_{name}": s * w for name, (s, _), w in zip(self.tasks, pairs, weights, strict=True)}
+        return own * self.world / counts.clamp(min=1)
+
+    def _synchronised(self, last: bool) -> AbstractContextManager:
+        """Workers exchange gradients in the last pass of a step only."""
+        return nullcontext() if last or self.world == 1 else self.forward.no_sync()
+
+    def _diverged(
+        self, loss: float, norm: float, parts: Sequence[Batch], logits: Sequence[Mapping[str, Tensor]]
+    ) -> DivergedError:
+        """What to say, the same on every worker: the clips whose own loss is not finite, else all."""
+        clips, own = [], []
+        for part, given in zip(parts, logits, strict=True):
+            for row, clip_id in enumerate(part.clip_ids):
+                one = slice(row, row + 1)
+                losses = [task_loss(t, given[name][one], part.targets[name][one])[0] for name, t in self.tasks.items()]
+                clips += [clip_id] * bool(clip_id)
+                own += [clip_id] * bool(clip_id and not torch.stack(losses).isfinite().all())
+        shares = _gather((loss, clips, own))
+        named = [c for *_, own in shares for c in own] or [c for _, clips, _ in shares for c in clips]
+        more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        total = sum(loss for loss, *_ in shares) / self.world
+        what = f"the loss is {total}" if not math.isfinite(total) else f"the gradient's norm is {norm}"
+        return DivergedError(
+            f"step {self.step}: {what} on clips {', '.join(named[:NAMED])}{more}: check those clips' features and "
+            "labels, or lower --lr"
+        )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")

@@ -5,7 +5,9 @@ number of workers never changes what a step sees. Workers that would run short g
 modality, no target, hence no part in any loss or metric.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from clcr import Batch, FeatureSpec, TaskSpec
@@ -22,6 +25,7 @@ from features.store import Store
 from features.tasks import Task
 from pipelines.cli import JobError
 
+AHEAD = 2  # batches that lie ready while one is computed
 PADDING = {"clip_id": "", "features": {}, "targets": {}}
 
 
@@ -86,17 +90,18 @@ class SplitLoader:
         self.collate = partial(collate, features=features, tasks=tasks)
         self.processes = 0 if self.dataset.cached else config.processes
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """This worker's share of every global batch of an epoch, in order."""
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """This worker's share of every global batch of an epoch, in order, from batch `first` on; made ahead of use."""
         plan = plan_epoch(len(self.dataset), self.batch_size, self.rank, self.world, self._order(epoch))
         loader = DataLoader(
             self.dataset,
-            batch_sampler=plan,
+            batch_sampler=plan[first:],
             collate_fn=self.collate,
             num_workers=self.processes,
             multiprocessing_context=_forkserver() if self.processes else None,
+            pin_memory=torch.cuda.is_available(),
         )
-        yield from loader
+        return ahead(loader, 0 if self.processes else AHEAD)
 
     def sample_batches(self, clips: int) -> Iterator[Batch]:
         """A seeded sample of the split, the same on every worker: for statistics of the data."""
@@ -108,6 +113,20 @@ class SplitLoader:
         if not self.shuffle:
             return np.arange(len(self.dataset))
         return np.random.default_rng((self.seed, epoch + 1)).permutation(len(self.dataset))
+
+
+def ahead(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """The same batches, `count` of them made by a thread before they are asked for; what making one raises comes out
+    in its turn."""
+    source, end = iter(batches), object()
+    if not count:
+        yield from source
+        return
+    with ThreadPoolExecutor(1, "batches") as thread:
+        ready = deque(thread.submit(next, source, end) for _ in range(count))
+        while (batch := ready.popleft().result()) is not end:
+            ready.append(thread.submit(next, source, end))
+            yield batch
 
 
 def _forkserver() -> BaseContext:

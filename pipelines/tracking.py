@@ -1,4 +1,4 @@
-"""MLflow: one run per training, written in batches, by one process.
+"""MLflow: one run per training, written in batches, by one process that never waits for it while it trains.
 
 Without MLFLOW_TRACKING_URI the runs go to an embedded sqlite file beside the run's output folder; that serves one host.
 """
@@ -6,7 +6,7 @@ Without MLFLOW_TRACKING_URI the runs go to an embedded sqlite file beside the ru
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +20,9 @@ from mlflow.tracking import MlflowClient
 
 from features.files import parent
 from pipelines.cli import JobError, submitted
+from pipelines.outbox import Outbox, Point, insist
 
-PARAMS_PER_CALL = 100  # MLflow's limits on one batch
-METRICS_PER_CALL = 1000
+PARAMS_PER_CALL = 100  # MLflow's limit on one batch
 
 
 def tracking_uri(out: str) -> str:
@@ -44,40 +44,86 @@ def require_reachable_by(hosts: int, uri: str) -> None:
 
 @dataclass
 class Run:
-    """A run of a tracking server, by address and id: cheap to send to the process that writes."""
+    """A run of a tracking server, by address and id: cheap to send to the process that writes.
+
+    Metrics are sent from a thread, and wait there while the server is away. Everything else is sent at once, and waits
+    up to `outbox.PATIENCE` seconds for it.
+    """
 
     uri: str
     run_id: str
     _client: MlflowClient | None = field(default=None, repr=False, compare=False)
+    _outbox: Outbox | None = field(default=None, repr=False, compare=False)
+    _through: dict[str, int] | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_client": None}
+        return {"uri": self.uri, "run_id": self.run_id}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
 
     @property
     def client(self) -> MlflowClient:
         """The connection, made at first use."""
         if self._client is None:
+            # It is asked again by us, and for longer: MLflow's own pauses would outlast an outage by minutes.
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             self._client = MlflowClient(self.uri)
         return self._client
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """All metrics of a step in as few calls as the server takes."""
+        """All metrics of a step; returns at once. What an earlier start of the run logged is not logged again."""
         now = int(time.time() * 1000)
-        entries = [Metric(key, float(value), now, step) for key, value in metrics.items()]
-        for first in range(0, len(entries), METRICS_PER_CALL):
-            self.client.log_batch(self.run_id, metrics=entries[first : first + METRICS_PER_CALL])
+        self._send_later([(key, float(value), now, step) for key, value in metrics.items()])
+
+    def unsent(self) -> list[Point]:
+        """Points that the server has not confirmed: to be kept in a checkpoint, and given to `log_again`."""
+        return self._outbox.unsent() if self._outbox else []
+
+    def log_again(self, unsent: Sequence[Point]) -> None:
+        """What `unsent` gave to the process that this one takes over from."""
+        self._send_later([tuple(point) for point in unsent])
+
+    def flush(self) -> None:
+        """Wait until every point has arrived. Raises JobError when they do not."""
+        if self._outbox:
+            self._outbox.flush()
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """A picture among the run's artifacts."""
-        self.client.log_figure(self.run_id, figure, name)
+        insist(lambda: self.client.log_figure(self.run_id, figure, name), self._where)
 
     def log_folder(self, folder: str | Path, name: str) -> None:
         """A folder's files among the run's artifacts, under `name`."""
-        self.client.log_artifacts(self.run_id, str(folder), name)
+        insist(lambda: self.client.log_artifacts(self.run_id, str(folder), name), self._where)
 
     def finish(self, status: str = "FINISHED") -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.run_id, status)
+        """End the run: FINISHED when all its points have arrived; FAILED or KILLED at once, if the server is there."""
+        if status == "FINISHED":
+            self.flush()
+            insist(lambda: self.client.set_terminated(self.run_id, status), self._where)
+        else:
+            with suppress(Exception):  # another error is under way, and matters more
+                self.client.set_terminated(self.run_id, status)
+
+    @property
+    def _where(self) -> str:
+        return f"MLflow at {self.uri}"
+
+    def _send_later(self, points: list[Point]) -> None:
+        if points and self._outbox is None:
+            self._outbox = Outbox(self._send, self._where)
+        if points:
+            self._outbox.put(points)
+
+    def _send(self, points: list[Point]) -> None:
+        if self._through is None:  # the last step of each metric that earlier starts of this run logged
+            known = self.client.get_run(self.run_id).data.metrics
+            history = {key: self.client.get_metric_history(self.run_id, key) for key in known}
+            self._through = {key: max(point.step for point in points) for key, points in history.items()}
+        new = [Metric(*point) for point in points if point[3] > self._through.get(point[0], -1)]
+        if new:
+            self.client.log_batch(self.run_id, metrics=new)
 
 
 def start_run(

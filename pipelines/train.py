@@ -4,13 +4,10 @@
 Run again with the same options and it goes on from the last checkpoint; a finished run only prints its result.
 """
 
-import dataclasses
 import json
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow.fs as pafs
@@ -20,59 +17,37 @@ import ray.train.torch
 import torch
 import tyro
 import yaml
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.collective import broadcast_from_rank_zero
+from ray.train import CheckpointConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from rich.console import Console
 from rich.table import Table
 
 import clcr
 from clcr import metrics as M
-from clcr.config import (
-    BudgetConfig,
-    CLCRConfig,
-    LossConfig,
-    MISAConfig,
-    MMOrientConfig,
-    ModelConfig,
-    OGMGEConfig,
-    StemConfig,
-)
-from clcr.registry import MODELS
-from clcr.training import Epoch, OptimConfig, Trainer
+from clcr.errors import DivergedError
 from features.files import open_fs, read_json, read_text, write_text
 from features.store import Store
 from infra.doctor import mlflow_server, ray_access, require, storage, torch_pairing
 from pipelines import tracking
-from pipelines.cli import JobError, Progress, flatten, main, require_at_least, resolve_uri, start_ray, to_yaml
+from pipelines.checkpoints import Checkpoints, restore
+from pipelines.cli import (
+    JobError,
+    Progress,
+    find_user_error,
+    flatten,
+    main,
+    require_at_least,
+    resolve_uri,
+    start_ray,
+    to_yaml,
+)
 from pipelines.figures import confusion_figure
-from pipelines.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
+from pipelines.learner import Learner, Recipe, modalities_of
+from pipelines.loading import feature_specs, task_specs
+from pipelines.registered import register
 
-STATISTICS_CLIPS = 256  # clips from which the stems learn the mean and spread of their inputs
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is learned and how: the options that train and sweep share."""
-
-    architecture: Annotated[str, tyro.conf.arg(name="model")] = "clcr"
-    """clcr, mm_orient, concat, late, film, misa, ogm_ge, mult, or one modality's name (video): that one alone"""
-    tasks: tuple[str, ...] = ()
-    """tasks to learn together; none named = all that the store declares"""
-    seed: int = 0
-    """of the initial weights, the order of the clips and dropout"""
-    optim: Annotated[OptimConfig, tyro.conf.arg(name="")] = field(default_factory=OptimConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    stem: StemConfig = field(default_factory=StemConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    mm_orient: MMOrientConfig = field(default_factory=MMOrientConfig)
-    misa: MISAConfig = field(default_factory=MISAConfig)
-    ogm_ge: OGMGEConfig = field(default_factory=OGMGEConfig)
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
-
-    def network(self) -> CLCRConfig:
-        """The network's part. Raises ConfigError when the options do not fit together."""
-        return CLCRConfig(**{part.name: getattr(self, part.name) for part in dataclasses.fields(CLCRConfig)})
+# What a later start of the same run may change: none of it changes what is learned.
+CHANGEABLE = ("workers", "min_workers", "cpus_per_worker", "checkpoint_seconds", "log_every", "register")
+DEATHS = 3  # of workers or hosts that a run survives without a new checkpoint in between
 
 
 @dataclass(frozen=True)
@@ -87,68 +62,34 @@ class TrainConfig:
     """MLflow experiment"""
     workers: int = 1
     """data-parallel workers"""
+    min_workers: int = 0
+    """go on with as few as these while the cluster has no room for more, and grow again when it has; 0 = --workers"""
     cpus_per_worker: int = 0
     """CPUs of each worker; 0 = an equal share of the cluster's"""
     checkpoint_seconds: float = 30.0
-    """least time between checkpoints: what a dead worker costs at most, beside one epoch"""
+    """seconds between checkpoints, in mid-epoch too: what a dead worker or host costs at most"""
+    log_every: int = 50
+    """log the losses of every so-many-th step, as step/...; 0 = the epochs' means alone"""
+    register: str = ""
+    """put the model into MLflow's registry under this name, as its next version"""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        require_at_least(self, {"workers": 1, "cpus_per_worker": 0, "checkpoint_seconds": 0})
-
-
-class Learner:
-    """One worker's part of a run: the store's loaders, the model and its trainer. Train and sweep both use it.
-
-    Never opens the test split before `test` is called.
-    """
-
-    def __init__(
-        self, store_uri: str, recipe: Recipe, rank: int = 0, world: int = 1, device: torch.device | str = "cpu"
-    ) -> None:
-        self.recipe, self.rank, self.world = recipe, rank, world
-        self.store = Store(store_uri)
-        self.tasks = task_specs(self.store, recipe.tasks)
-        self.features = feature_specs(self.store, modalities_of(recipe.architecture, self.store))
-        torch.manual_seed(recipe.seed)
-        self.train, self.val = self.loader("train"), self.loader("val")
-        model = clcr.build(recipe.architecture, recipe.network(), self.features, self.tasks)
-        model.fit_statistics(self.train.sample_batches(STATISTICS_CLIPS))
-        self.trainer = Trainer(model, self.tasks, recipe.optim, self.train.steps, seed=recipe.seed, device=device)
-
-    def loader(self, split: str) -> SplitLoader:
-        """This worker's batches of a split."""
-        return SplitLoader(
-            self.store,
-            split,
-            self.features,
-            self.tasks,
-            self.recipe.loader,
-            batch_size=self.recipe.optim.batch_size,
-            seed=self.recipe.seed,
-            rank=self.rank,
-            world=self.world,
-        )
-
-    def fit(self) -> Iterator[Epoch]:
-        """Epoch by epoch, from where the trainer stands."""
-        return self.trainer.fit(self.train, self.val)
-
-    def test(self) -> tuple[dict[str, dict[str, float]], dict[str, M.Predictions], dict[str, float]]:
-        """Metrics by task, predictions and diagnostics of the best epoch's weights on the test split."""
-        self.trainer.load_best()
-        predictions, diagnostics = self.trainer.evaluate(self.loader("test").batches(0))
-        return M.split_metrics(self.tasks, predictions), predictions, diagnostics
+        least = {"workers": 1, "min_workers": 0, "cpus_per_worker": 0, "checkpoint_seconds": 0, "log_every": 0}
+        require_at_least(self, least)
+        if self.min_workers > self.workers:
+            raise JobError(f"--min-workers {self.min_workers}: more than --workers {self.workers}")
 
 
 def train(config: TrainConfig) -> None:
     """The job: check, claim the output folder, train on the cluster, print the test result."""
     config = replace(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
     recipe, store = config.recipe, check(config.store, config.recipe)
-    started = claim(config)
+    started = claim(config, may_differ=CHANGEABLE)
     if (finished := read_json(config.out, "metrics.json")) is not None:
         print(f"{config.out} holds this run, finished:")
-        return print_metrics(config, finished)
+        print_metrics(config, finished)
+        return register_model(config, tracking.Run(started["tracking_uri"], started["run_id"]))
     uri = prepare(config.out)
     tags = {"model": recipe.architecture, "store.fingerprint": store.spec.fingerprint}
     run = open_run(config, started, uri, f"{recipe.architecture}-seed{recipe.seed}", tags)
@@ -162,6 +103,7 @@ def train(config: TrainConfig) -> None:
         raise
     run.finish()
     print_metrics(config, read_json(config.out, "metrics.json"))
+    register_model(config, run)
     print(
         f"compare runs: mlflow ui --backend-store-uri {run.uri}"
         if run.uri.startswith("sqlite")
@@ -182,10 +124,10 @@ def check(store_uri: str, recipe: Recipe) -> Store:
     return store
 
 
-def claim(config: Any) -> dict[str, str] | None:
+def claim(config: Any, may_differ: Sequence[str] = ()) -> dict[str, str] | None:
     """Make the folder `config.out` this run's. Returns what an earlier start of the same run left there.
 
-    Raises JobError when another run's options lie there.
+    may_differ: options that a later start may change. Raises JobError when another run's options lie there.
     """
     mine = to_yaml(config)
     if (theirs := read_text(config.out, "config.yaml")) is None:
@@ -194,7 +136,8 @@ def claim(config: Any) -> dict[str, str] | None:
         write_text(config.out, "config.yaml", mine)
         return None
     before, now = yaml.safe_load(theirs), yaml.safe_load(mine)
-    if changed := [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]:
+    compared = sorted((before.keys() | now.keys()) - set(may_differ))
+    if changed := [k for k in compared if before.get(k) != now.get(k)]:
         what = ", ".join(f"{k} {before.get(k)} not {now.get(k)}" for k in changed[:4])
         raise JobError(f"--out {config.out} holds another run ({what}): give another --out, or the same options")
     return read_json(config.out, "run.json")
@@ -222,68 +165,110 @@ def prepare(out: str) -> str:
 
 
 def launch(config: TrainConfig, run: tracking.Run) -> None:
-    """Train on the cluster's workers, on GPUs where there are any."""
-    resources = ray.cluster_resources()
-    use_gpu = resources.get("GPU", 0) >= config.workers
+    """Train on the cluster's workers, again from the last checkpoint whenever a worker or a host dies.
+
+    The run ends when it dies more than DEATHS times without a new checkpoint in between: long runs on many machines may
+    die often, but they get on. Raises JobError or another error of ours where going on would not help.
+    """
+    deaths, trainer = 0, ray_trainer(config, run)
+    while True:
+        newest = newest_checkpoint(config.out)
+        try:
+            diverged = trainer().fit().return_value
+        except TrainingFailedError as error:
+            if known := find_user_error(error):
+                raise known from error
+            deaths = 1 if newest_checkpoint(config.out) != newest else deaths + 1
+            if deaths > DEATHS:
+                raise
+            print(f"a worker or host died ({_last_line(error)}): going on from the last checkpoint", flush=True)
+        else:
+            if diverged:
+                raise JobError(diverged)
+            return
+
+
+def ray_trainer(config: TrainConfig, run: tracking.Run) -> Callable[[], ray.train.torch.TorchTrainer]:
+    """What makes the trainer of this cluster, on GPUs where there are any. Raises JobError when it has no room."""
+    resources, least = ray.cluster_resources(), config.min_workers or config.workers
+    use_gpu = resources.get("GPU", 0) >= least
     cpus = config.cpus_per_worker or max(1, int(resources["CPU"]) // config.workers)
-    if cpus * config.workers > resources["CPU"]:
+    if cpus * least > resources["CPU"]:
         raise JobError(
-            f"--workers {config.workers} with {cpus} CPUs each need more than the cluster's {resources['CPU']:g} CPUs"
+            f"--{'min-' if config.min_workers else ''}workers {least} with {cpus} CPUs each need more than the "
+            f"cluster's {resources['CPU']:g} CPUs"
         )
     fs, path = open_fs(config.out)
-    trainer = ray.train.torch.TorchTrainer(
+    return lambda: ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"config": config, "run": run, "cpus": cpus},
         scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, "GPU": int(use_gpu)}
+            num_workers=(config.min_workers, config.workers) if config.min_workers else config.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus, "GPU": int(use_gpu)},
         ),
         run_config=RunConfig(
             name="checkpoints",
             storage_path=path,
             storage_filesystem=fs,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=3),
             logging_config=LoggingConfig(log_level="ERROR"),  # the job prints its own progress, once
             worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
         ),
     )
-    trainer.fit()
 
 
-def train_worker(job: Mapping[str, Any]) -> None:
-    """What each worker runs. Rank 0 alone writes: to MLflow, and at the end to the output folder."""
+def newest_checkpoint(out: str) -> str | None:
+    """What Ray Train wrote down of a run's checkpoints: another text after each one."""
+    return read_text(out, "checkpoints/checkpoint_manager_snapshot.json")
+
+
+def train_worker(job: Mapping[str, Any]) -> str | None:
+    """What each worker runs. Rank 0 alone writes: to MLflow, and at the end to the output folder.
+
+    Returns why training cannot go on, where trying again would not help.
+    """
     config, run = job["config"], job["run"]
     torch.set_num_threads(job["cpus"])
     context = ray.train.get_context()
     rank = context.get_world_rank()
     learner = Learner(config.store, config.recipe, rank, context.get_world_size(), ray.train.torch.get_device())
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            state = torch.load(Path(folder) / "state.pt", map_location=learner.trainer.device, weights_only=True)
-        learner.trainer.load_state_dict(state)
-    progress = Progress("train", config.recipe.optim.epochs, done=learner.trainer.next_epoch, unit="epochs")
-    saved = time.monotonic()
-    for epoch in learner.fit():
+    trainer, checkpoints = learner.trainer, Checkpoints(config.checkpoint_seconds)
+    if state := restore(trainer.device):
+        trainer.load_state_dict(state["trainer"])
         if rank == 0:
-            run.log_metrics(epoch.metrics, epoch.number)
-            progress.update(1, f"val score {epoch.metrics['val/score']:.3f}")
-        last = epoch.number + 1 == config.recipe.optim.epochs
-        # Rank 0's clock decides for all: a report waits for every worker, and for the controller's next look at them.
-        if broadcast_from_rank_zero(last or time.monotonic() - saved > config.checkpoint_seconds):
-            report(epoch, learner.trainer.state_dict() if rank == 0 else None)
-            saved = time.monotonic()
+            run.log_again(state["unsent"])
+    total = config.recipe.optim.epochs * learner.train.steps
+    progress = Progress("train", total, done=trainer.step, unit="steps")
+
+    def save_if_due(last: bool = False) -> None:
+        if checkpoints.due(last):
+            state = {"trainer": trainer.state_dict(), "unsent": run.unsent()}
+            checkpoints.save(state, {"step": trainer.step})
+
+    def after_step(losses: Mapping[str, float]) -> None:
+        if config.log_every and trainer.step % config.log_every == 0:
+            values = trainer.mean_over_workers(losses)
+            if rank == 0:
+                run.log_metrics(
+                    {name.replace("train/", "step/"): value for name, value in values.items()}, trainer.step
+                )
+        if rank == 0:
+            progress.update(1, f"best val score {trainer.best_score:.3f}" if trainer.best_weights else "")
+        save_if_due()
+
+    try:
+        for epoch in learner.fit(after_step):
+            if rank == 0:
+                run.log_metrics(epoch.metrics, epoch.number)
+            save_if_due(trainer.finished)
+    except DivergedError as error:
+        run.flush()
+        return str(error)
     metrics, predictions, diagnostics = learner.test()
     if rank == 0:
         finish(learner, config.out, run, metrics, predictions, diagnostics)
-
-
-def report(epoch: Epoch, state: Mapping[str, Any] | None) -> None:
-    """Tell Ray Train how far training is, with rank 0's checkpoint."""
-    with tempfile.TemporaryDirectory() as folder:
-        if state is not None:
-            torch.save(state, Path(folder) / "state.pt")
-        metrics = {"epoch": epoch.number, "val/score": epoch.metrics["val/score"]}
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder) if state is not None else None)
+    return None
 
 
 def finish(
@@ -307,17 +292,19 @@ def finish(
         fs, path = open_fs(out)
         fs.create_dir(f"{path}/model", recursive=True)
         pafs.copy_files(folder, f"{path}/model", destination_filesystem=fs)
+    run.flush()
     write_text(out, "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
-def modalities_of(architecture: str, store: Store) -> tuple[str, ...]:
-    """The modalities that a model reads: one for a single-modality model, else all of the store's."""
-    if architecture in store.spec.features:
-        return (architecture,)
-    if architecture not in MODELS:
-        known = ", ".join([*MODELS, *store.spec.features])
-        raise JobError(f"--model {architecture}: known for this store are {known}")
-    return ()
+def register_model(config: TrainConfig, run: tracking.Run) -> None:
+    """The finished run's model in MLflow's registry, where --register asks for it."""
+    if config.register:
+        version = register(run, config.register)
+        print(f"registered: models:/{config.register}/{version}", flush=True)
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def print_metrics(config: TrainConfig, metrics: Mapping[str, Mapping[str, float]]) -> None:

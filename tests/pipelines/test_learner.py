@@ -92,12 +92,17 @@ def _worker(rank, world, port, outcome, uri, results):
     dist.destroy_process_group()
 
 
-def on_two_workers(outcome, uri):
-    """What outcome(uri, rank, world) gives in each of two processes that train together."""
+def on_workers(world, outcome, uri):
+    """What outcome(uri, rank, world) gives in each of several processes that train together."""
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_worker, args=(2, free_port(), outcome, uri, results), nprocs=2)
-        return [results[rank] for rank in range(2)]
+        mp.spawn(_worker, args=(world, free_port(), outcome, uri, results), nprocs=world)
+        return [results[rank] for rank in range(world)]
+
+
+def on_two_workers(outcome, uri):
+    """`on_workers`, two of them."""
+    return on_workers(2, outcome, uri)
 
 
 def without_dropout():

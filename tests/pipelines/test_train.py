@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from clcr.config import ModelConfig
 from clcr.training import OptimConfig
 from pipelines.cli import JobError, main
 from pipelines.explain import ExplainConfig, explain, load_model, mean_weights
-from pipelines.train import Recipe, TrainConfig, train
+from pipelines.learner import Learner, Recipe
+from pipelines.registered import load_model as load_registered
+from pipelines.train import TrainConfig, train
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -159,22 +162,35 @@ def test_bad_input_of_the_command_is_one_line(store, tmp_path):
     assert done.returncode == 1 and "--tasks colour" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_killed_driver_goes_on_from_its_checkpoint_to_the_same_result(store, tmp_path):
-    """By plain python, which starts a Ray of its own; one checkpoint per epoch."""
-    options = "--model.width 16 --model.heads 2 --model.dropout 0 --batch-size 8 --checkpoint-seconds 0 --epochs 15"
-    command = [sys.executable, "pipelines/train.py", "--store", store.uri, *options.split()]
-    first = subprocess.Popen([*command, "--out", str(tmp_path / "a")], cwd=ROOT, start_new_session=True)
-    checkpoints = tmp_path / "a" / "checkpoints"
-    deadline = time.monotonic() + 240
-    while not list(checkpoints.glob("checkpoint_*/state.pt")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    assert not (tmp_path / "a" / "metrics.json").exists(), "it was finished before it could be killed"
-    for out in ("a", "b"):
-        assert (
-            subprocess.run([*command, "--out", str(tmp_path / out)], cwd=ROOT, stdout=subprocess.DEVNULL).returncode
-            == 0
-        )
-    resumed, undisturbed = (json.loads((tmp_path / out / "metrics.json").read_text()) for out in ("a", "b"))
-    assert resumed == undisturbed
+def test_a_killed_driver_goes_on_in_mid_epoch_and_no_loss_of_any_step_differs(store, tmp_path):
+    """By plain python, which starts a Ray of its own; with dropout. KILLS=3 kills it more often."""
+    out, epochs = tmp_path / "run", 24
+    options = f"--model.width 16 --model.heads 2 --batch-size 4 --epochs {epochs} --log-every 1 --cpus-per-worker 1"
+    command = [sys.executable, "pipelines/train.py", "--store", store.uri, "--out", str(out), *options.split()]
+    snapshot, moment = out / "checkpoints" / "checkpoint_manager_snapshot.json", random.Random(0)
+    for _ in range(int(os.environ.get("KILLS", "1"))):
+        before = snapshot.read_text() if snapshot.exists() else ""
+        job = subprocess.Popen([*command, "--checkpoint-seconds", "0.3"], cwd=ROOT, start_new_session=True)
+        deadline = time.monotonic() + 400
+        while (not snapshot.exists() or snapshot.read_text() == before) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(moment.uniform(0, 0.5))
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+        assert not (out / "metrics.json").exists(), "it was finished before it could be killed"
+    assert subprocess.run([*command, "--register", "toy"], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+
+    torch.set_num_threads(1)
+    recipe = Recipe(optim=OptimConfig(epochs=epochs, batch_size=4), model=ModelConfig(width=16, heads=2))
+    learner, steps = Learner(store.uri, recipe), []
+    means = [epoch.metrics["train/loss"] for epoch in learner.fit(steps.append)]
+    metrics, *_ = learner.test()
+    run = json.loads((out / "run.json").read_text())
+    history = MlflowClient(run["tracking_uri"]).get_metric_history
+    for name in ("loss", "loss_label", "loss_mood", "loss_intra"):
+        points = [(point.step, point.value) for point in history(run["run_id"], f"step/{name}")]
+        assert points == [(number + 1, losses[f"train/{name}"]) for number, losses in enumerate(steps)]
+    assert [point.value for point in history(run["run_id"], "train/loss")] == means
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    registered = load_registered("models:/toy/1", run["tracking_uri"])
+    assert all(map(torch.equal, registered.parameters(), learner.trainer.model.eval().parameters()))

@@ -1,0 +1,69 @@
+"""Checkpoints of a training on Ray Train: when all workers save together, and what a run goes on from.
+
+A checkpoint is one file, state.pt, on the run's storage. It is written on the worker's own disk and uploaded while
+training goes on; the newest two are kept.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.collective import broadcast_from_rank_zero
+
+
+class Checkpoints:
+    """Saves at most every `seconds`, at a step that is the same on every worker: rank 0's clock decides.
+
+    Asking rank 0 is an exchange between all workers. So that not every step needs one, it answers for how many steps
+    nobody need ask: half of those that fit, at the speed so far, into the time that is left.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        # Ray names every report in a line of INFO, by a logger that no option of its own reaches.
+        logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self._saved, self._steps, self._ask_at = time.monotonic(), 0, 1
+        self._uploading: Path | None = None  # Ray deletes the folder when it is on the storage
+
+    def due(self, last: bool = False) -> bool:
+        """Whether to save now. All workers call it after every step; last: save in any case."""
+        self._steps += 1
+        if not last and self._steps < self._ask_at:
+            return False
+        wait = 0 if last else self._steps_to_wait()
+        if self.world > 1:
+            wait = broadcast_from_rank_zero(wait)
+        self._ask_at = self._steps + wait
+        return wait == 0
+
+    def save(self, state: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Rank 0's state becomes the run's newest checkpoint. All workers call it."""
+        checkpoint = None
+        if self.rank == 0:
+            self._uploading = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+            torch.save(state, self._uploading / "state.pt")
+            checkpoint = Checkpoint.from_directory(str(self._uploading))
+        ray.train.report(dict(metrics), checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+        self._saved, self._steps, self._ask_at = time.monotonic(), 0, 1
+
+    def _steps_to_wait(self) -> int:
+        passed = time.monotonic() - self._saved
+        if passed < self.seconds:
+            return max(1, int((self.seconds - passed) / (passed / self._steps) / 2))
+        return int(self._uploading is not None and self._uploading.exists())  # one upload at a time
+
+
+def restore(device: torch.device | str) -> dict[str, Any] | None:
+    """The state that this worker goes on from; None at a run's beginning."""
+    if (checkpoint := ray.train.get_checkpoint()) is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return torch.load(Path(folder) / "state.pt", map_location=device, weights_only=True)

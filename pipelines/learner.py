@@ -1,0 +1,108 @@
+"""What is learned and how (the recipe), and one worker's part of learning it: what every job that trains runs."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+import tyro
+
+import clcr
+from clcr import metrics as M
+from clcr.config import (
+    BudgetConfig,
+    CLCRConfig,
+    LossConfig,
+    MISAConfig,
+    MMOrientConfig,
+    ModelConfig,
+    OGMGEConfig,
+    StemConfig,
+)
+from clcr.registry import MODELS
+from clcr.training import Epoch, OptimConfig, Trainer
+from features.store import Store
+from pipelines.cli import JobError
+from pipelines.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
+
+STATISTICS_CLIPS = 256  # clips from which the stems learn the mean and spread of their inputs
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is learned and how: the options that train and sweep share."""
+
+    architecture: Annotated[str, tyro.conf.arg(name="model")] = "clcr"
+    """clcr, mm_orient, concat, late, film, misa, ogm_ge, mult, or one modality's name (video): that one alone"""
+    tasks: tuple[str, ...] = ()
+    """tasks to learn together; none named = all that the store declares"""
+    seed: int = 0
+    """of the initial weights, the order of the clips and dropout"""
+    optim: Annotated[OptimConfig, tyro.conf.arg(name="")] = field(default_factory=OptimConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    stem: StemConfig = field(default_factory=StemConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    mm_orient: MMOrientConfig = field(default_factory=MMOrientConfig)
+    misa: MISAConfig = field(default_factory=MISAConfig)
+    ogm_ge: OGMGEConfig = field(default_factory=OGMGEConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+    def network(self) -> CLCRConfig:
+        """The network's part. Raises ConfigError when the options do not fit together."""
+        return CLCRConfig(**{part.name: getattr(self, part.name) for part in dataclasses.fields(CLCRConfig)})
+
+
+class Learner:
+    """One worker's part of a run: the store's loaders, the model and its trainer. Train and sweep both use it.
+
+    Never opens the test split before `test` is called.
+    """
+
+    def __init__(
+        self, store_uri: str, recipe: Recipe, rank: int = 0, world: int = 1, device: torch.device | str = "cpu"
+    ) -> None:
+        self.recipe, self.rank, self.world = recipe, rank, world
+        self.store = Store(store_uri)
+        self.tasks = task_specs(self.store, recipe.tasks)
+        self.features = feature_specs(self.store, modalities_of(recipe.architecture, self.store))
+        torch.manual_seed(recipe.seed)
+        self.train, self.val = self.loader("train"), self.loader("val")
+        model = clcr.build(recipe.architecture, recipe.network(), self.features, self.tasks)
+        model.fit_statistics(self.train.sample_batches(STATISTICS_CLIPS))
+        self.trainer = Trainer(model, self.tasks, recipe.optim, self.train.steps, seed=recipe.seed, device=device)
+
+    def loader(self, split: str) -> SplitLoader:
+        """This worker's batches of a split."""
+        return SplitLoader(
+            self.store,
+            split,
+            self.features,
+            self.tasks,
+            self.recipe.loader,
+            batch_size=self.recipe.optim.batch_size,
+            seed=self.recipe.seed,
+            rank=self.rank,
+            world=self.world,
+        )
+
+    def fit(self, after_step: Callable[[Mapping[str, float]], None] | None = None) -> Iterator[Epoch]:
+        """Epoch by epoch, from where the trainer stands; after_step: as `Trainer.fit` calls it."""
+        return self.trainer.fit(self.train, self.val, after_step)
+
+    def test(self) -> tuple[dict[str, dict[str, float]], dict[str, M.Predictions], dict[str, float]]:
+        """Metrics by task, predictions and diagnostics of the best epoch's weights on the test split."""
+        self.trainer.load_best()
+        predictions, diagnostics = self.trainer.evaluate(self.loader("test").batches(0))
+        return M.split_metrics(self.tasks, predictions), predictions, diagnostics
+
+
+def modalities_of(architecture: str, store: Store) -> tuple[str, ...]:
+    """The modalities that a model reads: one for a single-modality model, else all of the store's."""
+    if architecture in store.spec.features:
+        return (architecture,)
+    if architecture not in MODELS:
+        known = ", ".join([*MODELS, *store.spec.features])
+        raise JobError(f"--model {architecture}: known for this store are {known}")
+    return ()
