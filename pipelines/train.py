@@ -37,6 +37,7 @@ from pipelines.cli import JobError, Progress, flatten, main, require_at_least, r
 from pipelines.figures import confusion_figure
 from pipelines.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 
+SPLITS = ("train", "val", "test")
 STATISTICS_CLIPS = 256  # clips from which the stems learn the mean and spread of their inputs
 
 
@@ -87,13 +88,19 @@ class TrainConfig:
 class Learner:
     """One worker's part of a run: the store's loaders, the model and its trainer. Train and sweep both use it.
 
-    Never opens the test split before `test` is called.
+    Never opens the test split before `test` is called, and a split that is not among `splits` never.
     """
 
     def __init__(
-        self, store_uri: str, recipe: Recipe, rank: int = 0, world: int = 1, device: torch.device | str = "cpu"
+        self,
+        store_uri: str,
+        recipe: Recipe,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        splits: tuple[str, ...] = SPLITS,
     ) -> None:
-        self.recipe, self.rank, self.world = recipe, rank, world
+        self.recipe, self.rank, self.world, self.splits = recipe, rank, world, splits
         self.store = Store(store_uri)
         self.tasks = task_specs(self.store, recipe.tasks)
         self.features = feature_specs(self.store, modalities_of(recipe.architecture, self.store))
@@ -104,7 +111,9 @@ class Learner:
         self.trainer = Trainer(model, self.tasks, recipe.optim, self.train.steps, seed=recipe.seed, device=device)
 
     def loader(self, split: str) -> SplitLoader:
-        """This worker's batches of a split."""
+        """This worker's batches of a split. Raises JobError for one that is kept from it."""
+        if split not in self.splits:
+            raise JobError(f"the {split} split is kept from this run: it may read {', '.join(self.splits)}")
         return SplitLoader(
             self.store,
             split,
@@ -142,12 +151,8 @@ def train(config: TrainConfig) -> None:
     print(
         f"training {recipe.architecture} on {config.workers} workers; MLflow run {run.run_id} at {run.uri}", flush=True
     )
-    try:
+    with run.ending():
         launch(config, run)
-    except BaseException as error:
-        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    run.finish()
     print_metrics(config, read_json(config.out, "metrics.json"))
     print(
         f"compare runs: mlflow ui --backend-store-uri {run.uri}"
@@ -164,7 +169,7 @@ def check(store_uri: str, recipe: Recipe) -> Store:
     feature_specs(store, modalities_of(recipe.architecture, store))
     recipe.network()
     rows = store.index(columns=["split"])["split"].value_counts().to_pylist()
-    if missing := {"train", "val", "test"} - {row["values"] for row in rows}:
+    if missing := set(SPLITS) - {row["values"] for row in rows}:
         raise JobError(f"{store_uri}: no usable clip in split {', '.join(sorted(missing))}; see its failures")
     return store
 

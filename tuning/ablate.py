@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from features.files import write_text
+from features.files import resolve, write_text
 from features.store.sheet import write_figure
 from pipelines import tracking
 from pipelines.cli import JobError, main, override, require_at_least, resolve_uri
@@ -87,15 +87,11 @@ def ablate(config: AblateConfig) -> None:
     run = open_run(config, started, uri, "ablation", {"model": "clcr"})
     seeds = tuple(range(config.recipe.seed, config.recipe.seed + config.seeds))
     print(f"{len(recipes)} recipes x {len(seeds)} seeds; MLflow run {run.run_id} at {run.uri}", flush=True)
-    try:
+    with run.ending():
         runs = SeedRuns(
             config.store, config.out, recipes, seeds, config.experiment, run, config.cpus_per_run, config.gpus_per_run
         )
         report(config.out, run, run_all(runs), seeds)
-    except BaseException as error:
-        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    run.finish()
 
 
 def report(out: str, run: tracking.Run, results: Mapping[str, Any], seeds: tuple[int, ...]) -> None:
@@ -105,7 +101,7 @@ def report(out: str, run: tracking.Run, results: Mapping[str, Any], seeds: tuple
     run.log_metrics({f"test/{line.name}/{column}": line.mean(column) for line in lines for column in line.scores})
     run.client.log_text(run.run_id, table, "ablation.md")
     run.log_figure(figure, "ablation.png")
-    write_figure(f"{out}/ablation.png", figure)
+    write_figure(resolve("ablation.png", out), figure)
     write_text(out, "ablation.md", table)
     print(f"{table}\nwritten to {out}/ablation.md and ablation.png", flush=True)
 
