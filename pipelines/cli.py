@@ -187,8 +187,10 @@ class Progress:
             return
         self._last = now
         rate = (self.done - self._first) / max(now - self._start, 1e-9)
-        left = (self.total - self.done) / rate if rate else float("inf")
-        line = f"{self.what} {self.done}/{self.total} {self.unit}, {rate:.1f}/s, {left:.0f} s left"
+        line = f"{self.what} {self.done}/{self.total} {self.unit}"
+        if rate:
+            speed = f"{rate:.1f}/s" if rate >= 0.1 else f"{60 * rate:.1f}/min"
+            line += f", {speed}, {(self.total - self.done) / rate:.0f} s left"
         print(f"{line}, {note}" if note else line, flush=True)
 
 

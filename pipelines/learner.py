@@ -26,6 +26,7 @@ from features.store import Store
 from pipelines.cli import JobError
 from pipelines.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 
+SPLITS = ("train", "val", "test")
 STATISTICS_CLIPS = 256  # clips from which the stems learn the mean and spread of their inputs
 
 
@@ -57,13 +58,19 @@ class Recipe:
 class Learner:
     """One worker's part of a run: the store's loaders, the model and its trainer. Train and sweep both use it.
 
-    Never opens the test split before `test` is called.
+    Never opens the test split before `test` is called, and a split that is not among `splits` never.
     """
 
     def __init__(
-        self, store_uri: str, recipe: Recipe, rank: int = 0, world: int = 1, device: torch.device | str = "cpu"
+        self,
+        store_uri: str,
+        recipe: Recipe,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        splits: tuple[str, ...] = SPLITS,
     ) -> None:
-        self.recipe, self.rank, self.world = recipe, rank, world
+        self.recipe, self.rank, self.world, self.splits = recipe, rank, world, splits
         self.store = Store(store_uri)
         self.tasks = task_specs(self.store, recipe.tasks)
         self.features = feature_specs(self.store, modalities_of(recipe.architecture, self.store))
@@ -74,7 +81,9 @@ class Learner:
         self.trainer = Trainer(model, self.tasks, recipe.optim, self.train.steps, seed=recipe.seed, device=device)
 
     def loader(self, split: str) -> SplitLoader:
-        """This worker's batches of a split."""
+        """This worker's batches of a split. Raises JobError for one that is kept from it."""
+        if split not in self.splits:
+            raise JobError(f"the {split} split is kept from this run: it may read {', '.join(self.splits)}")
         return SplitLoader(
             self.store,
             split,

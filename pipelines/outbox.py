@@ -31,6 +31,7 @@ class Outbox:
         self._points: deque[Point] = deque()
         self._changed = threading.Condition()
         self._error: Exception | None = None
+        self._closed = False
         threading.Thread(target=self._run, name="mlflow", daemon=True).start()
 
     def put(self, points: list[Point]) -> None:
@@ -55,10 +56,18 @@ class Outbox:
                     "run the same command again when it does"
                 )
 
+    def close(self) -> None:
+        """End the thread once all is sent; nothing is put in afterwards."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._points)
+                self._changed.wait_for(lambda: self._points or self._closed)
+                if not self._points:
+                    return
                 points = list(islice(self._points, POINTS_PER_CALL))
             try:
                 insist(lambda points=points: self._send(points), self._where, patience=None)

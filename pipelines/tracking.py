@@ -6,10 +6,11 @@ Without MLFLOW_TRACKING_URI the runs go to an embedded sqlite file beside the ru
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock
@@ -105,6 +106,8 @@ class Run:
         else:
             with suppress(Exception):  # another error is under way, and matters more
                 self.client.set_terminated(self.run_id, status)
+        if self._outbox:  # a sweep has as many runs as trials
+            self._outbox.close()
 
     @property
     def _where(self) -> str:
@@ -124,6 +127,16 @@ class Run:
         new = [Metric(*point) for point in points if point[3] > self._through.get(point[0], -1)]
         if new:
             self.client.log_batch(self.run_id, metrics=new)
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Ends with the block: FINISHED, or KILLED by hand, or FAILED."""
+        try:
+            yield
+        except BaseException as error:
+            self.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        self.finish()
 
 
 def start_run(
@@ -160,13 +173,16 @@ def resume_run(uri: str, run_id: str) -> Run:
     return run
 
 
-def abandon_children(parent: Run) -> None:
-    """Mark as KILLED the child runs that still count as running: those of a job that was itself killed."""
+def abandon_children(parent: Run, ended: Mapping[str, str] = MappingProxyType({})) -> None:
+    """End the child runs that still count as running, of a job that was itself killed: as KILLED, or as `ended` says.
+
+    ended: status by run id.
+    """
     client = parent.client
     experiment = client.get_run(parent.run_id).info.experiment_id
     condition = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and attributes.status = 'RUNNING'"
     for child in client.search_runs([experiment], condition):
-        client.set_terminated(child.info.run_id, "KILLED")
+        client.set_terminated(child.info.run_id, ended.get(child.info.run_id, "KILLED"))
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:

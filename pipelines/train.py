@@ -41,7 +41,7 @@ from pipelines.cli import (
     to_yaml,
 )
 from pipelines.figures import confusion_figure
-from pipelines.learner import Learner, Recipe, modalities_of
+from pipelines.learner import SPLITS, Learner, Recipe, modalities_of
 from pipelines.loading import feature_specs, task_specs
 from pipelines.registered import register
 
@@ -96,12 +96,8 @@ def train(config: TrainConfig) -> None:
     print(
         f"training {recipe.architecture} on {config.workers} workers; MLflow run {run.run_id} at {run.uri}", flush=True
     )
-    try:
+    with run.ending():
         launch(config, run)
-    except BaseException as error:
-        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    run.finish()
     print_metrics(config, read_json(config.out, "metrics.json"))
     register_model(config, run)
     print(
@@ -119,7 +115,7 @@ def check(store_uri: str, recipe: Recipe) -> Store:
     feature_specs(store, modalities_of(recipe.architecture, store))
     recipe.network()
     rows = store.index(columns=["split"])["split"].value_counts().to_pylist()
-    if missing := {"train", "val", "test"} - {row["values"] for row in rows}:
+    if missing := set(SPLITS) - {row["values"] for row in rows}:
         raise JobError(f"{store_uri}: no usable clip in split {', '.join(sorted(missing))}; see its failures")
     return store
 

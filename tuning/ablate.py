@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import tyro
 
 from pipelines.cli import JobError, main, override, require_at_least, resolve_uri
-from pipelines.train import Recipe, check, claim, open_run, prepare
+from pipelines.learner import Recipe
+from pipelines.train import check, claim, open_run, prepare
 from tuning.report import publish
 from tuning.runs import SeedRuns, run_all
 
@@ -83,15 +84,11 @@ def ablate(config: AblateConfig) -> None:
     run = open_run(config, started, uri, "ablation", {"model": "clcr"})
     seeds = tuple(range(config.recipe.seed, config.recipe.seed + config.seeds))
     print(f"{len(recipes)} recipes x {len(seeds)} seeds; MLflow run {run.run_id} at {run.uri}", flush=True)
-    try:
+    with run.ending():
         runs = SeedRuns(
             config.store, config.out, recipes, seeds, config.experiment, run, config.cpus_per_run, config.gpus_per_run
         )
         publish(config.out, run, run_all(runs), seeds, "ablation")
-    except BaseException as error:
-        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    run.finish()
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ import tyro
 
 import clcr
 from clcr.registry import MODELS
-from features.files import read_text
+from features.files import read_text, resolve
 from features.store import Store
 from pipelines.cli import JobError, main, parse, require_at_least, resolve_uri
+from pipelines.learner import Recipe, modalities_of
 from pipelines.loading import feature_specs, task_specs
-from pipelines.train import Recipe, check, claim, modalities_of, open_run, prepare
+from pipelines.train import check, claim, open_run, prepare
 from tuning.report import publish
 from tuning.runs import SeedRuns, run_all
 from tuning.sweep import SweepConfig, sweep
@@ -80,7 +81,7 @@ def compare(config: CompareConfig) -> None:
     print(
         f"{len(names)} models, {config.trials} trials and {config.seeds} seeds each; MLflow run {run.run_id} at {uri}"
     )
-    try:
+    with run.ending():
         recipes = {name: tuned(config, name) for name in names}
         seeds = tuple(range(config.recipe.seed + 1, config.recipe.seed + 1 + config.seeds))
         runs = SeedRuns(
@@ -88,15 +89,11 @@ def compare(config: CompareConfig) -> None:
         )
         results = run_all(runs)
         publish(config.out, run, results, seeds, "comparison", costs(store, runs))
-    except BaseException as error:
-        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    run.finish()
 
 
 def tuned(config: CompareConfig, name: str) -> Recipe:
     """The best recipe of a model's sweep, which runs now unless it has ended before."""
-    recipe, folder = replaced(config.recipe, architecture=name), f"{config.out}/sweep-{name}"
+    recipe, folder = replaced(config.recipe, architecture=name), resolve(f"sweep-{name}", config.out)
     if not config.trials:
         return recipe
     if read_text(folder, "best.yaml") is None:
@@ -106,7 +103,9 @@ def tuned(config: CompareConfig, name: str) -> Recipe:
                 config.store,
                 folder,
                 trials=config.trials,
+                final_seeds=0,
                 cpus_per_trial=config.cpus_per_run,
+                gpus_per_trial=config.gpus_per_run,
                 grace_epochs=config.grace_epochs,
                 experiment=config.experiment,
                 recipe=recipe,

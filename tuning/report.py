@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from clcr.metrics import main_metric, score
-from features.files import write_text
+from features.files import resolve, write_text
 from features.store.sheet import write_figure
 from pipelines.tracking import Run
 
@@ -82,7 +82,7 @@ def publish(
     run.log_metrics({f"test/{line.name}/{column}": line.mean(column) for line in lines for column in line.scores})
     run.client.log_text(run.run_id, table, f"{title}.md")
     run.log_figure(figure, f"{title}.png")
-    write_figure(f"{out}/{title}.png", figure)
+    write_figure(resolve(f"{title}.png", out), figure)
     write_text(out, f"{title}.md", table)
     print(f"{table}\nwritten to {out}/{title}.md and {title}.png", flush=True)
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import ray
 import torch
 
-from features.files import open_fs, read_json
+from features.files import open_fs, read_json, resolve
 from pipelines import tracking
 from pipelines.cli import JobError, Progress, flatten
-from pipelines.train import Learner, Recipe, finish
+from pipelines.learner import Learner, Recipe
+from pipelines.train import finish
 
 Metrics = dict[str, dict[str, float]]
 
@@ -33,7 +34,7 @@ class SeedRuns:
 
     def folder(self, name: str, seed: int) -> str:
         """Where one run's result lies."""
-        return f"{self.out}/{name}-seed{seed}"
+        return resolve(f"{name}-seed{seed}", self.out)
 
     def results(self) -> dict[str, dict[int, Metrics]]:
         """Test metrics of every run that has ended, by name and seed."""
@@ -83,14 +84,10 @@ def train_and_test(runs: SeedRuns, name: str, seed: int) -> None:
     run = tracking.start_run(
         runs.parent.uri, runs.experiment, f"{name}-seed{seed}", flatten(recipe), tags, runs.parent.run_id
     )
-    try:
+    with run.ending():
         learner = Learner(runs.store, recipe, device="cuda" if torch.cuda.is_available() else "cpu")
         for epoch in learner.fit():
             run.log_metrics(epoch.metrics, epoch.number)
         fs, path = open_fs(out)
         fs.create_dir(path, recursive=True)
         finish(learner, out, run, *learner.test())
-    except BaseException:
-        run.finish("FAILED")
-        raise
-    run.finish()

@@ -1,38 +1,44 @@
 #!/usr/bin/env python
-"""Sweep: search token budgets, loss weights and the learning rate of a model (Ray Tune, Optuna, ASHA).
+"""Sweep: search token budgets, loss weights, learning rate and size of a model (Ray Tune, Optuna, ASHA).
 
-Each trial runs the function that `pipelines/train.py` runs, on the training and validation splits only. One MLflow run
-holds the sweep, with a child run for every trial. It ends with `best.yaml`, which `pipelines/train.py --config` takes.
+Each trial runs the function that `pipelines/train.py` runs, on the training and validation splits; the test split is
+kept from it. One MLflow run holds the sweep, with a child run for every trial. It ends with `best.yaml`, which
+`pipelines/train.py --config` takes, pictures, and the best and the given recipe trained over seeds and scored on the
+test split. Run again with the same options and it goes on; more --trials go on from what there is.
 """
 
-import io
-import json
-from collections.abc import Mapping
+import logging
+import math
+import os
+import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import Annotated, Any
 
 import optuna
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
+import ray.train
+import ray.train.torch
 import torch
 import tyro
 from ray import tune
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler
+from ray.train import FailureConfig, LoggingConfig, ScalingConfig
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter
-from ray.tune.search.optuna import OptunaSearch
-from rich.console import Console
-from rich.table import Table
 
-from features.files import open_fs, read_text, write_text
-from pipelines import tracking
-from pipelines.cli import JobError, Progress, flatten, main, require_at_least, resolve_uri, to_yaml
-from pipelines.train import Learner, Recipe, check, prepare
+from features.files import open_fs
+from pipelines.cli import JobError, find_user_error, main, parse, require_at_least, resolve_uri
+from pipelines.learner import Learner, Recipe
+from pipelines.train import check, claim, open_run, prepare
+from tuning.record import Record
+from tuning.results import compare_hint, finish, train_final
 from tuning.space import apply, defaults, space
+from tuning.study import COST, SCORE, STATUS, StudyFile, StudySearch, replay
 
-METRIC = "val/best_score"  # the best epoch's: a trial is worth what its best checkpoint is worth
+SEARCHED = ("train", "val")  # what a trial may read
+DRIVER = {"CPU": 0, "memory": 1 << 20}  # of a trial whose workers have the CPUs; Tune refuses to ask for nothing at all
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,27 @@ class SweepConfig:
     out: str
     """folder of this sweep; path or URI"""
     trials: int = 20
-    """configurations to try; the first is the recipe as given"""
+    """configurations to try; the first is the recipe as given; 0 = as many as --hours allow"""
+    hours: float = 0.0
+    """no trial starts later than this, counted from this start of the job; 0 = no limit"""
+    objectives: tuple[str, ...] = ("score",)
+    """score (the validation score), or score,participation: also the share of tokens exchanged, as a Pareto front"""
+    search: tuple[str, ...] = ()
+    """options or groups of options to search (budget, loss.pr, lr); none named = all that the model has"""
+    start_from: tuple[str, ...] = ()
+    """YAML files of options to try first, such as an earlier sweep's best.yaml"""
+    final_seeds: int = 3
+    """seeds with which the best and the given recipe are trained at the end and scored on the test split; 0 = none"""
     concurrency: int = 0
     """trials at a time; 0 = as many as the cluster's CPUs (GPUs, where there are any) allow"""
+    workers_per_trial: int = 1
+    """data-parallel workers of each trial"""
     cpus_per_trial: int = 1
-    """CPUs of each trial"""
+    """CPUs of each worker of a trial"""
+    gpus_per_trial: float = 1.0
+    """GPUs of each worker of a trial, on a cluster that has any; a fraction shares one"""
     grace_epochs: int = 5
-    """epochs that every trial may run before ASHA can stop it"""
+    """epochs that every trial may run before ASHA can stop it; with two objectives none is stopped"""
     reduction: int = 3
     """ASHA lets one of so many trials go on at each rung"""
     experiment: str = "clcr"
@@ -58,173 +78,205 @@ class SweepConfig:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        least = {"trials": 1, "concurrency": 0, "cpus_per_trial": 1, "grace_epochs": 1, "reduction": 2}
+        least = {"trials": 0, "hours": 0, "final_seeds": 0, "concurrency": 0, "workers_per_trial": 1}
+        least |= {"cpus_per_trial": 1, "gpus_per_trial": 0, "grace_epochs": 1, "reduction": 2}
         require_at_least(self, least)
+        if not self.trials and not self.hours:
+            raise JobError("--trials 0: must be 1 or more, or give --hours")
+        if self.objectives not in (("score",), ("score", "participation")):
+            raise JobError(f"--objectives {','.join(self.objectives)}: choose score or score,participation")
+        budgeted = self.recipe.architecture == "clcr" and self.recipe.model.exchange == "budgeted"
+        if len(self.objectives) > 1 and not budgeted:
+            raise JobError(f"--objectives participation: {self.recipe.architecture} as given has no token budget")
+        space(self.recipe, self.search)
+
+    @property
+    def first_points(self) -> list[dict[str, Any]]:
+        """Points to try before the sampler's: the recipe as given, then those of --start-from."""
+        return [defaults(self.recipe, self.search), *(self._point(path) for path in self.start_from)]
+
+    def _point(self, path: str) -> dict[str, Any]:
+        other = parse(Recipe, ["--config", path])
+        if other.architecture != self.recipe.architecture:
+            raise JobError(f"--start-from {path}: has model {other.architecture}, not {self.recipe.architecture}")
+        mine, point = space(self.recipe, self.search), defaults(other)
+        for name, distribution in mine.items():
+            if name not in point:
+                raise JobError(f"--start-from {path}: has no {name}, which is searched")
+            if not distribution._contains(distribution.to_internal_repr(point[name])):
+                raise JobError(f"--start-from {path}: {name} {point[name]} lies outside of what is searched")
+        return {name: point[name] for name in mine}
 
 
 def sweep(config: SweepConfig) -> None:
-    """The job: check, claim the output folder, search, write best.yaml and trials.parquet."""
+    """The job: check, claim the output folder, search, report; then score the best on the test split."""
     config = replaced(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
     check(config.store, config.recipe)
-    if read_text(config.out, "best.yaml") is not None:
-        raise JobError(f"--out {config.out} holds a finished sweep (best.yaml): give another --out, or use that one")
+    points = config.first_points
+    # What may change from one start to the next: how much is tried, how many at a time, and what comes after it.
+    budget = {"trials": 1, "hours": 0.0, "start_from": (), "final_seeds": 0, "concurrency": 0}
+    started = claim(replaced(config, **budget))
     uri = prepare(config.out)
-    fs, path = open_fs(config.out)
-    fs.create_dir(path, recursive=True)
-    name = f"sweep-{config.recipe.architecture}"
-    run = tracking.start_run(uri, config.experiment, name, flatten(config), {"model": config.recipe.architecture})
-    print(f"sweep of {config.trials} trials; MLflow run {run.run_id} at {uri}", flush=True)
-    log = TrialLog(run, config)
-    try:
-        search(config, log)
-        finish(config, run, log)
-    except BaseException:
-        run.finish("FAILED")
-        raise
-    run.finish()
-
-
-def search(config: SweepConfig, log: "TrialLog") -> None:
-    """Run the trials on the cluster; `log` sees every result."""
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    fitting = int(resources["CPU"]) // config.cpus_per_trial
-    concurrency = config.concurrency or (min(gpus, fitting) if gpus else fitting)
-    if concurrency < 1 or config.cpus_per_trial * concurrency > resources["CPU"]:
-        raise JobError(
-            f"{max(concurrency, 1)} trials with --cpus-per-trial {config.cpus_per_trial} do not fit into "
-            f"the cluster's {resources['CPU']:g} CPUs"
+    run = open_run(config, started, uri, f"sweep-{config.recipe.architecture}", {"model": config.recipe.architecture})
+    with run.ending():
+        file = StudyFile(config.out)
+        study = file.open(config.objectives, config.recipe.seed, startup=min(10, config.trials // 2 or 10))
+        for point in points:
+            study.enqueue_trial(point, skip_if_exists=True)
+        search = StudySearch(study, space(config.recipe, config.search), config.trials, config.hours)
+        many = f"{config.trials} trials" if config.trials else f"{config.hours:g} hours"
+        before = len(study.get_trials(deepcopy=False, states=tuple(STATUS)))
+        print(
+            f"sweep of {many}, {before} done; MLflow run {run.run_id} at {run.uri}\n"
+            f"watch it: optuna-dashboard {file.path}",
+            flush=True,
         )
-    need = {"CPU": config.cpus_per_trial} | ({"GPU": min(1.0, gpus / concurrency)} if gpus else {})
-    epochs = config.recipe.optim.epochs
-    sampler = optuna.samplers.TPESampler(
-        seed=config.recipe.seed, multivariate=True, constant_liar=True, n_startup_trials=min(10, config.trials // 2)
-    )
-    searcher = OptunaSearch(
-        space(config.recipe),
-        metric=METRIC,
-        mode="max",
-        sampler=sampler,
-        points_to_evaluate=[defaults(config.recipe)],
-    )
-    trainable = tune.with_parameters(run_trial, store=config.store, recipe=config.recipe, cpus=config.cpus_per_trial)
+        record = Record(run, config.experiment, config.recipe, search, file, config.trials)
+        if not search.over:
+            run_trials(config, search, record)
+        best = finish(config, run, study)
+        if config.final_seeds:
+            train_final(config, run, best)
+    print(compare_hint(run, study))
+
+
+def run_trials(config: SweepConfig, search: StudySearch, record: Record) -> None:
+    """Run the trials on the cluster; `record` sees every result."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no csv, json and tensorboard file per trial,
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # and no complaint that there are none
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the old output is silent where it is told to be; the job prints its own
+    concurrency, resources = allocate(config)
+    alone = config.workers_per_trial == 1
+    trainable = tune.with_parameters(run_trial if alone else run_workers, config=config, gpu="GPU" in resources)
+    fs, path = open_fs(config.out)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, need),
+        tune.with_resources(trainable, resources if alone else DRIVER),
         tune_config=tune.TuneConfig(
-            num_samples=config.trials,
-            search_alg=ConcurrencyLimiter(searcher, max_concurrent=concurrency),
-            scheduler=ASHAScheduler(
-                time_attr="epoch",
-                metric=METRIC,
-                mode="max",
-                max_t=epochs,
-                grace_period=min(config.grace_epochs, epochs),
-                reduction_factor=config.reduction,
-            ),
+            num_samples=-1,  # the searcher knows when it is over
+            search_alg=ConcurrencyLimiter(search, max_concurrent=concurrency),
+            scheduler=scheduler(config, search.study),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+            reuse_actors=alone,  # a new process costs seconds of imports; one that drives workers is torn down
         ),
-        run_config=tune.RunConfig(name="trials", storage_path=config.out, callbacks=[log], verbose=0),
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=path,
+            storage_filesystem=fs,
+            callbacks=[record],
+            failure_config=tune.FailureConfig(max_failures=2),  # of its process; an exception ends the trial at once
+            verbose=0,
+        ),
     )
     tuner.fit()
 
 
-def run_trial(point: Mapping[str, Any], store: str, recipe: Recipe, cpus: int) -> None:
-    """What each trial runs: the recipe at one point of its space, reporting every epoch. Never opens the test split."""
-    torch.set_num_threads(cpus)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    learner = Learner(store, apply(recipe, point), device=device)
-    for epoch in learner.fit():
-        tune.report({**epoch.metrics, METRIC: learner.trainer.best_score, "epoch": epoch.number + 1})
-
-
-class TrialLog(tune.Callback):
-    """Writes every trial to MLflow as a child run, and keeps what the report needs. Runs in the driver only."""
-
-    def __init__(self, run: tracking.Run, config: SweepConfig) -> None:
-        self.run, self.config = run, config
-        self.runs: dict[str, tracking.Run] = {}
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.progress = Progress("sweep", config.trials, unit="trials", interval=0)
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A child run with the trial's whole recipe as parameters."""
-        recipe = self.config.recipe
-        name, number = f"trial-{len(self.runs):03d}", len(self.runs)
-        tags = {"model": recipe.architecture, "trial": str(number)}
-        params = flatten(apply(recipe, trial.config)) | dict(trial.config)
-        self.runs[trial.trial_id] = tracking.start_run(
-            self.run.uri, self.config.experiment, name, params, tags, self.run.run_id
-        )
-        self.rows[trial.trial_id] = {
-            "trial": number,
-            "run_id": self.runs[trial.trial_id].run_id,
-            "status": "RUNNING",
-            "epochs": 0,
-            METRIC: None,
-            **trial.config,
-        }
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        """One epoch's metrics, in one call."""
-        metrics = {k: v for k, v in result.items() if k.startswith(("train/", "val/", "diag/", "perf/"))}
-        self.runs[trial.trial_id].log_metrics(metrics, result["epoch"] - 1)
-        self.rows[trial.trial_id] |= {"epochs": result["epoch"], METRIC: result[METRIC]}
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Finished, or stopped early by ASHA."""
-        row = self.rows[trial.trial_id]
-        stopped = row["epochs"] < self.config.recipe.optim.epochs
-        row["status"] = "STOPPED" if stopped else "FINISHED"
-        self.runs[trial.trial_id].finish()
-        scores = [r[METRIC] for r in self.rows.values() if r[METRIC] is not None]
-        self.progress.update(1, f"trial {row['trial']} {row['status'].lower()}, best val score {max(scores):.3f}")
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial that raised costs that trial."""
-        self.rows[trial.trial_id] |= {"status": "FAILED", "error": str(trial.get_error()).strip().splitlines()[-1]}
-        self.runs[trial.trial_id].finish("FAILED")
-        self.progress.update(1, f"trial {self.rows[trial.trial_id]['trial']} failed")
-
-
-def finish(config: SweepConfig, run: tracking.Run, log: TrialLog) -> None:
-    """The table, trials.parquet, and best.yaml last. Raises JobError when every trial failed."""
-    rows = sorted(log.rows.values(), key=lambda row: row["trial"])
-    scored = [row for row in rows if row[METRIC] is not None and row["status"] != "FAILED"]
-    if not scored:
-        raise JobError(f"all {len(rows)} trials failed, the first with: {rows[0].get('error') if rows else 'no trial'}")
-    best = max(scored, key=lambda row: row[METRIC])
-    point = {name: best[name] for name in space(config.recipe)}
-    print_trials(config, rows, best)
-    fs, path = open_fs(config.out)
-    buffer = io.BytesIO()
-    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(k for row in rows for k in row)}
-    pq.write_table(pa.table(columns), buffer)
-    with fs.open_output_stream(f"{path}/trials.parquet") as f:
-        f.write(buffer.getvalue())
-    run.log_metrics({METRIC: best[METRIC], "sweep/epochs": sum(row["epochs"] for row in rows)})
-    run.client.set_tag(run.run_id, "best", json.dumps({"run_id": best["run_id"], "point": point}))
-    text = to_yaml(apply(config.recipe, point))
-    run.client.log_text(run.run_id, text, "best.yaml")
-    write_text(config.out, "best.yaml", text)
-    stopped = [row for row in rows if row["status"] == "STOPPED"]
-    saved = sum(config.recipe.optim.epochs - row["epochs"] for row in stopped)
-    failed = sum(row["status"] == "FAILED" for row in rows)
-    print(f"ASHA stopped {len(stopped)} of {len(rows)} trials and saved {saved} epochs; {failed} failed")
-    print(
-        f"best: trial {best['trial']}; python pipelines/train.py --config {config.out}/best.yaml --store ... --out ..."
+def scheduler(config: SweepConfig, study: optuna.Study) -> TrialScheduler:
+    """ASHA, which remembers earlier starts. With two objectives none is stopped: a weak score may be a cheap one."""
+    if len(config.objectives) > 1:
+        return FIFOScheduler()
+    epochs = config.recipe.optim.epochs
+    asha = ASHAScheduler(
+        time_attr="epoch",
+        metric=SCORE,
+        mode="max",
+        max_t=epochs,
+        grace_period=min(config.grace_epochs, epochs),
+        reduction_factor=config.reduction,
     )
+    replay(asha, study.get_trials(deepcopy=False, states=tuple(STATUS)))
+    return asha
 
 
-def print_trials(config: SweepConfig, rows: list[dict[str, Any]], best: Mapping[str, Any]) -> None:
-    """Trials as a table, best first."""
-    names = list(space(config.recipe))
-    table = Table("trial", "val score", "epochs", *(n.replace("budget.", "b.").replace("loss.", "l.") for n in names))
-    for row in sorted(rows, key=lambda r: -(r[METRIC] or 0))[:10]:
-        values = [f"{row[name]:.3g}" for name in names]
-        score = "failed" if row[METRIC] is None else f"{row[METRIC]:.3f}"
-        table.add_row(str(row["trial"]), score, str(row["epochs"]), *values, style="bold" if row is best else "")
-    Console(width=160).print(table)
+def allocate(config: SweepConfig) -> tuple[int, dict[str, float]]:
+    """How many trials run at a time, and what each of their workers gets.
+
+    Raises JobError where Tune would wait for ever.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpu = config.gpus_per_trial if any(node.get("GPU", 0) for node in nodes) else 0
+    need = {"CPU": config.cpus_per_trial} | ({"GPU": gpu} if gpu else {})
+    slots = sum(min(math.floor(node.get(name, 0) / n + 1e-6) for name, n in need.items()) for node in nodes)
+    fitting = slots // config.workers_per_trial
+    concurrency = config.concurrency or min(fitting, config.trials or fitting)
+    if concurrency < 1 or concurrency > fitting:
+        each = " and ".join(f"{n:g} {name}s" for name, n in need.items())
+        raise JobError(
+            f"{max(concurrency, 1)} trials of {config.workers_per_trial} workers with {each} each do not fit: the "
+            f"cluster's nodes have room for {slots} such workers"
+        )
+    # Without its dashboard Ray never returns what the workers of a trial hold that Tune has stopped.
+    if config.workers_per_trial > 1 and not ray.init(ignore_reinit_error=True).address_info["webui_url"]:
+        raise JobError(
+            f"--workers-per-trial {config.workers_per_trial}: this Ray cluster runs without its dashboard, and then a "
+            "trial that is stopped early never gives its workers back; start the cluster with the dashboard, or take "
+            "one worker"
+        )
+    return concurrency, need
+
+
+def run_trial(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> None:
+    """A trial of one worker, in the process that Tune gave it."""
+    torch.set_num_threads(config.cpus_per_trial)
+    try:
+        recipe = apply(config.recipe, point)
+        learner = Learner(config.store, recipe, device="cuda" if gpu else "cpu", splits=SEARCHED)
+        for result in results(learner):
+            tune.report(result)
+    except Exception as error:
+        tune.report(failure(error))
+
+
+def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> None:
+    """A trial of several workers: Ray Train runs them, and hands rank 0's results to Tune."""
+    # Every epoch is reported, and a worker that reports waits for the controller's next look at it.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    fs, path = open_fs(config.out)
+    need = {"CPU": config.cpus_per_trial} | ({"GPU": config.gpus_per_trial} if gpu else {})
+    trainer = ray.train.torch.TorchTrainer(
+        run_worker,
+        train_loop_config={"config": config, "recipe": apply(config.recipe, point)},
+        scaling_config=ScalingConfig(config.workers_per_trial, use_gpu=gpu, resources_per_worker=need),
+        run_config=ray.train.RunConfig(
+            name=f"workers-{tune.get_context().get_trial_id()}",
+            storage_path=f"{path}/trials",
+            storage_filesystem=fs,
+            callbacks=[TuneReportCallback()],
+            failure_config=FailureConfig(max_failures=1),
+            logging_config=LoggingConfig(log_level="ERROR"),
+            worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        tune.report(failure(error))
+
+
+def run_worker(job: Mapping[str, Any]) -> None:
+    """One of a trial's workers. Metrics are over all workers' clips already: the trainer gathers them."""
+    config, context = job["config"], ray.train.get_context()
+    torch.set_num_threads(config.cpus_per_trial)
+    rank, world = context.get_world_rank(), context.get_world_size()
+    learner = Learner(config.store, job["recipe"], rank, world, ray.train.torch.get_device(), splits=SEARCHED)
+    for result in results(learner):
+        ray.train.report(result)
+
+
+def results(learner: Learner) -> Iterator[dict[str, Any]]:
+    """What a trial reports, epoch by epoch: the metrics, and what the best epoch so far is worth."""
+    cost: dict[str, float] = {}
+    for epoch in learner.fit():
+        shares = [value for name, value in epoch.metrics.items() if name.startswith("diag/participation/")]
+        if epoch.improved and shares:
+            cost = {COST: sum(shares) / len(shares)}
+        yield {**epoch.metrics, **cost, SCORE: learner.trainer.best_score, "epoch": epoch.number + 1}
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """An exception as a trial's last result: it costs this trial, and nothing is tried again."""
+    cause = find_user_error(error) or error
+    line = " ".join(str(cause).split()) or type(cause).__name__
+    return {"error": line, "traceback": "".join(traceback.format_exception(error)), SCORE: math.nan}
 
 
 if __name__ == "__main__":

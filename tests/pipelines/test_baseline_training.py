@@ -10,7 +10,8 @@ from test_learner import losses, on_two_workers, run
 from clcr.config import LossConfig, MMOrientConfig, ModelConfig
 from clcr.training import OptimConfig
 from pipelines.cli import parse, to_yaml
-from pipelines.train import Learner, Recipe, TrainConfig
+from pipelines.learner import Learner, Recipe
+from pipelines.train import TrainConfig
 
 
 def recipe(architecture, **parts):

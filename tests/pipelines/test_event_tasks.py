@@ -21,8 +21,8 @@ from features.store.plan import write_plan
 from features.store.shards import create_store
 from features.store.sheet import choose, describe
 from features.store.verify import verify
+from pipelines.learner import Learner
 from pipelines.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
-from pipelines.train import Learner
 
 ENCODER = EncoderSpec(VideoSpec(size=8), AudioSpec(mels=16))
 TONES = {"low": 300.0, "high": 2500.0}

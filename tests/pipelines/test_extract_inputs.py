@@ -17,8 +17,8 @@ from features.store.sheet import contact_sheet
 from features.store.verify import verify
 from pipelines.cli import main
 from pipelines.extract import ExtractConfig, extract
+from pipelines.learner import Learner, Recipe
 from pipelines.loading import LoaderConfig
-from pipelines.train import Learner, Recipe
 
 ROWS = 12
 VALUES = {"vectors.rates": "face=10", "vectors.dtype": "float16", "vectors.limit": 50, "vectors.max-broken": 0.2,

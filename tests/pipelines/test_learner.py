@@ -11,7 +11,7 @@ from s3 import free_port
 from clcr.config import ModelConfig
 from clcr.errors import ClcrError
 from clcr.training import OptimConfig
-from pipelines.train import Learner, Recipe
+from pipelines.learner import Learner, Recipe
 
 
 def recipe(architecture="clcr", epochs=3, **optim):

@@ -14,9 +14,9 @@ from test_learner import recipe
 import clcr
 from pipelines import outbox
 from pipelines.cli import JobError
+from pipelines.learner import Learner
 from pipelines.registered import load_model, register
 from pipelines.tracking import resume_run, start_run
-from pipelines.train import Learner
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from test_learner import losses, on_workers, recipe, run
 from clcr.config import ModelConfig, StemConfig
 from clcr.errors import DivergedError
 from features.specs import Sample
-from pipelines.train import Learner
+from pipelines.learner import Learner
 
 pytestmark = pytest.mark.slow
 STEPS, EPOCHS = 50, 13  # of 29 clips in batches of 9: the last batch has two, fewer than there are workers

@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from clcr.config import CLCRConfig
 from pipelines.cli import JobError, flatten
-from pipelines.train import Recipe
+from pipelines.learner import Recipe
 from tuning.ablate import FULL, VARIANTS, AblateConfig
 
 ROOT = Path(__file__).parents[2]

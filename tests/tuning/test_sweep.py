@@ -1,86 +1,201 @@
-"""A real sweep: Ray Tune, Optuna, MLflow; its best.yaml trains."""
+"""A real sweep: Ray Tune, Optuna, MLflow; killed in the middle, gone on with, asked for more; its best.yaml trains."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import optuna
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from mlflow.tracking import MlflowClient
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--epochs", "3", "--grace-epochs", "1"]
 pytestmark = pytest.mark.slow
 
 
+def journal(folder):
+    """The study as another process sees it: what optuna-dashboard opens."""
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    return optuna.load_study(study_name=None, storage=storage)
+
+
+def ended(folder):
+    try:
+        return [t for t in journal(folder).trials if t.state.is_finished()]
+    except (FileNotFoundError, KeyError, ValueError):  # not there yet
+        return []
+
+
+def command(store, out, *options):
+    return [sys.executable, "tuning/sweep.py", "--store", store.uri, "--out", str(out), *SMALL, *options]
+
+
+def kill_after(trials, command, out, log):
+    """Start a sweep and kill its driver, which takes Ray along, when so many trials have ended."""
+    with open(log, "w") as file:
+        job = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+    deadline = time.monotonic() + 600
+    while not (out / "study.journal").exists() or len(ended(out)) < trials:
+        assert job.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+    return ended(out)
+
+
 @pytest.fixture(scope="module")
 def swept(store, tmp_path_factory):
+    """Killed after two trials, in the middle of a line of its journal; then run again to its end."""
     folder = tmp_path_factory.mktemp("sweep")
-    command = [sys.executable, "tuning/sweep.py", "--store", store.uri, "--out", str(folder / "sweep"), *SMALL]
-    done = subprocess.run([*command, "--trials", "4", "--tasks", "label"], cwd=ROOT, capture_output=True, text=True)
+    out = folder / "sweep"
+    options = ["--trials", "7", "--tasks", "label", "--concurrency", "2"]
+    before = kill_after(2, command(store, out, *options, "--final-seeds", "2"), out, folder / "killed.log")
+    with open(out / "study.journal", "a") as file:
+        file.write('{"op_code": 6, "trial')
+    done = subprocess.run(command(store, out, *options, "--final-seeds", "2"), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return folder, command, done.stdout
+    return out, before, done, options
 
 
-def test_every_trial_is_a_row_and_a_child_run_of_one_parent(swept):
-    folder, _, _ = swept
-    trials = pq.read_table(folder / "sweep" / "trials.parquet").to_pylist()
-    assert [t["trial"] for t in trials] == [0, 1, 2, 3]
-    assert all(1 <= t["epochs"] <= 3 and 0 <= t["val/best_score"] <= 1 for t in trials)
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+def trials_of(out):
+    return pq.read_table(out / "trials.parquet").to_pylist()
+
+
+def runs_of(out):
+    """The parent run, and the children that are trials."""
+    client = MlflowClient(f"sqlite:///{out.parent}/mlflow.db")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
-    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
-    assert len(parents) == 1 and {c.data.tags["mlflow.parentRunId"] for c in children} == {parents[0].info.run_id}
-    assert {c.info.run_id for c in children} == {t["run_id"] for t in trials}
-    assert all(r.info.status == "FINISHED" for r in runs)
+    (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    return client, parent, [r for r in runs if "trial" in r.data.tags], [r for r in runs if "seed" in r.data.tags]
+
+
+def test_after_a_kill_no_trial_is_lost_and_none_that_ended_is_run_again(swept):
+    out, before, done, _ = swept
+    assert len(before) >= 2 and f"sweep of 7 trials, {len(before)} done" in done.stdout
+    after = {t.number: t for t in journal(out).trials}
+    assert sorted(after) == list(range(7)) and all(t.state.is_finished() for t in after.values())
+    for trial in before:
+        assert after[trial.number] == trial  # its parameters, its values and its times, to the microsecond
+
+
+def test_every_trial_is_a_row_and_one_child_run_of_one_parent_with_each_epoch_once(swept):
+    out, *_ = swept
+    trials = trials_of(out)
+    assert [t["trial"] for t in trials] == list(range(7))
+    assert all(1 <= t["epochs"] <= 3 and 0 <= t["val/best_score"] <= 1 for t in trials)
+    client, parent, children, _ = runs_of(out)
+    assert {c.data.tags["mlflow.parentRunId"] for c in children} == {parent.info.run_id}
+    assert sorted(c.info.run_id for c in children) == sorted(t["run_id"] for t in trials)
+    assert parent.info.status == "FINISHED" and {c.info.status for c in children} == {"FINISHED"}
     for child in children:
         row = next(t for t in trials if t["run_id"] == child.info.run_id)
         assert float(child.data.params["budget.start.1"]) == pytest.approx(row["budget.start.1"])
-        assert len(client.get_metric_history(child.info.run_id, "val/accuracy")) == row["epochs"]
+        history = client.get_metric_history(child.info.run_id, "val/accuracy")
+        assert [m.step for m in history] == list(range(row["epochs"]))
         assert not any(name.startswith("test/") for name in child.data.metrics), "a trial saw the test split"
 
 
-def test_the_first_trial_is_the_recipe_as_given_and_trials_differ(swept):
-    trials = pq.read_table(swept[0] / "sweep" / "trials.parquet").to_pylist()
-    first = next(t for t in trials if t["budget.start.0"] == 0.68)
-    assert first["lr"] == 0.001 and first["loss.lambda_intra"] == 0.01
-    assert len({t["lr"] for t in trials}) == 4
+def test_runs_say_what_they_are_and_the_parent_holds_the_pictures(swept):
+    client, parent, children, _ = runs_of(swept[0])
+    assert "press *Compare*" in parent.data.tags["mlflow.note.content"]
+    for child in children:
+        note = child.data.tags["mlflow.note.content"]
+        assert note.startswith(f"Trial {child.data.tags['trial']}. ") and "`lr`" in note
+    files = {f.path for f in client.list_artifacts(parent.info.run_id, "pictures")}
+    names = ("history", "parallel", "importance", "contour", "scatter", "curves")
+    assert files == {f"pictures/{name}.png" for name in names}
+    assert all((swept[0] / file).stat().st_size > 10_000 for file in files)
 
 
-def test_the_last_lines_count_what_asha_stopped(swept):
-    trials = pq.read_table(swept[0] / "sweep" / "trials.parquet").to_pylist()
-    stopped = [t for t in trials if t["status"] == "STOPPED"]
+def test_the_first_trial_is_the_recipe_as_given_and_no_point_is_drawn_twice(swept):
+    trials = trials_of(swept[0])
+    assert trials[0]["lr"] == 0.001 and trials[0]["loss.lambda_intra"] == 0.01 and trials[0]["model.width"] == 16
+    assert len({t["lr"] for t in trials}) == 7
+
+
+def test_the_last_lines_count_what_asha_stopped_over_both_starts(swept):
+    out, _, done, _ = swept
+    stopped = [t for t in trials_of(out) if t["status"] == "STOPPED"]
     saved = sum(3 - t["epochs"] for t in stopped)
-    assert f"ASHA stopped {len(stopped)} of 4 trials and saved {saved} epochs; 0 failed" in swept[2]
+    assert f"ASHA stopped {len(stopped)} of 7 trials and saved {saved} epochs; 0 failed" in done.stdout
+
+
+def test_the_best_and_the_given_recipe_are_scored_on_the_test_split_with_the_same_seeds(swept):
+    out, _, done, _ = swept
+    table = (out / "final.md").read_text()
+    assert table in done.stdout and "seeds 0, 1" in table
+    _, parent, _, final = runs_of(out)
+    best = yaml.safe_load((out / "best.yaml").read_text())
+    expected = {(v, s) for v in ("given", "best") for s in ("0", "1")}
+    if best["lr"] == 0.001:  # nothing tried was better
+        expected = {("given", "0"), ("given", "1")}
+    assert {(r.data.tags["variant"], r.data.tags["seed"]) for r in final} == expected
+    assert all("test/label/accuracy" in r.data.metrics for r in final) and "test/given/mean" in parent.data.metrics
+    assert {float(r.data.params["lr"]) for r in final if r.data.tags["variant"] == "best"} <= {best["lr"]}
+
+
+def test_the_job_prints_its_own_lines_and_none_of_the_libraries(swept):
+    _, _, done, _ = swept
+    ours = ("sweep ", "watch it:", "runs ", "ASHA ", "best: ", "test split", "| ", "|-", "written ", "compare ")
+    box = ("┏", "┃", "┡", "│", "└", "Test split")
+    strange = [line for line in done.stdout.splitlines() if line and not line.startswith(ours + box)]
+    assert strange == []
+    assert done.stderr.strip() == ""
+
+
+def test_a_finished_sweep_says_its_result_again_and_more_trials_go_on_from_it(swept, store):
+    out, _, _, options = swept
+    before = journal(out).trials
+    more = ["--trials", "8", *options[2:], "--final-seeds", "0", "--start-from", str(out / "best.yaml")]
+    done = subprocess.run(command(store, out, *more), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "sweep of 8 trials, 7 done" in done.stdout, done.stderr
+    after = journal(out).trials
+    assert after[:7] == before and len([t for t in after if t.state.is_finished()]) == 8
 
 
 def test_best_yaml_is_what_train_takes_as_it_is(swept, store):
-    folder, _, _ = swept
-    command = [sys.executable, "pipelines/train.py", "--config", str(folder / "sweep" / "best.yaml")]
-    command += ["--store", store.uri, "--out", str(folder / "best"), "--epochs", "1"]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
-    assert set(json.loads((folder / "best" / "metrics.json").read_text())) == {"label"}
+    out, *_ = swept
+    job = [sys.executable, "pipelines/train.py", "--config", str(out / "best.yaml")]
+    job += ["--store", store.uri, "--out", str(out.parent / "best"), "--epochs", "1"]
+    assert subprocess.run(job, cwd=ROOT, capture_output=True).returncode == 0
+    assert set(json.loads((out.parent / "best" / "metrics.json").read_text())) == {"label"}
 
 
-def test_a_finished_sweeps_folder_is_refused_in_one_line(swept):
-    done = subprocess.run(swept[1], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0 and "holds a finished sweep" in done.stderr
+def test_another_recipe_in_the_same_folder_is_refused_in_one_line(swept, store):
+    out, _, _, options = swept
+    done = subprocess.run(command(store, out, *options, "--lr", "0.002"), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "holds another run (lr" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("option", ["trials", "cpus-per-trial", "grace-epochs"])
-def test_a_number_that_makes_no_sweep_is_refused_in_one_line(option, tmp_path):
-    command = [
-        sys.executable,
-        "tuning/sweep.py",
-        "--store",
-        "nowhere",
-        "--out",
-        str(tmp_path / "x"),
-        f"--{option}",
-        "0",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == f"error: --{option} 0: must be 1 or more\n"
+def crash(how, store, out):
+    job = command(store, out, "--trials", "3", "--final-seeds", "0", "--epochs", "1")
+    job[1:2] = ["-m", "tests.tuning.crashing", how]
+    return subprocess.run(job, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_trial_whose_process_always_dies_costs_that_trial(store, tmp_path):
+    done = crash("one", store, tmp_path / "sweep")
+    assert done.returncode == 0 and "1 failed" in done.stdout, done.stderr
+    trials = trials_of(tmp_path / "sweep")
+    assert [t["status"] for t in trials].count("FAILED") == 1 and trials[0]["error"].startswith("its process died")
+    _, _, children, _ = runs_of(tmp_path / "sweep")
+    assert sorted(c.info.status for c in children) == ["FAILED", "FINISHED", "FINISHED"]
+
+
+def test_when_every_trial_fails_the_job_fails_with_the_first_error(store, tmp_path):
+    done = crash("all", store, tmp_path / "sweep")
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: all 3 trials failed, the first is trial 0: /planted")
+    client, parent, children, _ = runs_of(tmp_path / "sweep")
+    assert {run.info.status for run in (parent, *children)} == {"FAILED"}
+    assert [f.path for f in client.list_artifacts(children[0].info.run_id)] == ["error.txt"]

@@ -1,0 +1,112 @@
+"""Sweeps of other kinds on real clusters: several workers per trial, two objectives, S3, and what is refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+from mlflow.tracking import MlflowClient
+from pyarrow.fs import FileSelector, S3FileSystem
+
+from pipelines.cli import JobError
+from pipelines.learner import Learner, Recipe
+from tests.s3 import CREDENTIALS, server
+from tuning.sweep import SEARCHED, SweepConfig, allocate
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--tasks", "label", "--grace-epochs", "1"]
+pytestmark = pytest.mark.slow
+
+
+def sweep(store, out, *options, **env):
+    job = [sys.executable, "tuning/sweep.py", "--store", store.uri, "--out", str(out), *SMALL, *options]
+    return subprocess.run(job, cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
+
+
+def test_the_test_split_cannot_be_reached_from_a_trial(store):
+    learner = Learner(store.uri, Recipe(), splits=SEARCHED)
+    for reach in (learner.test, lambda: learner.loader("test")):
+        with pytest.raises(JobError, match="the test split is kept from this run: it may read train, val"):
+            learner.trainer.load_best = lambda: None
+            reach()
+
+
+@pytest.fixture(scope="module")
+def without_dashboard():
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+def test_trials_of_several_workers_are_refused_where_ray_would_never_return_them(without_dashboard):
+    assert allocate(SweepConfig(store="s", out="o")) == (4, {"CPU": 1})
+    with pytest.raises(JobError, match="runs without its dashboard"):
+        allocate(SweepConfig(store="s", out="o", workers_per_trial=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "fitting"),
+    [({"cpus_per_trial": 5}, 0), ({"concurrency": 3, "cpus_per_trial": 2}, 2), ({"workers_per_trial": 5}, 4)],
+)
+def test_what_does_not_fit_into_the_cluster_is_refused_instead_of_waited_for(without_dashboard, options, fitting):
+    with pytest.raises(JobError, match=f"room for {fitting} such workers"):
+        allocate(SweepConfig(store="s", out="o", **options))
+
+
+def test_as_many_trials_at_a_time_as_fit_and_no_more_than_there_are(without_dashboard):
+    assert allocate(SweepConfig(store="s", out="o", cpus_per_trial=2))[0] == 2
+    assert allocate(SweepConfig(store="s", out="o", trials=3))[0] == 3
+
+
+def test_a_stopped_trial_of_two_workers_gives_them_back_and_metrics_are_over_both(store, tmp_path):
+    """Each trial takes all of the two CPUs: the next one runs only when the last one's are free again."""
+    out = tmp_path / "sweep"
+    options = ["--workers-per-trial", "2", "--trials", "4", "--epochs", "3", "--reduction", "2", "--final-seeds", "0"]
+    options += ["--search", "lr,loss.lambda_inter"]
+    done = sweep(store, out, *options, RAY_OVERRIDE_RESOURCES='{"CPU": 2}')
+    assert done.returncode == 0, done.stderr
+    trials = pq.read_table(out / "trials.parquet").to_pylist()
+    assert [t["status"] for t in trials].count("STOPPED") >= 1 and len(trials) == 4
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.trial != ''")
+    for run in runs:
+        row = next(t for t in trials if t["run_id"] == run.info.run_id)
+        history = client.get_metric_history(run.info.run_id, "val/accuracy")
+        assert [m.step for m in history] == list(range(row["epochs"]))
+        # Of the three validation clips, two have a label: a half is a count over both workers.
+        assert {m.value for m in history} <= {0.0, 0.5, 1.0}
+
+
+def test_two_objectives_on_s3_leave_a_front_of_recipes_and_a_study_there(store, tmp_path):
+    with server() as port:
+        env = CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": "us-east-1"}
+        s3 = S3FileSystem(endpoint_override=f"127.0.0.1:{port}", scheme="http", access_key="test", secret_key="test")
+        s3.create_dir("sweeps")
+        env["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/mlflow.db"
+        options = ["--objectives", "score,participation", "--trials", "4", "--epochs", "2", "--final-seeds", "1"]
+        done = sweep(store, "s3://sweeps/a", *options, **env)
+        assert done.returncode == 0, done.stderr
+        with s3.open_input_file("sweeps/a/trials.parquet") as file:
+            trials = pq.read_table(file).to_pylist()
+        assert [t["status"] for t in trials] == ["FINISHED"] * 4, "with two objectives no trial is stopped"
+        values = [(t["val/best_score"], t["val/best_participation"]) for t in trials]
+        front = {
+            f"trial-{t['trial']:03d}.yaml"
+            for t, (score, cost) in zip(trials, values, strict=True)
+            if not any(s >= score and c <= cost and (s, c) != (score, cost) for s, c in values)
+        }
+        assert set(names(s3, "sweeps/a/front")) == front
+        with s3.open_input_file("sweeps/a/best.yaml") as file:
+            assert yaml.safe_load(file.read())["lr"] == max(trials, key=lambda t: t["val/best_score"])["lr"]
+        assert {"study.journal", "final.md", "final.png", "best.yaml"} <= set(names(s3, "sweeps/a"))
+        # Another machine goes on from the study that lies there.
+        again = sweep(store, "s3://sweeps/a", *options, "--trials", "5", **env)
+        assert again.returncode == 0 and "sweep of 5 trials, 4 done" in again.stdout, again.stderr
+
+
+def names(fs, folder):
+    return [info.base_name for info in fs.get_file_info(FileSelector(folder))]

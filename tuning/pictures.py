@@ -1,0 +1,93 @@
+"""Pictures of a search, by Optuna's own plots: they need no browser, and lie among the parent run's artifacts."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import optuna
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from optuna.trial import TrialState, create_trial
+from optuna.visualization import matplotlib as plots
+
+from tuning.study import COST, SCORE, reached
+
+LEAST = 3  # trials without which there is nothing to see
+SHOWN = 8  # options in one picture, the most important ones
+LEGEND = 10  # curves that a legend can name
+
+
+def write_pictures(study: optuna.Study, folder: str | Path) -> list[str]:
+    """Write curves, history, parallel coordinates, importance, contour, scatter and Pareto front; returns their names.
+
+    None where there are too few trials, or no two differ. A trial that ASHA stopped counts with the best score that it
+    had by then.
+    """
+    with warnings.catch_warnings(), matplotlib.rc_context({"backend": "Agg", "figure.max_open_warning": 0}):
+        warnings.simplefilter("ignore")  # Optuna calls its plots experimental
+        figures = _figures(study)
+        for name, figure in figures.items():
+            figure.savefig(Path(folder) / name, dpi=150, bbox_inches="tight")
+            plt.close(figure)
+    return list(figures)
+
+
+def _figures(study: optuna.Study) -> dict[str, Figure]:
+    scores = scores_of(study)
+    trials = scores.get_trials(deepcopy=False)
+    varied = [n for n in trials[0].params if len({trial.params[n] for trial in trials}) > 1] if trials else []
+    if len(trials) < LEAST or len(varied) < 2 or len({trial.value for trial in trials}) < 2:
+        return {}
+    importance = optuna.importance.get_param_importances(scores, params=varied)
+    first = list(importance)[:SHOWN]
+    drawn = {
+        "history.png": _drawn(plots.plot_optimization_history, scores, "Best score so far"),
+        "parallel.png": _drawn(plots.plot_parallel_coordinate, scores, "Trials", (15, 6), params=first),
+        "importance.png": _drawn(plots.plot_param_importances, scores, "Importance for the score", params=varied),
+        "contour.png": _drawn(plots.plot_contour, scores, "Score", (8, 6), params=contour_pair(importance)),
+        "scatter.png": _drawn(plots.plot_slice, scores, "Score by option", (2.6 * len(first), 4), params=first),
+    }
+    if len(study.directions) == 1:
+        drawn["curves.png"] = _figure(plots.plot_intermediate_values(study), "Best score by epoch")
+    else:
+        front = plots.plot_pareto_front(study, target_names=[SCORE, COST])
+        drawn["pareto.png"] = _figure(front, "Score against tokens exchanged", (8, 6))
+    return drawn
+
+
+def scores_of(study: optuna.Study) -> optuna.Study:
+    """A copy in memory with the score as only objective, and stopped trials complete: plots leave out others."""
+    copy = optuna.create_study(direction="maximize")
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        copy.add_trial(
+            create_trial(params=trial.params, distributions=trial.distributions, value=reached(trial)[SCORE])
+        )
+    return copy
+
+
+def contour_pair(importance: dict[str, float]) -> list[str]:
+    """The two options to draw against each other: the budget's and the loss weights' most important, or any two."""
+    ranked = list(importance)  # most important first
+    leaders = [next((n for n in ranked if n.startswith(group)), None) for group in ("budget.", "loss.")]
+    return leaders if all(leaders) else ranked[:2]
+
+
+def _drawn(
+    plot: Callable, study: optuna.Study, title: str, inches: tuple[float, float] = (9, 5), **options: list[str]
+) -> Figure:
+    return _figure(plot(study, target_name=SCORE, **options), title, inches)
+
+
+def _figure(axes: object, title: str, inches: tuple[float, float] = (9, 5)) -> Figure:
+    panels = np.atleast_1d(axes).ravel()
+    figure = panels[0].figure
+    for panel in panels:
+        panel.set_title("")
+        panel.set_title("", loc="left")
+        if (legend := panel.get_legend()) and len(legend.get_texts()) > LEGEND:
+            legend.remove()
+    figure.suptitle(title, y=0.95)
+    figure.set_size_inches(*inches)
+    return figure

@@ -1,0 +1,116 @@
+"""What a sweep writes down as it runs: each trial in the study, and as a child run of MLflow. In the driver only."""
+
+import time
+from typing import Any
+
+import optuna
+from ray import tune
+from ray.tune.experiment import Trial
+
+from pipelines import tracking
+from pipelines.cli import Progress, flatten
+from pipelines.learner import Recipe
+from tuning.space import apply
+from tuning.study import COST, REACHED, SCORE, STATUS, StudyFile, StudySearch, outcome, reached, rows, tell
+
+GROUPS = ("train/", "val/", "diag/", "perf/")  # of metrics
+# MLflow's word for each: stopping early is a good end.
+STATUSES = {"FINISHED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED"}
+QUIET = 30.0  # seconds without a line, at most, while epochs come in
+NOTE = "mlflow.note.content"  # the description that MLflow shows above a run
+
+
+class Record(tune.Callback):
+    """Hears of every epoch and every end. A trial that an earlier start left in the middle goes on in its own run."""
+
+    def __init__(
+        self, run: tracking.Run, experiment: str, recipe: Recipe, search: StudySearch, file: StudyFile, trials: int
+    ) -> None:
+        self.run, self.experiment, self.recipe, self.search, self.file = run, experiment, recipe, search, file
+        self.runs: dict[str, tracking.Run] = {}
+        done = rows(search.study)
+        self.best = max((row[SCORE] for row in done if row[SCORE] is not None), default=None)
+        self.progress, self.said = Progress("sweep", trials, len(done), "trials", interval=0), time.monotonic()
+        tracking.abandon_children(run, {row["run_id"]: STATUSES[row["status"]] for row in done})
+        for asked in list(search.interrupted):
+            if reached(asked).get("epoch") == recipe.optim.epochs:  # only its end was not written down
+                search.interrupted.remove(asked)
+                self._end(asked, tracking.resume_run(run.uri, asked.user_attrs["run_id"]))
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A child run with the trial's whole recipe as parameters."""
+        if trial.trial_id in self.runs:  # its process died, and Tune starts another
+            return
+        asked = self.search.asked[trial.trial_id]
+        if run_id := asked.user_attrs.get("run_id"):
+            self.runs[trial.trial_id] = tracking.resume_run(self.run.uri, run_id)
+            return
+        name, tags = f"trial-{asked.number:03d}", {"model": self.recipe.architecture, "trial": str(asked.number)}
+        params = flatten(apply(self.recipe, trial.config)) | dict(trial.config)
+        run = tracking.start_run(self.run.uri, self.experiment, name, params, tags, self.run.run_id)
+        self.runs[trial.trial_id] = run
+        asked.set_user_attr("run_id", run.run_id)
+        self.file.save()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """One epoch's metrics, in one call; or why there will be no more."""
+        asked, run = self.search.asked[trial.trial_id], self.runs[trial.trial_id]
+        if "error" in result:
+            asked.set_user_attr("error", result["error"])
+            run.client.log_text(run.run_id, result["traceback"], "error.txt")
+            return
+        if result["epoch"] <= reached(asked).get("epoch", 0):  # seen before the driver, or the trial, was killed
+            return
+        run.log_metrics({k: v for k, v in result.items() if k.startswith(GROUPS)}, result["epoch"] - 1)
+        asked.set_user_attr(REACHED, {"epoch": result["epoch"]} | {k: result[k] for k in (SCORE, COST) if k in result})
+        if len(self.search.study.directions) == 1:
+            asked.report(result[SCORE], result["epoch"])
+        self.best = max(result[SCORE], self.best or result[SCORE])
+        if time.monotonic() - self.said > QUIET:
+            self._say(0, f"trial {asked.number} at epoch {result['epoch']} of {self.recipe.optim.epochs}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Finished, stopped early by ASHA, or failed with an error that it could still tell."""
+        self._end(self.search.asked[trial.trial_id], self.runs[trial.trial_id])
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Its process died, again and again: that costs this trial."""
+        asked, lines = self.search.asked[trial.trial_id], str(trial.get_error()).strip().splitlines()
+        asked.set_user_attr("error", f"its process died: {lines[0] if lines else ''}")
+        self._end(asked, self.runs[trial.trial_id])
+
+    def _end(self, asked: optuna.Trial, run: tracking.Run) -> None:
+        """MLflow's description before the study is told, its status after: a kill in between costs neither."""
+        study = self.search.study
+        state = outcome(study, asked, self.recipe.optim.epochs)
+        run.client.set_tag(run.run_id, NOTE, describe(asked, STATUS[state], self.recipe))
+        run.client.set_tag(run.run_id, "ended", STATUS[state].lower())
+        tell(study, asked, state)
+        run.finish(STATUSES[STATUS[state]])
+        self.file.save()
+        self._say(1, f"trial {asked.number} {STATUS[state].lower()}")
+
+    def _say(self, ended: int, what: str) -> None:
+        best = "" if self.best is None else f", best val score {self.best:.3f}"
+        self.said = time.monotonic()
+        if self.progress.total:
+            return self.progress.update(ended, what + best)
+        self.progress.done += ended  # a budget of hours alone
+        left = max(0.0, self.search.deadline - self.said)
+        print(f"sweep {self.progress.done} trials, {left:.0f} s until the last may start, {what}{best}", flush=True)
+
+
+def describe(trial: optuna.Trial, status: str, recipe: Recipe) -> str:
+    """A child run's description, as MLflow shows it."""
+    epochs, error = reached(trial).get("epoch", 0), trial.user_attrs.get("error")
+    how = {
+        "FINISHED": f"Trained all {epochs} epochs.",
+        "STOPPED": f"Stopped by ASHA after {epochs} of {recipe.optim.epochs} epochs.",
+        "FAILED": f"Failed after {epochs} epochs: {error}",
+    }[status]
+    values = [f"| `{name}` | {v:.4g} |" for name, v in reached(trial).items() if name != "epoch"]
+    point = [f"| `{name}` | {v:.4g} |" for name, v in trial.params.items()]
+    table = ["| metric | |", "|---|---|", *values, "", "| searched | |", "|---|---|", *point]
+    return f"Trial {trial.number}. {how}\n\n" + "\n".join(table)
