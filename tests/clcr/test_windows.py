@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import clcr
+from clcr import registry
 from clcr.batches import Features, collate
 from clcr.errors import ConfigError
 from clcr.hierarchy import Tokens
@@ -17,7 +18,7 @@ from clcr.windows import Windows
 WORD = clcr.TaskSpec("word", "classification", ("a", "b", "c"))
 WHEN = clcr.TaskSpec("when", "events", ("background", "a", "b"), 5.0)
 TASKS = {"word": WORD, "when": WHEN}
-MODELS = [*(name for name in clcr.MODELS if name != "mm_orient"), "video", "audio"]
+MODELS = [*(name for name in registry.MODELS if name != "mm_orient"), "video", "audio"]
 
 
 @pytest.fixture
