@@ -135,3 +135,18 @@ def test_options_that_do_not_fit_together_are_refused():
     for wrong in ({"size": 65}, {"grid": 0}, {"size": 2}):
         with pytest.raises(ValueError, match=r"--image\.size"):
             ImageSpec(**wrong)
+
+
+def test_torchvisions_name_takes_the_weights_that_its_cache_holds(tmp_path, weights, monkeypatch):
+    from torchvision.models import ResNet18_Weights
+
+    cached = tmp_path / "hub/checkpoints" / ResNet18_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(weights.read_bytes())
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    named, file = load_resnet18("IMAGENET1K_V1"), load_resnet18(str(weights))
+    load_resnet18.cache_clear()
+    assert all(torch.equal(named.state_dict()[name], value) for name, value in file.state_dict().items())
+    assert ImageSpec("resnet18", "IMAGENET1K_V1").weights in str(
+        EncoderSpec(None, None, image=ImageSpec("resnet18", "IMAGENET1K_V1")).features()["image"]
+    )
