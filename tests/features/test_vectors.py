@@ -1,11 +1,13 @@
 """Given vectors: read as they are, agreed in shape, and never silently broken."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from mediafiles import write_manifest
 
+from features import vectors
 from features.corpus import read_corpus
 from features.encode import encode_clip
 from features.errors import CorpusError, MediaError
@@ -165,3 +167,14 @@ def test_an_array_of_another_machine_that_is_cut_off_is_a_failure(tmp_path):
     (tmp_path / "cut.npy").write_bytes(buffer.getvalue()[:-8])
     with pytest.raises(MediaError, match=r"cut\.npy is no array that reads"):
         read(tmp_path / "cut.npy")
+
+
+def test_what_lies_on_object_storage_reads_the_same(tmp_path, archive, monkeypatch):
+    """Local files are mapped; those of object storage arrive as bytes."""
+    np.save(tmp_path / "all.npy", np.stack([FIVE, -FIVE]))
+    names = [f"{archive}#audio[1]", f"{archive}#one", f"{tmp_path / 'all.npy'}#[1]"]
+    local = [read(name).values for name in names]
+    vectors._shared.cache_clear()
+    monkeypatch.setattr(vectors, "open_source", lambda uri: io.BytesIO(Path(uri).read_bytes()))
+    for name, values in zip(names, local, strict=True):
+        np.testing.assert_array_equal(read(name).values, values)
