@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from mediafiles import numbered, write_media
+from mediafiles import damage, numbered, write_media
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -70,6 +70,22 @@ def test_a_damaged_image_is_a_named_failure(tmp_path, quarters, kind):
     with pytest.raises(MediaError, match=r"x\.png") as failure:
         encode_image(str(path), ImageSpec())
     assert failure.value.stage == ("image" if kind in ("text", "cut") else "open")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.gif"])
+def test_damage_of_any_kind_is_a_named_failure_or_a_picture(tmp_path, name):
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 256, (60, 60, 3), np.uint8)).save(tmp_path / name)
+    whole, failed = (tmp_path / name).read_bytes(), 0
+    for number in range(100):
+        path = tmp_path / f"{number}-{name}"
+        path.write_bytes(damage(whole, generator))
+        try:
+            assert encode_image(str(path), ImageSpec(size=16)).values.shape == (16, 48)
+        except MediaError as failure:
+            assert path.name in str(failure) and failure.stage in ("open", "image")
+            failed += 1
+    assert failed > 10
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])

@@ -189,3 +189,13 @@ def test_a_plan_takes_the_modalities_that_are_asked_for(folder, tmp_path, capsys
     out = capsys.readouterr().out
     assert "text: tokens without time of float16 [3, 384]" in out and "voice: tokens without time of float32 [7]" in out
     assert "video:" not in out and "face:" not in out
+
+
+def test_a_folder_of_class_folders_may_hold_images_alone(tmp_path, capsys):
+    for n in range(30):
+        path = tmp_path / "memes" / ("funny", "sad")[n % 2] / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    assert run("--corpus", tmp_path / "memes", "--store", tmp_path / "store", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "image: tokens without time of uint8 [768]" in out and "video:" not in out and "audio:" not in out
