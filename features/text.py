@@ -35,12 +35,8 @@ def find_feature(spec: TextSpec) -> Feature:
     if layers[-1] > depth:
         raise FeaturesError(f"--text.layers {','.join(map(str, layers))}: the encoder has {depth} layers")
     encoder = {"name": "hidden_layers", "model": f"{config.model_type} {depth} x {width}", "layers": list(layers)}
-    return Feature(
-        (len(layers), width),
-        "float16",
-        0.0,
-        {**encoder, "weights": _weights_id(spec.encoder, config), "max_tokens": spec.max_tokens},
-    )
+    encoder |= {"weights": _weights_id(spec.encoder), "max_tokens": spec.max_tokens}
+    return Feature((len(layers), width), "float16", 0.0, encoder)
 
 
 def encode_text(text: str, spec: TextSpec, feature: Feature) -> Encoded:
@@ -99,11 +95,13 @@ def _packaged() -> str:
     return f"{spec.submodule_search_locations[0]}/model"
 
 
-def _weights_id(name: str, config: Any) -> str:
+def _weights_id(name: str) -> str:
     """What names the encoder whatever the machine: the sha256 of its files, or the hub's name and commit."""
     folder = Path(name or _packaged())
     if not folder.is_dir():
-        return f"{name}@{getattr(config, '_commit_hash', None)}"
+        from transformers.utils import cached_file
+
+        return f"{name}@{Path(cached_file(name, 'config.json')).parent.name}"  # a commit's folder in the hub's cache
     whole = hashlib.sha256()
     for path in sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)}):
         with open(path, "rb") as file:

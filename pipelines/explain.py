@@ -119,7 +119,10 @@ def alpha_strips(model: clcr.CLCR) -> dict[str, Any]:
             keep = out.valid[level][m][0]
             edges = spans[m].spans[keep]
             alpha = out.alpha[level][m][0, keep].numpy()
-            axes.stairs(alpha, [*edges[:, 0].tolist(), edges[-1, 1].item()], baseline=None, label=m)
+            steps = [*edges[:, 0].tolist(), edges[-1, 1].item()]
+            if not np.isfinite(steps).all():  # tokens without time, in their order
+                steps = np.linspace(*axes.get_xlim(), len(steps))
+            axes.stairs(alpha, steps, baseline=None, label=m)
         axes.set(ylim=(-0.05, 1.05))
         axes.legend(loc="lower right", fontsize=6, ncols=len(given), framealpha=0.6)
 

@@ -223,7 +223,8 @@ def encoder_of(options: str, corpus: object) -> object:
     from pipelines.cli import parse
     from pipelines.extract import ExtractConfig, plan_encoders
 
-    return plan_encoders(parse(ExtractConfig, ["--corpus", "x", "--store", "y", *shlex.split(options)]), corpus)
+    config = parse(ExtractConfig, ["--corpus", "x", "--store", "y", *shlex.split(options)])
+    return plan_encoders(config, corpus, corpus.validate().sources)
 
 
 def planned(corpus: object, options: str, shard_rows: int = 64) -> list[tuple[str, list[dict]]]:

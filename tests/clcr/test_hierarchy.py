@@ -5,7 +5,7 @@ import torch
 
 from clcr.batches import Features, FeatureSpec
 from clcr.config import ModelConfig, StemConfig
-from clcr.hierarchy import Position, TemporalHierarchy, masked_mean
+from clcr.hierarchy import LanguageHierarchy, Position, TemporalHierarchy, masked_mean
 
 
 def encoder(rate=50.0, levels=3, stride=2, max_rate=25.0, min_rate=0.0, motion=None):
@@ -55,6 +55,33 @@ def test_the_receptive_field_grows_stage_by_stage():
         (gradient,) = torch.autograd.grad((level.values[0, 40] * torch.randn(16)).sum(), values, retain_graph=True)
         seen.append(int((gradient.abs().sum(-1) > 0).sum()))
     assert seen[0] < seen[1] < seen[2]
+
+
+def language(layers, levels, read=None):
+    spec = FeatureSpec((layers, 5), 0.0, "float16")
+    read = range(levels) if read is None else read
+    return LanguageHierarchy(spec, ModelConfig(width=16, heads=2, levels=levels), StemConfig(), read).eval()
+
+
+@pytest.mark.parametrize(
+    ("layers", "levels", "read", "expected"),
+    [(3, 3, None, [0, 1, 2]), (3, 3, [2], [2]), (3, 1, None, [2]), (7, 3, None, [0, 3, 6]), (1, 3, None, [0, 0, 0])],
+)
+def test_a_level_of_language_is_one_layer_of_its_encoder_and_the_deepest_the_last(layers, levels, read, expected):
+    values = torch.randn(1, 6, layers, 5, requires_grad=True)
+    tokens = language(layers, levels, read)(Features(values, torch.ones(1, 6, dtype=torch.bool)))
+    for level, layer in zip(tokens, expected, strict=True):
+        (gradient,) = torch.autograd.grad((level.values * torch.randn(16)).sum(), values, retain_graph=True)
+        assert gradient.abs().sum((0, 1, 3)).nonzero().flatten().tolist() == [layer]
+        assert level.spans.isinf().all(), "words have no time"
+
+
+def test_a_text_has_the_same_tokens_alone_and_padded():
+    net, text = language(3, 3), torch.randn(1, 4, 3, 5).half()
+    alone = net(Features(text, torch.ones(1, 4, dtype=torch.bool)))
+    padded = torch.cat([text, torch.randn(1, 9, 3, 5).half()], dim=1)
+    for short, long in zip(alone, net(Features(padded, torch.arange(13)[None] < 4)), strict=True):
+        assert torch.allclose(long.values[:, :4], short.values, atol=1e-6) and not long.values[:, 4:].any()
 
 
 def test_a_position_is_the_time_in_seconds():

@@ -238,6 +238,19 @@ def test_mmsas_pickle_becomes_given_vectors(tmp_path):
     assert sample.features["bert"].shape == (4, 8)
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_pickles_of_older_numpy_and_python_read_as_well(tmp_path, protocol):
+    content = mmsa()
+    plain = pickle.dumps(content, protocol)
+    if protocol == 2:  # whose names are lines of text: as NumPy 1 wrote them
+        plain = plain.replace(b"cnumpy._core.", b"cnumpy.core.")
+        assert b"cnumpy.core.multiarray" in plain
+    (tmp_path / "x.pkl").write_bytes(plain)
+    loaded = load_arrays(tmp_path / "x.pkl")
+    np.testing.assert_array_equal(loaded["valid"]["vision"], content["valid"]["vision"])
+    assert list(loaded["test"]["raw_text"]) == ["it is 0", "it is 1", "it is 2"]
+
+
 class Harmful:
     def __reduce__(self):
         return (os.system, ("touch harmed",))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from mediafiles import numbered, write_media
+from mediafiles import damage, numbered, write_media
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -72,6 +72,22 @@ def test_a_damaged_image_is_a_named_failure(tmp_path, quarters, kind):
     assert failure.value.stage == ("image" if kind in ("text", "cut") else "open")
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.gif"])
+def test_damage_of_any_kind_is_a_named_failure_or_a_picture(tmp_path, name):
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 256, (60, 60, 3), np.uint8)).save(tmp_path / name)
+    whole, failed = (tmp_path / name).read_bytes(), 0
+    for number in range(100):
+        path = tmp_path / f"{number}-{name}"
+        path.write_bytes(damage(whole, generator))
+        try:
+            assert encode_image(str(path), ImageSpec(size=16)).values.shape == (16, 48)
+        except MediaError as failure:
+            assert path.name in str(failure) and failure.stage in ("open", "image")
+            failed += 1
+    assert failed > 10
+
+
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 def test_regions_by_resnet_average_to_its_own_global_vector(quarters, weights, ending):
     from torchvision.models import resnet18
@@ -135,3 +151,18 @@ def test_options_that_do_not_fit_together_are_refused():
     for wrong in ({"size": 65}, {"grid": 0}, {"size": 2}):
         with pytest.raises(ValueError, match=r"--image\.size"):
             ImageSpec(**wrong)
+
+
+def test_torchvisions_name_takes_the_weights_that_its_cache_holds(tmp_path, weights, monkeypatch):
+    from torchvision.models import ResNet18_Weights
+
+    cached = tmp_path / "hub/checkpoints" / ResNet18_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(weights.read_bytes())
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    named, file = load_resnet18("IMAGENET1K_V1"), load_resnet18(str(weights))
+    load_resnet18.cache_clear()
+    assert all(torch.equal(named.state_dict()[name], value) for name, value in file.state_dict().items())
+    assert ImageSpec("resnet18", "IMAGENET1K_V1").weights in str(
+        EncoderSpec(None, None, image=ImageSpec("resnet18", "IMAGENET1K_V1")).features()["image"]
+    )

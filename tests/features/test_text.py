@@ -1,16 +1,21 @@
 """Texts as hidden layers of a real encoder: what transformers itself gives, token by token, layer by layer."""
 
+import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from storefiles import make_clip
 
 from features import text
 from features.corpus import is_text_file, read_corpus
 from features.errors import FeaturesError, MediaError
+from features.isolation import IsolatedEncoder
 from features.specs import EncoderSpec, TextSpec, VideoSpec
 
 ROOT = Path(__file__).parents[2]
@@ -127,3 +132,46 @@ def test_a_decoding_process_without_text_does_not_load_the_language_library():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
     assert EncoderSpec(VideoSpec(), None).features().keys() == {"video"}
+
+
+FROM_HUB = """
+from features.specs import TextSpec
+from features.text import encode_text, find_feature
+spec = TextSpec(encoder="someone/tiny")
+feature = find_feature(spec)
+print(feature.encoder["weights"], encode_text("one word", spec, feature).values.shape)
+"""
+
+
+@pytest.mark.slow
+def test_a_name_on_the_hub_is_named_by_its_commit(other, tmp_path):
+    """The hub's cache holds it, as after a download; the network is off."""
+    folder, commit = tmp_path / "hub/models--someone--tiny", "0123456789abcdef0123456789abcdef01234567"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs/main").write_text(commit)
+    shutil.copytree(other, folder / "snapshots" / commit)
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", FROM_HUB], capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.stdout.strip() == f"someone/tiny@{commit} (4, 3, 16)", done.stderr
+
+
+@pytest.mark.slow
+def test_the_network_is_no_clips_cost_and_loads_once(feature):
+    """A clip may take 50 MB: far less than it takes to load the library and the weights."""
+    spec = EncoderSpec(None, None, text=TextSpec(), declared={"text": feature})
+    encoder = IsolatedEncoder(spec, timeout=10.0, memory_gb=0.05)
+    try:
+        clips = [replace(make_clip(str(n)), text=f"word {n}", video=None) for n in range(20)]
+        outcomes = [outcome for _, outcome in encoder.encode((clip, {}) for clip in clips)]
+        assert [outcome.tokens for outcome in outcomes] == [{"text": 4}] * 20
+        loaded = next(iter(encoder.encode([(clips[0], {})])))[1]
+        assert loaded == outcomes[0]
+    finally:
+        encoder.close()
+
+
+@pytest.mark.slow
+def test_a_network_that_is_gone_on_a_worker_stops_the_job_in_one_line(feature, tmp_path):
+    spec = EncoderSpec(None, None, text=TextSpec(encoder=str(tmp_path / "gone")), declared={"text": feature})
+    with pytest.raises(FeaturesError, match=r"^on .*: --text\.encoder .*gone does not load"):
+        list(IsolatedEncoder(spec, timeout=5).encode([(make_clip("1"), {})]))

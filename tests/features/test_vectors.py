@@ -1,11 +1,13 @@
 """Given vectors: read as they are, agreed in shape, and never silently broken."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
-from mediafiles import write_manifest
+from mediafiles import damage, write_manifest
 
+from features import vectors
 from features.corpus import read_corpus
 from features.encode import encode_clip
 from features.errors import CorpusError, MediaError
@@ -165,3 +167,36 @@ def test_an_array_of_another_machine_that_is_cut_off_is_a_failure(tmp_path):
     (tmp_path / "cut.npy").write_bytes(buffer.getvalue()[:-8])
     with pytest.raises(MediaError, match=r"cut\.npy is no array that reads"):
         read(tmp_path / "cut.npy")
+
+
+def test_what_lies_on_object_storage_reads_the_same(tmp_path, archive, monkeypatch):
+    """Local files are mapped; those of object storage arrive as bytes."""
+    np.save(tmp_path / "all.npy", np.stack([FIVE, -FIVE]))
+    names = [f"{archive}#audio[1]", f"{archive}#one", f"{tmp_path / 'all.npy'}#[1]"]
+    local = [read(name).values for name in names]
+    vectors._shared.cache_clear()
+    monkeypatch.setattr(vectors, "open_source", lambda uri: io.BytesIO(Path(uri).read_bytes()))
+    for name, values in zip(names, local, strict=True):
+        np.testing.assert_array_equal(read(name).values, values)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "packed.npz"])
+def test_a_damaged_file_is_a_named_failure_or_an_array_of_the_right_shape(tmp_path, name):
+    generator = np.random.default_rng(0)
+    array = generator.normal(size=(200, 3))
+    np.save(tmp_path / "a.npy", array)
+    np.savez(tmp_path / "a.npz", audio=array)
+    np.savez_compressed(tmp_path / "packed.npz", audio=array)
+    whole, failed = (tmp_path / name).read_bytes(), 0
+    for number in range(150):
+        path = tmp_path / f"{number}-{name}"
+        path.write_bytes(damage(whole, generator))
+        try:
+            encoded = read(path if name == "a.npy" else f"{path}#audio", max_broken=1)
+            assert encoded.values.shape[1:] == (3,) and np.isfinite(encoded.values).all()
+        except MediaError as failure:
+            assert path.name in str(failure) and failure.stage in ("open", "vectors")
+            failed += 1
+        except MemoryError:  # a shape beyond all measure; the decoding process reports it as such
+            failed += 1
+    assert failed > 50
