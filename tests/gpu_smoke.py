@@ -15,6 +15,7 @@ import torch
 
 from clcr import CLCRConfig, FeatureSpec, TaskSpec, build
 from clcr.batches import collate
+from clcr.registry import MODELS
 from clcr.training import OptimConfig, Trainer
 
 FEATURES = {"video": FeatureSpec((64, 64, 3), 12.5, "uint8"), "audio": FeatureSpec((64,), 50.0, "float16")}
@@ -41,7 +42,7 @@ def main():
         print("no GPU here: nothing was checked")
         return 1
     batch, failed = make_batch(), False
-    for name in ("clcr", "concat", "mult", "video", "audio"):
+    for name in (*MODELS, "video", "audio"):
         torch.manual_seed(0)
         config = OptimConfig(epochs=1, batch_size=64, precision="bf16", compile=True, warmup=0.0)
         trainer = Trainer(build(name, CLCRConfig(), FEATURES, TASKS), TASKS, config, STEPS + 3, device="cuda")

@@ -1,6 +1,6 @@
-"""What a training step costs: clcr against concat and mult at equal width, and against arithmetic alone.
+"""What a training step costs: every model at equal width, against each other and against arithmetic alone.
 
-    python -m tests.benchmarks.steps [--widths 128 256] [--tokens 75 300] [--modalities 2 3] [--compiled]
+    python -m tests.benchmarks.steps [--models clcr mult] [--widths 128 256] [--tokens 75 300] [--modalities 2 3]
 
 A step is forward and backward of one batch, dropout on. Inputs are vectors, so that stems do not dominate; every
 modality has the same number of tokens at the shallow level. The models of one size take turns, and the fastest of all
@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import clcr
 from clcr.batches import Batch, Features
 from clcr.config import ModelConfig
+from clcr.registry import MODELS
 from clcr.tasks import task_loss
 
 RATE, DIM = 25.0, 64  # tokens per second, features per token
@@ -40,7 +41,7 @@ SQUARE = {"cpu": 1024, "cuda": 8192}  # side of the matrices whose product sets 
 class StepsConfig:
     """What is timed."""
 
-    models: tuple[str, ...] = ("clcr", "concat", "mult")
+    models: tuple[str, ...] = tuple(MODELS)
     """models by name; ratios are to the last"""
     widths: tuple[int, ...] = (128, 256)
     """features per token"""
@@ -68,6 +69,7 @@ class StepsConfig:
 class Cost:
     """One model's step at one size. seconds, wall: of the fastest rounds; bytes: peak above the weights."""
 
+    parameters: int
     flops: int
     bytes: int
     seconds: float = float("inf")
@@ -80,11 +82,22 @@ def main() -> int:
     torch.set_num_threads(config.threads)
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         title = f"{device}, {config.precision}, batch {config.batch}, mult of depth {config.depth}"
-        columns = ["width", "tokens", "modalities", "model", "ms", "wall ms", "GFLOP", "memory MB", "step / floor"]
+        columns = [
+            "width",
+            "tokens",
+            "modalities",
+            "model",
+            "parameters k",
+            "ms",
+            "wall ms",
+            "GFLOP",
+            "memory MB",
+            "step / floor",
+        ]
         table = Table(*columns, f"step / {config.models[-1]}'s", title=title)
         for width, tokens, modalities in product(config.widths, config.tokens, config.modalities):
             rows(table, config, device, width, tokens, modalities)
-        Console(width=130).print(table)
+        Console(width=150).print(table)
     return 0
 
 
@@ -94,12 +107,14 @@ def rows(table: Table, config: StepsConfig, device: str, width: int, tokens: int
     batch = make_batch(config.batch, tokens, modalities).to(device)
     steps, costs = {}, {}
     for name, mode in product(config.models, ["eager"] * config.eager + ["compiled"] * config.compiled):
-        step = make_step(name, mode == "compiled", config, batch, width)
-        steps[name, mode], costs[name, mode] = step, Cost(*count(make_step(name, False, config, batch, width), device))
+        model = make_model(name, config, batch, width)
+        steps[name, mode] = make_step(model, mode == "compiled", config, batch)
+        parameters = sum(p.numel() for p in model.parameters())
+        costs[name, mode] = Cost(parameters, *count(make_step(model, False, config, batch), device))
     rate = take_turns(steps, costs, config, device)
     for (name, mode), cost in costs.items():
         floor, other = cost.flops / rate, costs[config.models[-1], mode]
-        figures = [cost.seconds * 1e3, cost.wall * 1e3, cost.flops / 1e9, cost.bytes / 1e6]
+        figures = [cost.parameters / 1e3, cost.seconds * 1e3, cost.wall * 1e3, cost.flops / 1e9, cost.bytes / 1e6]
         ratios = [cost.seconds / floor, cost.seconds / other.seconds]
         cells = [f"{x:.1f}" for x in figures] + [f"{x:.2f}" for x in ratios]
         table.add_row(str(width), str(tokens), str(modalities), f"{name}, {mode}", *cells)
@@ -133,13 +148,17 @@ def timed(step: Callable[[], object], device: str) -> tuple[float, float]:
     return (cpu if device == "cpu" else wall), wall
 
 
-def make_step(name: str, compiled: bool, config: StepsConfig, batch: Batch, width: int) -> Callable[[], Tensor]:
-    """Forward and backward of a new model in training mode."""
+def make_model(name: str, config: StepsConfig, batch: Batch, width: int) -> nn.Module:
+    """A new model in training mode."""
     features = {m: clcr.FeatureSpec((DIM,), RATE, "float32") for m in batch.features}
-    device = batch.targets["word"].device
     torch.manual_seed(0)
     model = clcr.build(name, clcr.CLCRConfig(ModelConfig(width=width, depth=config.depth)), features, TASKS)
-    model: nn.Module = model.to(device).train()
+    return model.to(batch.targets["word"].device).train()
+
+
+def make_step(model: nn.Module, compiled: bool, config: StepsConfig, batch: Batch) -> Callable[[], Tensor]:
+    """Forward and backward of a model."""
+    device = batch.targets["word"].device
     forward = torch.compile(model, fullgraph=True, dynamic=False) if compiled else model
 
     def step() -> Tensor:
