@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The MLflow server of a cluster: runs in PostgreSQL, artifacts on S3 by way of the server, so that clients need no keys.
-#   DATABASE=postgresql://USER:PASSWORD@HOST/DB ARTIFACTS=s3://BUCKET/FOLDER infra/mlflow_server.sh [more of `mlflow server`]
+#   DATABASE=postgresql://USER:PASSWORD@HOST/DB ARTIFACTS=s3://BUCKET/FOLDER infra/cluster/mlflow_server.sh [more of `mlflow server`]
 # AWS_* name the storage (AWS_ENDPOINT_URL: one that is not AWS). It has no users: keep its port inside the cluster's
 # network. Clients that reach it by a name and not by a private address: MLFLOW_SERVER_ALLOWED_HOSTS=NAME:5000,...
 set -euo pipefail
 : "${DATABASE:?set it to postgresql://USER:PASSWORD@HOST/DB}" "${ARTIFACTS:?set it to s3://BUCKET/FOLDER}"
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 [ -x .venv/bin/python ] && PATH=$PWD/.venv/bin:$PATH
 python -c "import psycopg, boto3" 2>/dev/null || { echo "error: pip install 'psycopg[binary]' boto3" >&2; exit 1; }
 # Arguments would show the database's password to everybody on this machine (ps); the environment does not.
