@@ -16,7 +16,8 @@ from mlflow.tracking import MlflowClient
 
 from features.files import open_fs, read_json
 from infra.head import ROOT
-from infra.local_cluster import down, find_init, host_processes, main, put, up, wait_until
+from infra.hosts import ClusterError, find_init, host_processes, require_tools, wait_until
+from infra.local_cluster import down, main, put, up
 
 pytestmark = pytest.mark.slow
 CLIPS = 40
@@ -31,6 +32,10 @@ TRAIN += ["--checkpoint-seconds", "0"]
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """Three hosts of two CPUs; a corpus lies on its S3 server, which this process reaches too."""
+    try:
+        require_tools()
+    except ClusterError as error:
+        pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("cluster")
     corpus = [sys.executable, "-m", "features.synthetic", "--out", str(folder / "corpus"), "--clips", str(CLIPS)]
     subprocess.run(corpus, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
