@@ -118,7 +118,9 @@ class LocalCluster:
         python, address = sys.executable, self.address(host)
         if host == STORAGE:
             s3 = f"INITIAL_NO_AUTH_ACTION_COUNT=1000000000 {python} -m moto.server -H {address} -p 9000 2>/dev/null"
-            mlflow = f"{python} -m mlflow server --host {address} --port 5000 --workers 1"
+            # MLflow's own jobs (evaluation by judges) take seven more processes.
+            mlflow = f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {python} -m mlflow server --host {address}"
+            mlflow += " --port 5000 --workers 1"
             stores = "--backend-store-uri sqlite:////tmp/mlflow.db --artifacts-destination s3://mlflow"
             return ["bash", "-c", f"{s3} & {mlflow} {stores} & wait -n"]
         ray = [python, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]

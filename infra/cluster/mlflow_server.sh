@@ -12,4 +12,6 @@ python -c "import psycopg, boto3" 2>/dev/null || { echo "error: pip install 'psy
 export MLFLOW_BACKEND_STORE_URI=${DATABASE/#postgresql:/postgresql+psycopg:} MLFLOW_ARTIFACTS_DESTINATION=$ARTIFACTS
 export MLFLOW_S3_ENDPOINT_URL=${MLFLOW_S3_ENDPOINT_URL:-${AWS_ENDPOINT_URL:-}}
 [ -n "$MLFLOW_S3_ENDPOINT_URL" ] || unset MLFLOW_S3_ENDPOINT_URL
+# Its own jobs (evaluation by judges) take seven more processes; nothing here uses them.
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=${MLFLOW_SERVER_ENABLE_JOB_EXECUTION:-false}
 exec python -m mlflow server --host 0.0.0.0 --port 5000 "$@"

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 CLIPS = 40
 EXTRACT = ["--corpus", "s3://data/corpus/corpus.csv", "--store", "s3://data/store", "--video.size", "32"]
 EXTRACT += ["--shard-rows", "4"]
-EPOCHS = 14
+EPOCHS = 10
 TRAIN = ["--store", "s3://data/store", "--tasks", "label", "--workers", "3", "--cpus-per-worker", "1"]
 TRAIN += ["--epochs", str(EPOCHS), "--batch-size", "8", "--model.width", "16", "--model.heads", "2"]
 TRAIN += ["--checkpoint-seconds", "0"]
@@ -69,7 +69,7 @@ def submit(cluster, job, *options):
     )
 
 
-def finish(job, seconds=600):
+def finish(job, seconds=900):
     output, _ = job.communicate(timeout=seconds)
     assert job.returncode == 0, output
     return output
@@ -87,7 +87,7 @@ def newest_checkpoint(run, job, after=""):
     def newest():
         return max((i.path for i in fs.get_file_info(selector) if i.base_name == "state.pt"), default="")
 
-    wait_until(lambda: newest() > after or job.poll() is not None, "a checkpoint", 300)
+    wait_until(lambda: newest() > after or job.poll() is not None, "a checkpoint", 600)
     assert job.poll() is None, job.communicate()[0]
     return newest()
 
