@@ -1,18 +1,12 @@
-"""Several hosts on one machine, for tests and for trying out what a cluster does when it loses one.
+"""A Ray cluster of several hosts on one machine, for tests and for trying out what happens when it loses one.
 
     python -m infra.local_cluster up --hosts 3 --cpus 2
     python -m infra.local_cluster put corpus s3://data/corpus
     python -m infra.local_cluster submit -- python pipelines/extract.py --corpus s3://data/corpus/corpus.csv ...
     python -m infra.local_cluster kill host2            # and: start, cut, heal, run HOST -- COMMAND, status, down
 
-A host is a set of Linux namespaces: it has its own network stack and address, name, processes, shared memory, /tmp and
-home folder, and sees the rest of the machine's disk read-only, as an image that it was installed from. All that it
-writes is in its /dev/shm/disk. Its first process holds it together: when that is killed, so is everything on the host,
-at once, and its disk is gone. Cables (veth pairs) lead to a switch (a bridge) on one more host, named storage, with an
-S3 server and an MLflow server. host1 is the head node; what joins the cluster needs its token.
-
-Nothing outlives its processes, and these carry the cluster's folder in their command line: `down` finds them whatever
-happened to `up`. Needs root, and Debian's iproute2.
+The hosts (infra/hosts.py) share no disk. Their cables lead to a switch on one more host, named storage, with an S3
+server and an MLflow server. host1 is the head node; what joins the cluster, or submits to it, needs its token.
 """
 
 import json
@@ -23,13 +17,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import psutil
 import pyarrow.fs as pafs
@@ -38,33 +31,22 @@ import tyro
 from features.errors import FeaturesError
 from features.files import open_fs
 from infra.head import ROOT, Head
+from infra.hosts import (
+    START_SECONDS,
+    ClusterError,
+    find_init,
+    free_network,
+    host_processes,
+    inside,
+    require_init,
+    require_tools,
+    sh,
+    spawn,
+    wait_until,
+)
 
-MARK = "clcr-host"  # in the command line of every host's first process, before the cluster's folder and the host's name
 STORAGE = "storage"
-START_SECONDS = 240.0
-FOLDER = Path(tempfile.gettempdir()) / "clcr-cluster"
-# A host's first process: makes the host what it is, waits for its cable, then keeps its service running.
-INIT = """
-set -eu
-folder=$1 name=$2 address=$3; shift 3
-hostname "$name"
-for mount in $(findmnt -rno TARGET -t ext4,xfs,btrfs,zfs,overlay,virtiofs); do
-  mount -o remount,bind,ro "$mount"
-done
-mount --bind "$folder/hosts" /etc/hosts
-mount -t tmpfs tmpfs /dev/shm
-mkdir /dev/shm/disk /dev/shm/work
-mount -t overlay overlay -o lowerdir=/tmp,upperdir=/dev/shm/disk,workdir=/dev/shm/work /tmp
-mkdir -p "$HOME"
-ip link set lo up
-until ip link set eth0 up 2>/dev/null; do sleep 0.1; done
-ip address add "$address/24" dev eth0
-while true; do "$@" || true; sleep 1; done
-"""
-
-
-class ClusterError(Exception):
-    """The cluster cannot do what it was asked to; the message says what to do."""
+FOLDER = f"{tempfile.gettempdir()}/clcr-cluster"
 
 
 @dataclass(frozen=True)
@@ -136,7 +118,9 @@ class LocalCluster:
         python, address = sys.executable, self.address(host)
         if host == STORAGE:
             s3 = f"INITIAL_NO_AUTH_ACTION_COUNT=1000000000 {python} -m moto.server -H {address} -p 9000 2>/dev/null"
-            mlflow = f"{python} -m mlflow server --host {address} --port 5000 --workers 1"
+            # MLflow's own jobs (evaluation by judges) take seven more processes.
+            mlflow = f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {python} -m mlflow server --host {address}"
+            mlflow += " --port 5000 --workers 1"
             stores = "--backend-store-uri sqlite:////tmp/mlflow.db --artifacts-destination s3://mlflow"
             return ["bash", "-c", f"{s3} & {mlflow} {stores} & wait -n"]
         ray = [python, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
@@ -146,7 +130,7 @@ class LocalCluster:
         return [*ray, f"--address={self.head.address}"]
 
     def start(self, host: str) -> None:
-        """Boot a host, with an empty disk, and plug it in. Raises ClusterError when it runs already."""
+        """Boot a host, with an empty disk, and plug it in."""
         if find_init(self.folder, host):
             raise ClusterError(f"{host} runs already: kill it first")
         init = spawn(self.folder, host, self.address(host), self.service(host), self.environment())
@@ -275,79 +259,6 @@ def put(cluster: LocalCluster, source: str | None, target: str) -> None:
         pafs.copy_files(os.path.abspath(source), path, destination_filesystem=fs)
 
 
-def require_tools() -> None:
-    """Raise ClusterError for what this machine lacks."""
-    if os.geteuid():
-        raise ClusterError("hosts are made of namespaces, which needs root: run it with sudo")
-    packages = {"ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux", "findmnt": "util-linux"}
-    if missing := sorted({package for tool, package in packages.items() if not shutil.which(tool)}):
-        raise ClusterError(f"{', '.join(missing)} is missing: apt-get install {' '.join(missing)}")
-
-
-def free_network() -> str:
-    """A network that no interface of this machine is on."""
-    taken = {link.name for link in Path("/sys/class/net").iterdir()}
-    addresses = [a.address for links in psutil.net_if_addrs().values() for a in links]
-    for number in range(256):
-        network = f"10.77.{number}"
-        if f"clcr{number}" not in taken and not any(a.startswith(f"{network}.") for a in addresses):
-            return network
-    raise ClusterError("no network left in 10.77.0.0/16")
-
-
-def spawn(folder: str, host: str, address: str, service: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Start a host's first process, which waits for an eth0; returns its process id."""
-    namespaces = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--mount-proc", "--fork", "--kill-child"]
-    command = [*namespaces, "bash", "-c", INIT, MARK, folder, host, address, *service]
-    with open(Path(folder, f"{host}.log"), "ab") as log:
-        process = subprocess.Popen(
-            command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-    wait_until(lambda: find_init(folder, host) or process.poll() is not None, f"{host} to start", 30)
-    return require_init(folder, host)
-
-
-def host_processes(folder: str) -> Iterator[tuple[psutil.Process, str]]:
-    """What holds the hosts of a cluster together, with their names: `unshare`, and below it the first process."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, ValueError, IndexError):
-            words = process.cmdline()
-            at = words.index(MARK)
-            if words[at + 1] == folder and process.status() != psutil.STATUS_ZOMBIE:
-                yield process, words[at + 2]
-
-
-def find_init(folder: str, host: str) -> int | None:
-    """The process that is number 1 on a host."""
-    for process, name in host_processes(folder):
-        if name == host:
-            with suppress(OSError):
-                status = Path(f"/proc/{process.pid}/status").read_text()
-                numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:]
-                if len(numbers) > 1 and numbers[-1] == "1":
-                    return process.pid
-    return None
-
-
-def require_init(folder: str, host: str) -> int:
-    """The same; raises ClusterError where the host is not up."""
-    if init := find_init(folder, host):
-        return init
-    raise ClusterError(f"{host} is not up (log: {folder}/{host}.log)")
-
-
-def inside(init: int, command: str) -> None:
-    """Run a command in a host's network."""
-    sh(f"nsenter --target {init} --net {command}")
-
-
-def sh(command: str) -> None:
-    """Run a command; raises ClusterError with what it said."""
-    done = subprocess.run(command.split(), capture_output=True, text=True)
-    if done.returncode:
-        raise ClusterError(f"{command}: {done.stderr.strip()}")
-
-
 def answers(url: str, token: str = "") -> bool:
     """Whether a page is there."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
@@ -356,97 +267,110 @@ def answers(url: str, token: str = "") -> bool:
     return False
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = START_SECONDS) -> None:
-    """Raises ClusterError when it does not come true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise ClusterError(f"waited {seconds:.0f} s for {what} in vain")
-        time.sleep(0.2)
-
-
 def _write_private(path: Path, text: str) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
 
 
-Folder = Annotated[str, tyro.conf.arg(help="the cluster's folder: its token, logs and lock")]
-Host = Annotated[str, tyro.conf.Positional]
+Folder = Annotated[str, tyro.conf.arg(help="the cluster's folder: its token and its logs")]
+Host = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HOST", help="host1, host2, ...")]
+Word = Annotated[str, tyro.conf.Positional]
+Command = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="-- COMMAND", help="what to run")]
+
+
+def up_command(hosts: int = 3, cpus: int = 1, dead_after: float = 15.0, folder: Folder = FOLDER) -> int:
+    """Start a cluster of so many hosts, each offering so many CPUs; silent for dead_after seconds counts as dead."""
+    if hosts < 1 or cpus < 1 or dead_after < 6:
+        raise ClusterError("--hosts and --cpus must be 1 or more, --dead-after 6 or more")
+    cluster = up(os.path.abspath(folder), hosts, cpus, dead_after)
+    print(f"{hosts} hosts are up. Ray: {cluster.head.dashboard}  MLflow: {cluster.mlflow}  S3: {cluster.s3}")
+    return 0
+
+
+def down_command(folder: Folder = FOLDER) -> int:
+    """End the cluster: no process, network or file of it is left."""
+    down(os.path.abspath(folder))
+    return 0
+
+
+def status_command(folder: Folder = FOLDER) -> int:
+    """Each host: its address, whether it is up, and whether Ray counts it as alive."""
+    cluster = load(os.path.abspath(folder))
+    nodes = cluster.nodes()
+    for host in cluster.hosts:
+        running = "up" if find_init(cluster.folder, host) else "down"
+        print(f"{host} {cluster.address(host)} {running}, {'alive' if nodes[host] else 'dead'} to Ray")
+    return 0
+
+
+def env_command(folder: Folder = FOLDER) -> int:
+    """What programs on this machine need to reach the cluster: eval "$(python -m infra.local_cluster env)"."""
+    cluster = load(os.path.abspath(folder))
+    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token}
+    address = {"RAY_API_SERVER_ADDRESS": cluster.head.dashboard}
+    print("export", *(f"{name}={value}" for name, value in (cluster.client_environment() | access | address).items()))
+    return 0
+
+
+def put_command(source: Word, target: Word, folder: Folder = FOLDER) -> int:
+    """Copy a folder to the S3 server: put corpus s3://data/corpus."""
+    put(load(os.path.abspath(folder)), source, target)
+    return 0
+
+
+def submit_command(command: Command, folder: Folder = FOLDER) -> int:
+    """Submit a job from the head node and follow it: submit -- python pipelines/extract.py ..."""
+    cluster = load(os.path.abspath(folder))
+    return subprocess.run(cluster.submit_command(*_given(command)), env=cluster.environment()).returncode
+
+
+def run_command(host: Host, command: Command, folder: Folder = FOLDER) -> int:
+    """Run a command on a host: run host2 -- ls /tmp."""
+    cluster = load(os.path.abspath(folder))
+    return subprocess.run(cluster.command(host, *_given(command)), env=cluster.environment()).returncode
+
+
+def on_host(act: Callable[[LocalCluster, str], None]) -> Callable[..., int]:
+    """The command that does something to a host."""
+
+    def command(host: Host, folder: Folder = FOLDER) -> int:
+        cluster = load(os.path.abspath(folder))
+        if host not in cluster.hosts:
+            raise ClusterError(f"{host}: the hosts are {', '.join(cluster.hosts)}")
+        act(cluster, host)
+        return 0
+
+    command.__doc__ = act.__doc__
+    return command
+
+
+def _given(command: tuple[str, ...]) -> tuple[str, ...]:
+    if not command:
+        raise ClusterError("no command: give it after --")
+    return command
+
+
+COMMANDS = {
+    "up": up_command,
+    "down": down_command,
+    "status": status_command,
+    "put": put_command,
+    "submit": submit_command,
+    "run": run_command,
+    "env": env_command,
+    **{
+        act.__name__: on_host(act)
+        for act in (LocalCluster.kill, LocalCluster.start, LocalCluster.cut, LocalCluster.heal)
+    },
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. What follows `--` is the command to run or submit."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    at = words.index("--") if "--" in words else len(words)
-    words, command = words[:at], words[at + 1 :]
-
-    def up_(hosts: int = 3, cpus: int = 1, dead_after: float = 15.0, folder: Folder = str(FOLDER)) -> int:
-        """Start a cluster of so many hosts, each offering so many CPUs; silent for dead_after seconds = dead."""
-        if min(hosts, cpus, dead_after) < 1:
-            raise ClusterError("--hosts, --cpus and --dead-after: must be 1 or more")
-        cluster = up(os.path.abspath(folder), hosts, cpus, dead_after)
-        print(f"{hosts} hosts are up. Ray: {cluster.head.dashboard}  MLflow: {cluster.mlflow}  S3: {cluster.s3}")
-        return 0
-
-    def down_(folder: Folder = str(FOLDER)) -> int:
-        """End the cluster: no process, network or file of it is left."""
-        down(os.path.abspath(folder))
-        return 0
-
-    def status(folder: Folder = str(FOLDER)) -> int:
-        """Each host: whether it is up, and whether Ray counts it as alive."""
-        cluster = load(os.path.abspath(folder))
-        nodes = cluster.nodes()
-        for host in cluster.hosts:
-            running = "up" if find_init(cluster.folder, host) else "down"
-            print(f"{host} {cluster.address(host)} {running}, {'alive' if nodes[host] else 'dead'} to Ray")
-        return 0
-
-    def on_host(verb: str) -> Callable[..., int]:
-        def act(host: Host, folder: Folder = str(FOLDER)) -> int:
-            cluster = load(os.path.abspath(folder))
-            if host not in cluster.hosts:
-                raise ClusterError(f"{host}: the hosts are {', '.join(cluster.hosts)}")
-            getattr(cluster, verb)(host)
-            return 0
-
-        act.__doc__ = getattr(LocalCluster, verb).__doc__
-        return act
-
-    def env(folder: Folder = str(FOLDER)) -> int:
-        """What programs on this machine need to reach the cluster: eval "$(python -m infra.local_cluster env)"."""
-        cluster = load(os.path.abspath(folder))
-        access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token}
-        address = {"RAY_API_SERVER_ADDRESS": cluster.head.dashboard}
-        print("export", *(f"{k}={v}" for k, v in (cluster.client_environment() | access | address).items()))
-        return 0
-
-    def put_(source: Host, target: Host, folder: Folder = str(FOLDER)) -> int:
-        """Copy a local folder to the S3 server: put corpus s3://data/corpus."""
-        put(load(os.path.abspath(folder)), source, target)
-        return 0
-
-    def submit(folder: Folder = str(FOLDER)) -> int:
-        """Submit a job from the head node and follow it: submit -- python pipelines/extract.py ..."""
-        cluster = load(os.path.abspath(folder))
-        return subprocess.run(cluster.submit_command(*require(command)), env=cluster.environment()).returncode
-
-    def run(host: Host, folder: Folder = str(FOLDER)) -> int:
-        """Run a command on a host: run host2 -- ls /tmp"""
-        cluster = load(os.path.abspath(folder))
-        return subprocess.run(cluster.command(host, *require(command)), env=cluster.environment()).returncode
-
-    def require(command: list[str]) -> list[str]:
-        if not command:
-            raise ClusterError("no command: give it after --")
-        return command
-
-    commands = {"up": up_, "down": down_, "status": status, "env": env, "put": put_, "submit": submit, "run": run}
-    commands |= {verb: on_host(verb) for verb in ("kill", "start", "cut", "heal")}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that an interrupted `up` cleans up
+    """Run one command; what goes wrong is one line, and an exit code that is not 0."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `up` cleans up
     try:
         return tyro.extras.subcommand_cli_from_dict(
-            commands, args=words, prog="python -m infra.local_cluster", description=__doc__.partition("\n")[0]
+            COMMANDS, args=arguments, prog="python -m infra.local_cluster", description=__doc__.partition("\n")[0]
         )
     except (ClusterError, FeaturesError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,13 +16,14 @@ from mlflow.tracking import MlflowClient
 
 from features.files import open_fs, read_json
 from infra.head import ROOT
-from infra.local_cluster import down, find_init, host_processes, main, put, up, wait_until
+from infra.hosts import ClusterError, find_init, host_processes, require_tools, wait_until
+from infra.local_cluster import down, main, put, up
 
 pytestmark = pytest.mark.slow
 CLIPS = 40
 EXTRACT = ["--corpus", "s3://data/corpus/corpus.csv", "--store", "s3://data/store", "--video.size", "32"]
 EXTRACT += ["--shard-rows", "4"]
-EPOCHS = 14
+EPOCHS = 10
 TRAIN = ["--store", "s3://data/store", "--tasks", "label", "--workers", "3", "--cpus-per-worker", "1"]
 TRAIN += ["--epochs", str(EPOCHS), "--batch-size", "8", "--model.width", "16", "--model.heads", "2"]
 TRAIN += ["--checkpoint-seconds", "0"]
@@ -31,6 +32,10 @@ TRAIN += ["--checkpoint-seconds", "0"]
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """Three hosts of two CPUs; a corpus lies on its S3 server, which this process reaches too."""
+    try:
+        require_tools()
+    except ClusterError as error:
+        pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("cluster")
     corpus = [sys.executable, "-m", "features.synthetic", "--out", str(folder / "corpus"), "--clips", str(CLIPS)]
     subprocess.run(corpus, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -64,7 +69,7 @@ def submit(cluster, job, *options):
     )
 
 
-def finish(job, seconds=600):
+def finish(job, seconds=900):
     output, _ = job.communicate(timeout=seconds)
     assert job.returncode == 0, output
     return output
@@ -82,7 +87,7 @@ def newest_checkpoint(run, job, after=""):
     def newest():
         return max((i.path for i in fs.get_file_info(selector) if i.base_name == "state.pt"), default="")
 
-    wait_until(lambda: newest() > after or job.poll() is not None, "a checkpoint", 300)
+    wait_until(lambda: newest() > after or job.poll() is not None, "a checkpoint", 600)
     assert job.poll() is None, job.communicate()[0]
     return newest()
 

@@ -1,4 +1,4 @@
-"""MLflow as a cluster has it: runs in a real PostgreSQL, artifacts on an S3 server, through infra/mlflow_server.sh."""
+"""MLflow as a cluster has it: runs in a real PostgreSQL, artifacts on an S3 server."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ from infra.head import ROOT, answers, free_ports
 from pipelines import tracking
 
 pytestmark = pytest.mark.slow
-SCRIPT = ROOT / "infra" / "mlflow_server.sh"
+SCRIPT = ROOT / "infra" / "cluster" / "mlflow_server.sh"
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
