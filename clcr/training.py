@@ -158,19 +158,20 @@ class Trainer:
     ) -> dict[str, float]:
         """The rest of an epoch; returns the whole epoch's means of all losses, the learning rate and the speed."""
         self.forward.train()
-        clock = time.perf_counter()
+        clock, after = time.perf_counter(), 0.0
         for batch in batches:
             waited = time.perf_counter() - clock
             torch.manual_seed(hash((self.seed, self.step, self.rank)) % 2**31)  # dropout, and the shift of frames
             losses = self.train_step(batch.to(self.device))
             self.done += 1
             now = time.perf_counter()
-            measured = {"samples": sum(map(bool, batch.clip_ids)), "waited": waited, "seconds": now - clock}
+            measured = {"samples": sum(map(bool, batch.clip_ids)), "waited": waited, "seconds": now - clock + after}
             for name, value in (losses | measured).items():
                 self.sums[name] += value
-            clock = now
             if after_step:
                 after_step(losses)
+            clock = time.perf_counter()
+            after = clock - now  # counts as time of the next step, which has not waited for it
         return self._epoch_means()
 
     def train_step(self, batch: Batch) -> dict[str, float]:

@@ -23,6 +23,7 @@ from features.files import parent
 from pipelines.cli import JobError, submitted
 from pipelines.outbox import Outbox, Point, insist
 
+LAST_WORDS = 5.0  # seconds that a run which failed waits for its points
 PARAMS_PER_CALL = 100  # MLflow's limit on one batch
 
 
@@ -99,12 +100,14 @@ class Run:
         insist(lambda: self.client.log_artifacts(self.run_id, str(folder), name), self._where)
 
     def finish(self, status: str = "FINISHED") -> None:
-        """End the run: FINISHED when all its points have arrived; FAILED or KILLED at once, if the server is there."""
+        """End the run: FINISHED when all its points have arrived; FAILED or KILLED soon, if the server is there."""
         if status == "FINISHED":
             self.flush()
             insist(lambda: self.client.set_terminated(self.run_id, status), self._where)
         else:
             with suppress(Exception):  # another error is under way, and matters more
+                if self._outbox:
+                    self._outbox.flush(LAST_WORDS)
                 self.client.set_terminated(self.run_id, status)
         if self._outbox:  # a sweep has as many runs as trials
             self._outbox.close()

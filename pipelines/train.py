@@ -7,6 +7,7 @@ Run again with the same options and it goes on from the last checkpoint; a finis
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -43,6 +44,7 @@ from pipelines.cli import (
 from pipelines.figures import confusion_figure
 from pipelines.learner import SPLITS, Learner, Recipe, modalities_of
 from pipelines.loading import feature_specs, task_specs
+from pipelines.machine import watched
 from pipelines.registered import register
 
 # What a later start of the same run may change: none of it changes what is learned.
@@ -254,10 +256,11 @@ def train_worker(job: Mapping[str, Any]) -> str | None:
         save_if_due()
 
     try:
-        for epoch in learner.fit(after_step):
-            if rank == 0:
-                run.log_metrics(epoch.metrics, epoch.number)
-            save_if_due(trainer.finished)
+        with watched(run) if rank == 0 else nullcontext():
+            for epoch in learner.fit(after_step):
+                if rank == 0:
+                    run.log_metrics(epoch.metrics, epoch.number)
+                save_if_due(trainer.finished)
     except DivergedError as error:
         run.flush()
         return str(error)

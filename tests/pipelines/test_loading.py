@@ -1,13 +1,14 @@
 """Who reads which sample when: every one once, in an order of seed and epoch alone, for any number of workers."""
 
 import math
+import threading
 
 import pytest
 import torch
 from storefiles import make_clips, make_sample, write_store
 
 from pipelines.cli import JobError
-from pipelines.loading import LoaderConfig, SplitLoader, feature_specs, plan_epoch, task_specs
+from pipelines.loading import LoaderConfig, SplitLoader, ahead, feature_specs, plan_epoch, task_specs
 
 
 def loader(store, split="train", cache_gb=1.0, processes=0, modalities=(), **options):
@@ -56,6 +57,31 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone(store):
     reader = loader(store, seed=1, cache_gb=0.0, batch_size=5)
     assert flat(reader.batches(1)) == orders[1, 1]  # asked for out of turn, in other batches, uncached
     assert flat(reader.batches(0)) == orders[1, 0]
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_an_epoch_can_begin_in_its_middle(store, cache_gb):
+    reader = loader(store, cache_gb=cache_gb)
+    for first in range(reader.steps + 1):
+        assert ids(reader.batches(2, first)) == ids(reader.batches(2))[first:]
+
+
+def test_batches_are_made_ahead_of_use_and_an_error_comes_out_in_its_turn():
+    made = [threading.Event() for _ in range(5)]
+
+    def make():
+        for number, event in enumerate(made):
+            event.set()
+            yield number
+        raise OSError("the disk is gone")
+
+    batches = ahead(make(), 2)
+    assert next(batches) == 0
+    assert made[1].wait(10) and made[2].wait(10)  # while the first is used
+    assert not made[4].is_set()
+    assert [next(batches) for _ in range(4)] == [1, 2, 3, 4]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches)
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 """MLflow through our one door."""
 
 import multiprocessing
+import time
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from pipelines.machine import watched
 from pipelines.tracking import abandon_children, start_run
 
 pytestmark = pytest.mark.slow
@@ -40,3 +42,13 @@ def test_children_that_a_killed_job_left_running_are_marked_and_others_left_alon
     abandon_children(parent)
     status = {run.run_id: parent.client.get_run(run.run_id).info.status for run in (parent, left, ended, stranger)}
     assert list(status.values()) == ["RUNNING", "KILLED", "FINISHED", "RUNNING"]
+
+
+def test_the_machine_is_watched_while_a_block_runs(tmp_path):
+    run = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "run", {}, {})
+    with watched(run, interval=1.0):
+        time.sleep(3.5)
+    run.finish()
+    points = run.client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")
+    assert 2 <= len(points) <= 3 and all(0 <= point.value <= 100 for point in points)
+    assert "system/system_memory_usage_percentage" in run.client.get_run(run.run_id).data.metrics

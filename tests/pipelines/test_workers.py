@@ -1,5 +1,6 @@
 """What one worker learns, two and four learn: the same losses at every step, from each clip once per epoch."""
 
+import io
 from collections import Counter
 from dataclasses import replace
 
@@ -100,23 +101,23 @@ def test_a_loss_that_is_not_finite_stops_every_worker_with_the_name_of_the_clip_
 
 def interrupted(uri, rank, world):
     """The state in mid-epoch, after six steps of four an epoch, as rank 0 would save it."""
-    learner, states = Learner(uri, without_chance(epochs=3), rank, world), []
+    learner, saved = Learner(uri, without_chance(epochs=3), rank, world), io.BytesIO()
 
     def after_step(_):
         if learner.trainer.step == 6:
-            states.append(learner.trainer.state_dict())
+            torch.save(learner.trainer.state_dict(), saved)
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
         list(learner.fit(after_step))
-    return states[0]
+    return saved.getvalue()
 
 
 def test_a_run_that_stops_on_two_workers_goes_on_with_one_and_sees_the_rest_of_the_epoch_once(noise_store):
     state, _ = on_workers(2, interrupted, noise_store.uri)
     whole = losses(run(Learner(noise_store.uri, without_chance(epochs=3))))
     resumed = Learner(noise_store.uri, without_chance(epochs=3))
-    resumed.trainer.load_state_dict(state)
+    resumed.trainer.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
     assert (resumed.trainer.next_epoch, resumed.trainer.done) == (1, 2)
     assert resumed.trainer.sums["samples"] == 18
     rest = [clip for batch in resumed.train.batches(1, 2) for clip in batch.clip_ids]

@@ -1,0 +1,95 @@
+"""Workers and hosts that die: the run goes on by itself, with those that are left."""
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from mlflow.tracking import MlflowClient
+from ray.cluster_utils import Cluster
+from test_train import ROOT, job, run_of
+
+from clcr.training import OptimConfig
+from pipelines.cli import JobError
+from pipelines.train import train
+
+pytestmark = pytest.mark.slow
+EPOCHS = 40
+
+
+@pytest.fixture
+def cluster():
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.second = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def after_a_checkpoint(config, strike):
+    """Run `strike` once, soon after the run's second checkpoint."""
+
+    def wait():
+        deadline = time.monotonic() + 600
+        while len(list(Path(config.out, "checkpoints").glob("checkpoint_2*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        strike()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def long_job(store, out, **options):
+    config = replace(job(store, out), checkpoint_seconds=1.0, log_every=1, **options)
+    return replace(config, recipe=replace(config.recipe, optim=OptimConfig(epochs=EPOCHS, batch_size=8)))
+
+
+def logged_steps(config):
+    run = run_of(config)
+    client = MlflowClient(json.loads(Path(config.out, "run.json").read_text())["tracking_uri"])
+    assert run.info.status == "FINISHED"
+    return [point.step for point in client.get_metric_history(run.info.run_id, "step/loss")]
+
+
+def test_a_worker_that_is_killed_and_then_a_host_that_dies_cost_no_step(cluster, store, tmp_path, capsys):
+    config = long_job(store, tmp_path / "run", workers=2, min_workers=1)
+
+    def kill_a_worker():
+        workers = [
+            p for p in psutil.process_iter() if "RayTrainWorker" in p.name() or _title(p) == "ray::RayTrainWorker"
+        ]
+        ours = [p for p in workers if psutil.Process().pid in [parent.pid for parent in p.parents()]]
+        os.kill(ours[0].pid, signal.SIGKILL)
+        after_a_checkpoint(config, lambda: cluster.remove_node(cluster.second, allow_graceful=False))
+
+    after_a_checkpoint(config, kill_a_worker)
+    train(config)
+    said = capsys.readouterr().out
+    assert said.count("going on from the last checkpoint") >= 1
+    assert len([node for node in ray.nodes() if node["Alive"]]) == 1
+    assert logged_steps(config) == list(range(1, EPOCHS * 4 + 1))
+    metrics = json.loads(Path(config.out, "metrics.json").read_text())
+    assert metrics["label"]["n"] == 4
+
+
+def _title(process):
+    try:
+        return process.cmdline()[0]
+    except (psutil.Error, IndexError):
+        return ""
+
+
+def test_a_loss_that_is_not_finite_ends_the_job_at_once_with_one_line(cluster, store, tmp_path):
+    config = long_job(store, tmp_path / "run", workers=2)
+    config = replace(
+        config, recipe=replace(config.recipe, optim=OptimConfig(epochs=3, batch_size=8, lr=1e30, warmup=0))
+    )
+    with pytest.raises(JobError, match=r"step \d+: the .* on clips clip/.*: check those clips' features and labels"):
+        train(config)
+    assert run_of(config).info.status == "FAILED"
