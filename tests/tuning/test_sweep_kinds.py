@@ -11,10 +11,10 @@ import ray
 import yaml
 from mlflow.tracking import MlflowClient
 from pyarrow.fs import FileSelector, S3FileSystem
+from s3 import CREDENTIALS, server
 
 from pipelines.cli import JobError
 from pipelines.train import Learner, Recipe
-from tests.s3 import CREDENTIALS, server
 from tuning.sweep import SEARCHED, SweepConfig, allocate
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def test_two_objectives_on_s3_leave_a_front_of_recipes_and_a_study_there(store, 
         with s3.open_input_file("sweeps/a/trials.parquet") as file:
             trials = pq.read_table(file).to_pylist()
         assert [t["status"] for t in trials] == ["FINISHED"] * 4, "with two objectives no trial is stopped"
-        values = [(t["val/best_score"], t["val/best_participation"]) for t in trials]
+        values = [(t["best/score"], t["best/tokens_exchanged"]) for t in trials]
         front = {
             f"trial-{t['trial']:03d}.yaml"
             for t, (score, cost) in zip(trials, values, strict=True)
@@ -101,7 +101,7 @@ def test_two_objectives_on_s3_leave_a_front_of_recipes_and_a_study_there(store, 
         }
         assert set(names(s3, "sweeps/a/front")) == front
         with s3.open_input_file("sweeps/a/best.yaml") as file:
-            assert yaml.safe_load(file.read())["lr"] == max(trials, key=lambda t: t["val/best_score"])["lr"]
+            assert yaml.safe_load(file.read())["lr"] == max(trials, key=lambda t: t["best/score"])["lr"]
         assert {"study.journal", "final.md", "final.png", "best.yaml"} <= set(names(s3, "sweeps/a"))
         # Another machine goes on from the study that lies there.
         again = sweep(store, "s3://sweeps/a", *options, "--trials", "5", **env)
