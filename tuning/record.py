@@ -83,7 +83,8 @@ class Record(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Its process died, again and again: that costs this trial."""
         asked, lines = self.search.asked[trial.trial_id], str(trial.get_error()).strip().splitlines()
-        asked.set_user_attr("error", f"its process died: {lines[0] if lines else ''}")
+        why = next((line for line in lines if "Error" in line), "no reason known")
+        asked.set_user_attr("error", f"its process died: {why}")
         self._end(asked, self.runs[trial.trial_id])
 
     def _end(self, asked: optuna.Trial, run: tracking.Run) -> None:

@@ -234,7 +234,7 @@ def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> Non
     trainer = ray.train.torch.TorchTrainer(
         run_worker,
         train_loop_config={"config": config, "recipe": apply(config.recipe, point)},
-        scaling_config=ScalingConfig(config.workers_per_trial, use_gpu=gpu, resources_per_worker=need),
+        scaling_config=ScalingConfig(num_workers=config.workers_per_trial, use_gpu=gpu, resources_per_worker=need),
         run_config=ray.train.RunConfig(
             name=f"workers-{tune.get_context().get_trial_id()}",
             storage_path=f"{path}/trials",
