@@ -30,7 +30,7 @@ CHATTER = re.compile(  # Ray's own lines
     r"|core_worker.cc|Reporting training result|Checkpoint successfully created|^\s*$"
 )
 PREFIX = re.compile(r"^\x1b\[\d+m\(.*?\)\x1b\[0m ")  # the worker that a line comes from
-SWEEP = {"trials": 6, "epochs": 9}
+SWEEP = {"trials": 6, "epochs": 9, "final-seeds": 0}
 
 
 def main() -> int:

@@ -231,21 +231,21 @@ def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> Non
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     fs, path = open_fs(config.out)
     need = {"CPU": config.cpus_per_trial} | ({"GPU": config.gpus_per_trial} if gpu else {})
-    trainer = ray.train.torch.TorchTrainer(
-        run_worker,
-        train_loop_config={"config": config, "recipe": apply(config.recipe, point)},
-        scaling_config=ScalingConfig(num_workers=config.workers_per_trial, use_gpu=gpu, resources_per_worker=need),
-        run_config=ray.train.RunConfig(
-            name=f"workers-{tune.get_context().get_trial_id()}",
-            storage_path=f"{path}/trials",
-            storage_filesystem=fs,
-            callbacks=[TuneReportCallback()],
-            failure_config=FailureConfig(max_failures=1),
-            logging_config=LoggingConfig(log_level="ERROR"),
-            worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
-        ),
-    )
     try:
+        trainer = ray.train.torch.TorchTrainer(
+            run_worker,
+            train_loop_config={"config": config, "recipe": apply(config.recipe, point)},
+            scaling_config=ScalingConfig(num_workers=config.workers_per_trial, use_gpu=gpu, resources_per_worker=need),
+            run_config=ray.train.RunConfig(
+                name=f"workers-{tune.get_context().get_trial_id()}",
+                storage_path=f"{path}/trials",
+                storage_filesystem=fs,
+                callbacks=[TuneReportCallback()],
+                failure_config=FailureConfig(max_failures=1),
+                logging_config=LoggingConfig(log_level="ERROR"),
+                worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
+            ),
+        )
         trainer.fit()
     except Exception as error:
         tune.report(failure(error))
