@@ -44,7 +44,7 @@ def finish(config: "SweepConfig", run: tracking.Run, study: optuna.Study) -> Rec
         raise JobError(f"all {len(trials)} trials failed, the first is {first}; a further try needs another --out")
     front = {trial.number for trial in study.best_trials} if len(study.directions) > 1 else set()
     best = max(scored, key=lambda row: (row["status"] == "FINISHED", row[SCORE]))
-    searched = [name for name in study.trials[0].params if name in best]
+    searched = list(study.trials[best["trial"]].params)
     print_trials(trials, searched, best, front)
     _write_parquet(config.out, trials)
     recipes = {row["trial"]: apply(config.recipe, {n: row[n] for n in searched}) for row in scored}

@@ -33,7 +33,7 @@ from pipelines.cli import JobError, find_user_error, main, parse, require_at_lea
 from pipelines.train import Learner, Recipe, check, claim, open_run, prepare
 from tuning.record import Record
 from tuning.results import compare_hint, finish, train_final
-from tuning.space import apply, defaults, space
+from tuning.space import apply, defaults, holds, space
 from tuning.study import COST, SCORE, STATUS, StudyFile, StudySearch, replay
 
 SEARCHED = ("train", "val")  # what a trial may read
@@ -102,7 +102,7 @@ class SweepConfig:
         for name, distribution in mine.items():
             if name not in point:
                 raise JobError(f"--start-from {path}: has no {name}, which is searched")
-            if not distribution._contains(distribution.to_internal_repr(point[name])):
+            if not holds(distribution, point[name]):
                 raise JobError(f"--start-from {path}: {name} {point[name]} lies outside of what is searched")
         return {name: point[name] for name in mine}
 
@@ -112,9 +112,10 @@ def sweep(config: SweepConfig) -> None:
     config = replaced(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
     check(config.store, config.recipe)
     points = config.first_points
-    # What may change from one start to the next: how much is tried, how many at a time, and what comes after it.
-    budget = {"trials": 1, "hours": 0.0, "start_from": (), "final_seeds": 0, "concurrency": 0}
-    started = claim(replaced(config, **budget))
+    # What may change from one start to the next: how much is tried, what comes after it, and what it runs on.
+    budget = {"trials": 1, "hours": 0.0, "start_from": (), "final_seeds": 0}
+    machines = {"concurrency": 0, "workers_per_trial": 1, "cpus_per_trial": 1, "gpus_per_trial": 1.0}
+    started = claim(replaced(config, **budget, **machines))
     uri = prepare(config.out)
     run = open_run(config, started, uri, f"sweep-{config.recipe.architecture}", {"model": config.recipe.architecture})
     with run.ending():
@@ -143,6 +144,7 @@ def run_trials(config: SweepConfig, search: StudySearch, record: Record) -> None
     """Run the trials on the cluster; `record` sees every result."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no csv, json and tensorboard file per trial,
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # and no complaint that there are none
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job; Tune would take it for the end of the search
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the old output is silent where it is told to be; the job prints its own
     concurrency, resources = allocate(config)
     alone = config.workers_per_trial == 1
