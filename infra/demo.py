@@ -30,7 +30,7 @@ CHATTER = re.compile(  # Ray's own lines
     r"|core_worker.cc|Reporting training result|Checkpoint successfully created|^\s*$"
 )
 PREFIX = re.compile(r"^\x1b\[\d+m\(.*?\)\x1b\[0m ")  # the worker that a line comes from
-SWEEP = {"trials": 6, "epochs": 9}
+SWEEP = {"trials": 6, "epochs": 9, "final-seeds": 0}
 
 
 def main() -> int:
@@ -111,10 +111,8 @@ def print_results() -> None:
         table.add_row(f"best possible from {source}", *(f"{ceilings[task][source]:.3f}" for task in tasks))
     Console(width=100).print(table)
     trials = pq.read_table(OUT / "sweep" / "trials.parquet").to_pandas()
-    best = trials.loc[trials["val/best_score"].idxmax()]
-    print(
-        f"sweep: {len(trials)} trials, best validation score {best['val/best_score']:.3f} (trial {best['trial']:.0f})"
-    )
+    best = trials.loc[trials["best/score"].idxmax()]
+    print(f"sweep: {len(trials)} trials, best validation score {best['best/score']:.3f} (trial {best['trial']:.0f})")
     print("compare the runs:  " + compare_command())
 
 

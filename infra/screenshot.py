@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from infra.head import ROOT, answers, free_ports
+
+SECONDS = 12  # that charts may take to draw
 
 
 @dataclass(frozen=True)
@@ -42,30 +46,38 @@ def main() -> None:
         sys.exit(f"error: experiment {config.experiment} holds no trial of a sweep")
     parent = runs[0].data.tags["mlflow.parentRunId"]
     ids = [run.info.run_id for run in runs if run.data.tags["mlflow.parentRunId"] == parent]
-    port = free_ports(1)[0]
-    command = [Path(sys.executable).parent / "mlflow", "ui", "--backend-store-uri", config.tracking_uri]
-    server = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        if not answers(f"http://127.0.0.1:{port}/health", server):
-            sys.exit(f"error: mlflow ui did not start on {config.tracking_uri}")
-        query = f"runs={json.dumps(ids)}&experiments={json.dumps([experiment.experiment_id])}"
-        photograph(f"http://127.0.0.1:{port}/#/compare-runs?{query}", config.out)
-    finally:
-        server.terminate()
-        server.wait()
+    query = f"runs={json.dumps(ids)}&experiments={json.dumps([experiment.experiment_id])}"
+    with served(config.tracking_uri) as address, chromium() as browser:
+        browser.get(f"{address}/#/compare-runs?{query}")
+        time.sleep(SECONDS)
+        browser.save_screenshot(str(config.out))
     print(f"written: {config.out}")
 
 
-def photograph(url: str, out: Path, width: int = 1500, height: int = 1100, seconds: float = 12) -> None:
-    """Open a page in headless Chromium, let its charts draw for `seconds`, save a PNG."""
+@contextmanager
+def served(tracking_uri: str) -> Iterator[str]:
+    """The address of an MLflow server on a tracking store; it ends with the block."""
+    port = free_ports(1)[0]
+    command = [Path(sys.executable).parent / "mlflow", "ui", "--backend-store-uri", tracking_uri]
+    server = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        if not answers(f"http://127.0.0.1:{port}/health", server):
+            sys.exit(f"error: mlflow ui did not start on {tracking_uri}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@contextmanager
+def chromium(width: int = 1500, height: int = 1100) -> Iterator[webdriver.Chrome]:
+    """Headless Chromium; it ends with the block."""
     options = webdriver.ChromeOptions()
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync"):
+    flags = ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking")
+    for flag in (*flags, "disable-sync", f"window-size={width},{height}"):
         options.add_argument(f"--{flag}")
-    options.add_argument(f"--window-size={width},{height}")
     with webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver")) as browser:
-        browser.get(url)
-        time.sleep(seconds)
-        browser.save_screenshot(str(out))
+        yield browser
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from pipelines import tracking
-from pipelines.cli import Progress, flatten
+from pipelines.cli import Progress, to_yaml
 from pipelines.learner import Recipe
 from tuning.space import apply
 from tuning.study import COST, REACHED, SCORE, STATUS, StudyFile, StudySearch, outcome, reached, rows, tell
@@ -31,6 +31,8 @@ class Record(tune.Callback):
         done = rows(search.study)
         self.best = max((row[SCORE] for row in done if row[SCORE] is not None), default=None)
         self.progress, self.said = Progress("sweep", trials, len(done), "trials", interval=0), time.monotonic()
+        experiment_id = run.client.get_run(run.run_id).info.experiment_id
+        run.client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")  # its view
         tracking.abandon_children(run, {row["run_id"]: STATUSES[row["status"]] for row in done})
         for asked in list(search.interrupted):
             if reached(asked).get("epoch") == recipe.optim.epochs:  # only its end was not written down
@@ -38,7 +40,7 @@ class Record(tune.Callback):
                 self._end(asked, tracking.resume_run(run.uri, asked.user_attrs["run_id"]))
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A child run with the trial's whole recipe as parameters."""
+        """A child run with what is searched as parameters: charts offer nothing else. The recipe is an artifact."""
         if trial.trial_id in self.runs:  # its process died, and Tune starts another
             return
         asked = self.search.asked[trial.trial_id]
@@ -46,8 +48,8 @@ class Record(tune.Callback):
             self.runs[trial.trial_id] = tracking.resume_run(self.run.uri, run_id)
             return
         name, tags = f"trial-{asked.number:03d}", {"model": self.recipe.architecture, "trial": str(asked.number)}
-        params = flatten(apply(self.recipe, trial.config)) | dict(trial.config)
-        run = tracking.start_run(self.run.uri, self.experiment, name, params, tags, self.run.run_id)
+        run = tracking.start_run(self.run.uri, self.experiment, name, trial.config, tags, self.run.run_id)
+        run.client.log_text(run.run_id, to_yaml(apply(self.recipe, trial.config)), "recipe.yaml")
         self.runs[trial.trial_id] = run
         asked.set_user_attr("run_id", run.run_id)
         self.file.save()
@@ -63,8 +65,11 @@ class Record(tune.Callback):
             return
         if result["epoch"] <= reached(asked).get("epoch", 0):  # seen before the driver, or the trial, was killed
             return
-        run.log_metrics({k: v for k, v in result.items() if k.startswith(GROUPS)}, result["epoch"] - 1)
-        asked.set_user_attr(REACHED, {"epoch": result["epoch"]} | {k: result[k] for k in (SCORE, COST) if k in result})
+        worth = {name: result[name] for name in (SCORE, COST) if name in result}
+        # First what the trial is worth: MLflow's parallel coordinates open with the metric that was logged first.
+        metrics = worth | {name: value for name, value in result.items() if name.startswith(GROUPS)}
+        run.log_metrics(metrics, result["epoch"] - 1)
+        asked.set_user_attr(REACHED, {"epoch": result["epoch"], **worth})
         if len(self.search.study.directions) == 1:
             asked.report(result[SCORE], result["epoch"])
         self.best = max(result[SCORE], self.best or result[SCORE])
@@ -78,7 +83,8 @@ class Record(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Its process died, again and again: that costs this trial."""
         asked, lines = self.search.asked[trial.trial_id], str(trial.get_error()).strip().splitlines()
-        asked.set_user_attr("error", f"its process died: {lines[0] if lines else ''}")
+        why = next((line for line in lines if "Error" in line), "no reason known")
+        asked.set_user_attr("error", f"its process died: {why}")
         self._end(asked, self.runs[trial.trial_id])
 
     def _end(self, asked: optuna.Trial, run: tracking.Run) -> None:

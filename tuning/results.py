@@ -21,7 +21,7 @@ from tuning.pictures import write_pictures
 from tuning.record import NOTE
 from tuning.report import publish
 from tuning.runs import SeedRuns, run_all
-from tuning.space import apply
+from tuning.space import apply, defaults
 from tuning.study import COST, OBJECTIVES, SCORE, objectives_of, rows
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def finish(config: "SweepConfig", run: tracking.Run, study: optuna.Study) -> Rec
         raise JobError(f"all {len(trials)} trials failed, the first is {first}; a further try needs another --out")
     front = {trial.number for trial in study.best_trials} if len(study.directions) > 1 else set()
     best = max(scored, key=lambda row: (row["status"] == "FINISHED", row[SCORE]))
-    searched = [name for name in study.trials[0].params if name in best]
+    searched = list(study.trials[best["trial"]].params)
     print_trials(trials, searched, best, front)
     _write_parquet(config.out, trials)
     recipes = {row["trial"]: apply(config.recipe, {n: row[n] for n in searched}) for row in scored}
@@ -57,7 +57,9 @@ def finish(config: "SweepConfig", run: tracking.Run, study: optuna.Study) -> Rec
             pafs.copy_files(
                 folder, _create(resolve("pictures", config.out)), destination_filesystem=open_fs(config.out)[0]
             )
-    run.log_metrics({m: best[m] for m in objectives_of(study)} | {"sweep/epochs": sum(r["epochs"] for r in trials)})
+    # Named apart from the trials' metrics: in a comparison the parent is not one more of them.
+    found = {metric.replace("best/", "sweep/best_"): best[metric] for metric in objectives_of(study)}
+    run.log_metrics(found | {"sweep/trials": len(trials), "sweep/epochs": sum(row["epochs"] for row in trials)})
     run.client.set_tag(run.run_id, "best", json.dumps({"run_id": best["run_id"], "trial": best["trial"]}))
     run.client.set_tag(run.run_id, NOTE, describe(config, run, trials, best))
     text = to_yaml(recipes[best["trial"]])
@@ -71,7 +73,8 @@ def finish(config: "SweepConfig", run: tracking.Run, study: optuna.Study) -> Rec
 
 def train_final(config: "SweepConfig", run: tracking.Run, best: Recipe) -> None:
     """Train the best and the given recipe with the same seeds, and only now score on the test split."""
-    recipes = {GIVEN: config.recipe, BEST: best} if best != config.recipe else {GIVEN: config.recipe}
+    spelled = [apply(recipe, defaults(recipe)) for recipe in (config.recipe, best)]  # a budget for each level
+    recipes = {GIVEN: config.recipe} | ({BEST: best} if spelled[0] != spelled[1] else {})
     seeds = tuple(range(config.recipe.seed, config.recipe.seed + config.final_seeds))
     also = "" if BEST in recipes else " (nothing tried was better than the recipe as given)"
     print(f"test split: {' and '.join(recipes)} with seeds {', '.join(map(str, seeds))}{also}", flush=True)

@@ -64,6 +64,13 @@ def apply(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
     return override(recipe, options)
 
 
+def holds(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a value can be drawn."""
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    return distribution.low <= value <= distribution.high
+
+
 def _of_model(recipe: Recipe) -> dict[str, BaseDistribution]:
     """What there is to search of this model with these options."""
     model = recipe.model
@@ -94,7 +101,7 @@ def _is_off(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def _widened(distribution: BaseDistribution, value: Any) -> BaseDistribution:
-    if isinstance(distribution, CategoricalDistribution) or distribution.low <= value <= distribution.high:
+    if holds(distribution, value):
         return distribution
     low, high = min(distribution.low, value), max(distribution.high, value)
     return type(distribution)(low, high, log=distribution.log)

@@ -24,10 +24,9 @@ from ray.tune.search import Searcher
 
 from features.files import open_fs, write_atomic
 
-SCORE = "val/best_score"  # the best epoch's: a trial is worth what its best checkpoint is worth
-COST = (
-    "val/best_participation"  # share of tokens that the best epoch's model exchanges, mean over levels and modalities
-)
+# MLflow's comparison opens with the metric whose name comes first: what a trial, its best checkpoint, is worth.
+SCORE = "best/score"  # on the validation split
+COST = "best/tokens_exchanged"  # share of tokens that this model exchanges, mean over levels and modalities
 OBJECTIVES = {"score": (SCORE, "maximize"), "participation": (COST, "minimize")}
 REACHED = "reached"  # a trial's last epoch and what it was worth then
 

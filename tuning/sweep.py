@@ -34,7 +34,7 @@ from pipelines.learner import Learner, Recipe
 from pipelines.train import check, claim, open_run, prepare
 from tuning.record import Record
 from tuning.results import compare_hint, finish, train_final
-from tuning.space import apply, defaults, space
+from tuning.space import apply, defaults, holds, space
 from tuning.study import COST, SCORE, STATUS, StudyFile, StudySearch, replay
 
 SEARCHED = ("train", "val")  # what a trial may read
@@ -103,7 +103,7 @@ class SweepConfig:
         for name, distribution in mine.items():
             if name not in point:
                 raise JobError(f"--start-from {path}: has no {name}, which is searched")
-            if not distribution._contains(distribution.to_internal_repr(point[name])):
+            if not holds(distribution, point[name]):
                 raise JobError(f"--start-from {path}: {name} {point[name]} lies outside of what is searched")
         return {name: point[name] for name in mine}
 
@@ -113,9 +113,10 @@ def sweep(config: SweepConfig) -> None:
     config = replaced(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
     check(config.store, config.recipe)
     points = config.first_points
-    # What may change from one start to the next: how much is tried, how many at a time, and what comes after it.
-    budget = {"trials": 1, "hours": 0.0, "start_from": (), "final_seeds": 0, "concurrency": 0}
-    started = claim(replaced(config, **budget))
+    # What may change from one start to the next: how much is tried, what comes after it, and what it runs on.
+    budget = {"trials": 1, "hours": 0.0, "start_from": (), "final_seeds": 0}
+    machines = {"concurrency": 0, "workers_per_trial": 1, "cpus_per_trial": 1, "gpus_per_trial": 1.0}
+    started = claim(replaced(config, **budget, **machines))
     uri = prepare(config.out)
     run = open_run(config, started, uri, f"sweep-{config.recipe.architecture}", {"model": config.recipe.architecture})
     with run.ending():
@@ -144,6 +145,7 @@ def run_trials(config: SweepConfig, search: StudySearch, record: Record) -> None
     """Run the trials on the cluster; `record` sees every result."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no csv, json and tensorboard file per trial,
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # and no complaint that there are none
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job; Tune would take it for the end of the search
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the old output is silent where it is told to be; the job prints its own
     concurrency, resources = allocate(config)
     alone = config.workers_per_trial == 1
@@ -232,21 +234,21 @@ def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> Non
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     fs, path = open_fs(config.out)
     need = {"CPU": config.cpus_per_trial} | ({"GPU": config.gpus_per_trial} if gpu else {})
-    trainer = ray.train.torch.TorchTrainer(
-        run_worker,
-        train_loop_config={"config": config, "recipe": apply(config.recipe, point)},
-        scaling_config=ScalingConfig(config.workers_per_trial, use_gpu=gpu, resources_per_worker=need),
-        run_config=ray.train.RunConfig(
-            name=f"workers-{tune.get_context().get_trial_id()}",
-            storage_path=f"{path}/trials",
-            storage_filesystem=fs,
-            callbacks=[TuneReportCallback()],
-            failure_config=FailureConfig(max_failures=1),
-            logging_config=LoggingConfig(log_level="ERROR"),
-            worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
-        ),
-    )
     try:
+        trainer = ray.train.torch.TorchTrainer(
+            run_worker,
+            train_loop_config={"config": config, "recipe": apply(config.recipe, point)},
+            scaling_config=ScalingConfig(num_workers=config.workers_per_trial, use_gpu=gpu, resources_per_worker=need),
+            run_config=ray.train.RunConfig(
+                name=f"workers-{tune.get_context().get_trial_id()}",
+                storage_path=f"{path}/trials",
+                storage_filesystem=fs,
+                callbacks=[TuneReportCallback()],
+                failure_config=FailureConfig(max_failures=1),
+                logging_config=LoggingConfig(log_level="ERROR"),
+                worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
+            ),
+        )
         trainer.fit()
     except Exception as error:
         tune.report(failure(error))

@@ -7,7 +7,7 @@ from clcr.config import BudgetConfig, LossConfig, ModelConfig
 from clcr.training import OptimConfig
 from pipelines.cli import JobError
 from pipelines.learner import Recipe
-from tuning.space import apply, defaults, space
+from tuning.space import apply, defaults, holds, space
 
 SHARED = {"lr", "weight_decay", "model.dropout", "model.width"}
 
@@ -16,7 +16,7 @@ def test_the_defaults_are_a_point_of_the_space_and_give_the_recipe_back():
     recipe = Recipe(budget=BudgetConfig(start=(0.5, 0.6, 0.7)))
     point = defaults(recipe)
     assert point.keys() == space(recipe).keys()
-    assert all(d._contains(d.to_internal_repr(point[name])) for name, d in space(recipe).items())
+    assert all(holds(d, point[name]) for name, d in space(recipe).items())
     assert apply(recipe, point) == recipe
 
 

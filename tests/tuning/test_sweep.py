@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import optuna
 import pyarrow.parquet as pq
@@ -15,9 +17,14 @@ import yaml
 from mlflow.tracking import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from infra.screenshot import chromium, served
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--epochs", "3", "--grace-epochs", "1"]
+TRIALS = "tags.trial != ''"
 pytestmark = pytest.mark.slow
 
 
@@ -90,13 +97,17 @@ def test_every_trial_is_a_row_and_one_child_run_of_one_parent_with_each_epoch_on
     out, *_ = swept
     trials = trials_of(out)
     assert [t["trial"] for t in trials] == list(range(7))
-    assert all(1 <= t["epochs"] <= 3 and 0 <= t["val/best_score"] <= 1 for t in trials)
+    assert all(1 <= t["epochs"] <= 3 and 0 <= t["best/score"] <= 1 for t in trials)
     client, parent, children, _ = runs_of(out)
     assert {c.data.tags["mlflow.parentRunId"] for c in children} == {parent.info.run_id}
     assert sorted(c.info.run_id for c in children) == sorted(t["run_id"] for t in trials)
     assert parent.info.status == "FINISHED" and {c.info.status for c in children} == {"FINISHED"}
+    searched = set(trials[0]) - {"trial", "run_id", "status", "epochs", "error", "best/score"}
     for child in children:
         row = next(t for t in trials if t["run_id"] == child.info.run_id)
+        assert set(child.data.params) == searched
+        recipe = yaml.safe_load(Path(client.download_artifacts(child.info.run_id, "recipe.yaml")).read_text())
+        assert recipe["epochs"] == 3 and recipe["lr"] == row["lr"]
         assert float(child.data.params["budget.start.1"]) == pytest.approx(row["budget.start.1"])
         history = client.get_metric_history(child.info.run_id, "val/accuracy")
         assert [m.step for m in history] == list(range(row["epochs"]))
@@ -140,6 +151,45 @@ def test_the_best_and_the_given_recipe_are_scored_on_the_test_split_with_the_sam
     assert {(r.data.tags["variant"], r.data.tags["seed"]) for r in final} == expected
     assert all("test/label/accuracy" in r.data.metrics for r in final) and "test/given/mean" in parent.data.metrics
     assert {float(r.data.params["lr"]) for r in final if r.data.tags["variant"] == "best"} <= {best["lr"]}
+
+
+def test_a_person_selects_the_trials_in_mlflow_and_sees_them_compared(swept):
+    """In a browser, as README says: the sweep's row is opened, its trials are ticked, Compare is pressed."""
+    assert shutil.which("chromedriver"), "no Chromium here: apt-get install chromium chromium-driver"
+    out, *_ = swept
+    _, parent, children, _ = runs_of(out)
+
+    def titles(browser):
+        return [e.text for e in browser.find_elements(By.CSS_SELECTOR, ".xtitle, .ytitle")]
+
+    with served(f"sqlite:///{out.parent}/mlflow.db") as address, chromium(1600, 1200) as browser:
+
+        def found(selector):
+            elements = WebDriverWait(browser, 90).until(lambda b: b.find_elements(By.CSS_SELECTOR, selector))
+            return elements
+
+        def click(element):
+            browser.execute_script("arguments[0].click()", element)
+
+        browser.get(f"{address}/#/experiments/{parent.info.experiment_id}/runs?searchFilter={quote(TRIALS)}")
+        click(found(".ag-row button")[0])
+        WebDriverWait(browser, 90).until(lambda b: f"trial-{len(children) - 1:03d}" in b.page_source)
+        for row in found(".ag-row"):
+            number = row.get_attribute("row-index")
+            names = browser.find_elements(By.CSS_SELECTOR, f".ag-row[row-index='{number}'] a")
+            if any(name.text.startswith("trial-") for name in names):
+                click(browser.find_element(By.CSS_SELECTOR, f".ag-row[row-index='{number}'] input[type=checkbox]"))
+        (compare,) = [b for b in found("button") if b.text.strip() == "Compare"]
+        WebDriverWait(browser, 30).until(lambda _: compare.is_enabled())
+        click(compare)
+        assert found(".parcoords") and found("canvas")
+        assert f"Comparing {len(children)} Runs" in browser.page_source
+        axes = [e.text for e in found(".axis-title")]
+        assert "best/score" in axes and any(axis.startswith("budget.") for axis in axes), axes
+        for tab in ("Scatter Plot", "Contour Plot"):  # open with two searched options and the score
+            click(next(t for t in found("[role=tab]") if t.text == tab))
+            WebDriverWait(browser, 60).until(lambda b: set(titles(b)) & set(trials_of(out)[0]))
+            assert "best/score" in browser.find_element(By.CSS_SELECTOR, "[role=tabpanel]:not([hidden])").text
 
 
 def test_the_job_prints_its_own_lines_and_none_of_the_libraries(swept):
@@ -198,4 +248,4 @@ def test_when_every_trial_fails_the_job_fails_with_the_first_error(store, tmp_pa
     assert line.startswith("error: all 3 trials failed, the first is trial 0: /planted")
     client, parent, children, _ = runs_of(tmp_path / "sweep")
     assert {run.info.status for run in (parent, *children)} == {"FAILED"}
-    assert [f.path for f in client.list_artifacts(children[0].info.run_id)] == ["error.txt"]
+    assert {f.path for f in client.list_artifacts(children[0].info.run_id)} == {"error.txt", "recipe.yaml"}
