@@ -21,7 +21,7 @@ head=${hosts[0]}
 ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap hostname --ip-address | awk '{print $1}')
 start="ray start --block --disable-usage-stats --temp-dir=/tmp/ray-$SLURM_JOB_ID --num-cpus=${SLURM_CPUS_PER_TASK:-1}"
 start+=" --dashboard-agent-listen-port=$((base + 2)) --metrics-export-port=$((base + 3))"
-start+=" --dashboard-agent-grpc-port=$((base + 4)) --runtime-env-agent-port=$((base + 5))"
+start+=" --dashboard-agent-grpc-port=$((base + 4)) --runtime-env-agent-port=$((base + 5)) --min-worker-port=0 --max-worker-port=0"
 
 trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT
 srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap $start --head --node-ip-address="$ip" --port="$base" \
