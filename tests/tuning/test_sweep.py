@@ -148,7 +148,7 @@ def test_the_best_and_the_given_recipe_are_scored_on_the_test_split_with_the_sam
     trial = next(t for t in trials_of(out) if t["lr"] == best["lr"])["trial"]
     names = {"given", f"trial-{trial:03d}"} if trial else {"given"}  # trial 0 is the recipe as given
     assert {(r.data.tags["variant"], r.data.tags["seed"]) for r in final} == {(n, s) for n in names for s in "01"}
-    assert all("test/label/accuracy" in r.data.metrics for r in final) and "test/given/mean" in parent.data.metrics
+    assert all("test/score" in r.data.metrics for r in final) and "test/given/mean" in parent.data.metrics
     assert {float(r.data.params["lr"]) for r in final if r.data.tags["variant"] != "given"} <= {best["lr"]}
 
 
