@@ -58,10 +58,14 @@ def main() -> None:
 def served(tracking_uri: str) -> Iterator[str]:
     """The address of an MLflow server on a tracking store; it ends with the block."""
     port = free_ports(1)[0]
-    command = [Path(sys.executable).parent / "mlflow", "ui", "--backend-store-uri", tracking_uri]
-    server = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [Path(sys.executable).parent / "mlflow", "ui", "--workers", "1"]
+    server = subprocess.Popen(
+        [*command, "--backend-store-uri", tracking_uri, "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
-        if not answers(f"http://127.0.0.1:{port}/health", server):
+        if not answers(f"http://127.0.0.1:{port}/health", server, seconds=300):
             sys.exit(f"error: mlflow ui did not start on {tracking_uri}")
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -27,11 +27,11 @@ from tuning.study import COST, OBJECTIVES, SCORE, objectives_of, rows
 if TYPE_CHECKING:
     from tuning.sweep import SweepConfig
 
-GIVEN, BEST = "given", "best"  # the recipe that the sweep started from, and what it found
+GIVEN = "given"  # the recipe that the sweep started from
 
 
-def finish(config: "SweepConfig", run: tracking.Run, study: optuna.Study) -> Recipe:
-    """Table, trials.parquet, pictures, and best.yaml last; returns the best recipe.
+def finish(config: "SweepConfig", run: tracking.Run, study: optuna.Study) -> tuple[str, Recipe]:
+    """Table, trials.parquet, pictures, and best.yaml last; returns the best trial's name and recipe.
 
     With two objectives best.yaml has the best score, and front/ every recipe of the Pareto front. Raises JobError when
     every trial failed.
@@ -47,10 +47,10 @@ def finish(config: "SweepConfig", run: tracking.Run, study: optuna.Study) -> Rec
     print_trials(trials, searched, best, front)
     _write_parquet(config.out, trials)
     recipes = {row["trial"]: apply(config.recipe, {n: row[n] for n in searched}) for row in scored}
+    if front:
+        open_fs(config.out)[0].delete_dir_contents(_create(resolve("front", config.out)))  # of an earlier start
     for number in front:
-        folder = resolve("front", config.out)
-        _create(folder)
-        write_text(folder, f"trial-{number:03d}.yaml", to_yaml(recipes[number]))
+        write_text(resolve("front", config.out), f"{_name(number)}.yaml", to_yaml(recipes[number]))
     with tempfile.TemporaryDirectory() as folder:
         if write_pictures(study, folder):
             run.log_folder(folder, "pictures")
@@ -68,15 +68,18 @@ def finish(config: "SweepConfig", run: tracking.Run, study: optuna.Study) -> Rec
     print(summary(config, trials))
     file = resolve("best.yaml", config.out)
     print(f"best: trial {best['trial']}; python pipelines/train.py --config {file} --store ... --out ...")
-    return recipes[best["trial"]]
+    return _name(best["trial"]), recipes[best["trial"]]
 
 
-def train_final(config: "SweepConfig", run: tracking.Run, best: Recipe) -> None:
-    """Train the best and the given recipe with the same seeds, and only now score on the test split."""
+def train_final(config: "SweepConfig", run: tracking.Run, name: str, best: Recipe) -> None:
+    """Train the best and the given recipe with the same seeds, and only now score on the test split.
+
+    What lies there from an earlier start is kept: runs are named after the trial, which more trials may replace.
+    """
     spelled = [apply(recipe, defaults(recipe)) for recipe in (config.recipe, best)]  # a budget for each level
-    recipes = {GIVEN: config.recipe} | ({BEST: best} if spelled[0] != spelled[1] else {})
+    recipes = {GIVEN: config.recipe} | ({name: best} if spelled[0] != spelled[1] else {})
     seeds = tuple(range(config.recipe.seed, config.recipe.seed + config.final_seeds))
-    also = "" if BEST in recipes else " (nothing tried was better than the recipe as given)"
+    also = "" if name in recipes else " (nothing tried was better than the recipe as given)"
     print(f"test split: {' and '.join(recipes)} with seeds {', '.join(map(str, seeds))}{also}", flush=True)
     folder = resolve("final", config.out)
     _create(folder)
@@ -138,6 +141,10 @@ def _write_parquet(out: str, trials: list[dict[str, Any]]) -> None:
     pq.write_table(pa.table({name: [row.get(name) for row in trials] for name in names}), buffer)
     fs, path = open_fs(out)
     write_atomic(fs, f"{path}/trials.parquet", buffer.getvalue())
+
+
+def _name(trial: int) -> str:
+    return f"trial-{trial:03d}"
 
 
 def _create(folder: str) -> str:

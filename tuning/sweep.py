@@ -135,9 +135,9 @@ def sweep(config: SweepConfig) -> None:
         record = Record(run, config.experiment, config.recipe, search, file, config.trials)
         if not search.over:
             run_trials(config, search, record)
-        best = finish(config, run, study)
+        name, best = finish(config, run, study)
         if config.final_seeds:
-            train_final(config, run, best)
+            train_final(config, run, name, best)
     print(compare_hint(run, study))
 
 
