@@ -1,7 +1,7 @@
 """What a sweep searches: token budgets, loss weights, learning rate and size, by option name.
 
-A model that has no budget and no regulariser (every baseline) is searched over the options that it shares with CLCR,
-so that a comparison tunes each alike. An option that the recipe switches off (0, on a logarithmic scale) stays off.
+A model that has no budget and no regulariser (every baseline) is searched over the options that it shares with CLCR and
+over its own, so that a comparison tunes each alike. An option that the recipe switches off (0, on a logarithmic scale) stays off.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,13 @@ LOSS: dict[str, BaseDistribution] = {
 INTER: dict[str, BaseDistribution] = {  # the weights of its terms, within lambda_inter
     f"loss.{term}": FloatDistribution(0.1, 10.0, log=True) for term in ("pr", "sp", "mix")
 }
-OWN: dict[str, dict[str, BaseDistribution]] = {"mult": {"model.depth": IntDistribution(2, 6)}}  # of other models
+MISA = ("similarity", "difference", "reconstruction")
+OWN: dict[str, dict[str, BaseDistribution]] = {  # of other models
+    "mult": {"model.depth": IntDistribution(2, 6)},
+    "mm_orient": {"mm_orient.linked": FloatDistribution(0.02, 0.4, log=True)},
+    "misa": {f"misa.{loss}": FloatDistribution(1e-2, 10.0, log=True) for loss in MISA},
+    "ogm_ge": {"ogm_ge.alpha": FloatDistribution(0.1, 1.0)},
+}
 BUDGET_START = "budget.start"
 
 
