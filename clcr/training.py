@@ -115,7 +115,7 @@ class Trainer:
             self.optimizer, _warmup_cosine(config.epochs * steps_per_epoch, config.warmup)
         )
         self.next_epoch, self.done = 0, 0  # the epoch under way, and how many of its steps are done
-        self.sums: dict[str, float] = defaultdict(float)  # of this worker's losses over those steps, and of its time
+        self.sums: dict[str, float] = defaultdict(float)  # this worker's part of their losses' sums, and of their time
         self.best_score, self.best_epoch = -math.inf, -1
         self.best_weights: dict[str, Tensor] = {}
         forward = torch.compile(self.model) if config.compile else self.model
@@ -165,9 +165,9 @@ class Trainer:
             losses = self.train_step(batch.to(self.device))
             self.done += 1
             now = time.perf_counter()
-            measured = {"samples": sum(map(bool, batch.clip_ids)), "waited": waited, "seconds": now - clock + after}
-            for name, value in (losses | measured).items():
-                self.sums[name] += value
+            self.sums["samples"] += sum(map(bool, batch.clip_ids))
+            for name, value in (losses | {"waited": waited, "seconds": now - clock + after}).items():
+                self.sums[name] += value / self.world  # their number may change before the epoch ends
             if after_step:
                 after_step(losses)
             clock = time.perf_counter()
@@ -269,11 +269,11 @@ class Trainer:
         shares = _gather(dict(self.sums))
         totals = {name: sum(share.get(name, 0.0) for share in shares) for name in {k: 0 for s in shares for k in s}}
         samples, waited, seconds = (totals.pop(name) for name in ("samples", "waited", "seconds"))
-        return {name: total / (self.done * self.world) for name, total in totals.items()} | {
+        return {name: total / self.done for name, total in totals.items()} | {
             "train/lr": self.schedule.get_last_lr()[0],
-            "perf/samples_per_s": samples * self.world / seconds,
+            "perf/samples_per_s": samples / seconds,
             "perf/waiting_for_data": waited / seconds,
-            "perf/epoch_s": seconds / self.world,
+            "perf/epoch_s": seconds,
         }
 
     def _task_weights(self, batch: Batch) -> Tensor:
