@@ -71,7 +71,7 @@ def submit(cluster, job, *options):
 
 def finish(job, seconds=900):
     output, _ = job.communicate(timeout=seconds)
-    assert job.returncode == 0, output
+    assert job.returncode == 0 and "succeeded" in output, output
     return output
 
 
