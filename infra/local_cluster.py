@@ -170,8 +170,8 @@ class LocalCluster:
         )
         with urllib.request.urlopen(request, timeout=10) as answer:
             summary = json.load(answer)["data"]["summary"]
-        alive = {n["hostname"] for n in summary if n["raylet"].get("state") == "ALIVE"}
-        return {host: host in alive for host in self.hosts}
+        alive = {n["raylet"].get("nodeManagerAddress") for n in summary if n["raylet"].get("state") == "ALIVE"}
+        return {host: self.address(host) in alive for host in self.hosts}
 
     def require_alive(self, *hosts: str, seconds: float = START_SECONDS) -> None:
         """Wait until Ray counts these hosts as alive."""

@@ -66,7 +66,7 @@ def server(database, environment):
     command = [SCRIPT, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     process = subprocess.Popen(command, env=os.environ | settings, start_new_session=True)
     try:
-        assert answers(f"http://127.0.0.1:{port}/health", process, seconds=120)
+        assert answers(f"http://127.0.0.1:{port}/health", process, seconds=400)
         arguments = Path(f"/proc/{process.pid}/cmdline").read_text()
         assert "mlflow" in arguments and "secret" not in arguments
         yield f"http://127.0.0.1:{port}"
