@@ -70,7 +70,7 @@ class SweepConfig:
     gpus_per_trial: float = 1.0
     """GPUs of each worker of a trial, on a cluster that has any; a fraction shares one"""
     grace_epochs: int = 5
-    """epochs that every trial may run before ASHA can stop it; with two objectives none is stopped"""
+    """epochs that every trial may run before ASHA can stop it; never with two objectives or several workers"""
     reduction: int = 3
     """ASHA lets one of so many trials go on at each rung"""
     experiment: str = "clcr"
@@ -173,8 +173,12 @@ def run_trials(config: SweepConfig, search: StudySearch, record: Record) -> None
 
 
 def scheduler(config: SweepConfig, study: optuna.Study) -> TrialScheduler:
-    """ASHA, which remembers earlier starts. With two objectives none is stopped: a weak score may be a cheap one."""
-    if len(config.objectives) > 1:
+    """ASHA, which remembers earlier starts.
+
+    With two objectives no trial is stopped: a weak score may be a cheap one. Nor is one of several workers: Ray did not
+    give back the workers of a trial stopped in the middle, and the next one waited for them.
+    """
+    if len(config.objectives) > 1 or config.workers_per_trial > 1:
         return FIFOScheduler()
     epochs = config.recipe.optim.epochs
     asha = ASHAScheduler(
