@@ -190,11 +190,11 @@ def ray_trainer(config: TrainConfig, run: tracking.Run) -> Callable[[], ray.trai
     """What makes the trainer of this cluster, on GPUs where there are any. Raises JobError when it has no room."""
     resources, least = ray.cluster_resources(), config.min_workers or config.workers
     use_gpu = resources.get("GPU", 0) >= least
-    cpus = config.cpus_per_worker or max(1, int(resources["CPU"]) // config.workers)
-    if cpus * least > resources["CPU"]:
+    cpus = config.cpus_per_worker or max(1, int(resources.get("CPU", 0)) // config.workers)
+    if cpus * least > resources.get("CPU", 0):
         raise JobError(
             f"--{'min-' if config.min_workers else ''}workers {least} with {cpus} CPUs each need more than the "
-            f"cluster's {resources['CPU']:g} CPUs"
+            f"cluster's {resources.get('CPU', 0):g} CPUs"
         )
     fs, path = open_fs(config.out)
     return lambda: ray.train.torch.TorchTrainer(

@@ -228,7 +228,7 @@ class Planted:
             sample["features"]["audio"][:, i % 3] += 1.0
             sample["targets"] = {"word": i % 3}
 
-    def batches(self, epoch):
+    def batches(self, epoch, first=0):
         order = np.random.default_rng(epoch).permutation(len(self.samples))
         for rows in np.array_split(order, self.steps):
             yield collate([self.samples[row] for row in rows], self.make.features, {"word": self.make.tasks["word"]})
