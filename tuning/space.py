@@ -1,7 +1,8 @@
 """What a sweep searches: token budgets, loss weights, learning rate and size, by option name.
 
 A model that has no budget and no regulariser (every baseline) is searched over the options that it shares with CLCR and
-over its own, so that a comparison tunes each alike. An option that the recipe switches off (0, on a logarithmic scale) stays off.
+over its own, so that a comparison tunes each alike. An option that the recipe switches off (0, on a logarithmic scale)
+stays off.
 """
 
 from collections.abc import Mapping
