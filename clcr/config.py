@@ -161,8 +161,6 @@ class BudgetConfig:
 class LossConfig:
     """Weights of the tasks, and of the regularisers beside them."""
 
-    task_weights: tuple[str, ...] = ()
-    """name=weight of a task's loss, comma separated; a task that is not named weighs 1."""
     lambda_intra: float = 0.01
     """Weight of the intra-level term: private flows apart from each other and from the shared flow."""
     lambda_inter: float = 0.01
@@ -175,6 +173,8 @@ class LossConfig:
     """Weight, within lambda_inter, of L_mix: levels that contradict each other are not mixed."""
     correlation: Correlation = "cka"
     """Measure of dependence: debiased linear CKA, or the whitened cross-correlation the paper names."""
+    task_weights: tuple[str, ...] = ()
+    """name=weight of a task's loss, comma separated; a task that is not named weighs 1."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task_weights", tuple(self.task_weights))

@@ -3,6 +3,7 @@
 Without MLFLOW_TRACKING_URI the runs go to an embedded sqlite file beside the run's output folder; that serves one host.
 """
 
+import logging
 import os
 import subprocess
 import time
@@ -151,6 +152,7 @@ def start_run(
     parent_run: str | None = None,
 ) -> Run:
     """Make a run with its parameters and tags. Raises JobError when the tracking server cannot be used."""
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of every table that it makes
     try:
         # Two jobs that make the tables of one sqlite file at once would both fail.
         with FileLock(f"{uri.removeprefix('sqlite:///')}.lock") if uri.startswith("sqlite") else nullcontext():

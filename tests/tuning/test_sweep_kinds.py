@@ -91,7 +91,8 @@ def test_a_trial_of_two_workers_gives_them_back_and_its_metrics_are_over_both(st
 def test_two_objectives_on_s3_leave_a_front_of_recipes_and_a_study_there(store, tmp_path):
     with server() as port:
         env = CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": "us-east-1"}
-        s3 = S3FileSystem(endpoint_override=f"127.0.0.1:{port}", scheme="http", access_key="test", secret_key="test")
+        address = {"endpoint_override": f"127.0.0.1:{port}", "scheme": "http", "allow_bucket_creation": True}
+        s3 = S3FileSystem(**address, access_key="test", secret_key="test")
         s3.create_dir("sweeps")
         env["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/mlflow.db"
         options = ["--objectives", "score,participation", "--trials", "4", "--epochs", "2", "--final-seeds", "1"]

@@ -1,4 +1,4 @@
-"""The sweep job with trials that go wrong: python crashing.py one|all --store ... (options as tuning/sweep.py).
+"""The sweep job with trials that go wrong: python crashing_trials.py one|all --store ... (options as tuning/sweep.py).
 
 one: the process of the recipe as given dies, every time it is started; all: every trial raises.
 """
