@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent / "features"))  # mediafiles, store
 os.environ.setdefault("RAY_worker_niceness", "0")
 # How often Ray Train's controller looks at its workers, who wait for it at each report: tests report every epoch.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# An MLflow server otherwise starts seven processes for jobs that nothing here gives it.
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 
 EXCUSES = ("data", "gpu")
 

@@ -247,7 +247,7 @@ def test_when_every_trial_fails_the_job_fails_with_the_first_error(store, tmp_pa
     done = crash("all", store, tmp_path / "sweep")
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: all 3 trials failed, the first is trial 0: /planted")
+    assert line.startswith("error: all 3 trials failed, the first is trial 0: no feature store at /planted")
     client, parent, children, _ = runs_of(tmp_path / "sweep")
     assert {run.info.status for run in (parent, *children)} == {"FAILED"}
     assert {f.path for f in client.list_artifacts(children[0].info.run_id)} == {"error.txt", "recipe.yaml"}
