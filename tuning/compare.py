@@ -23,9 +23,10 @@ from pipelines.cli import JobError, main, parse, require_at_least, resolve_uri
 from pipelines.learner import Recipe, modalities_of
 from pipelines.loading import feature_specs, task_specs
 from pipelines.train import check, claim, open_run, prepare
+from tuning.options import SweepConfig
 from tuning.report import publish
 from tuning.runs import SeedRuns, run_all
-from tuning.sweep import SweepConfig, sweep
+from tuning.sweep import sweep
 
 ALL = "all"
 

@@ -3,7 +3,7 @@
 import io
 import json
 import tempfile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import optuna
@@ -17,6 +17,7 @@ from features.files import open_fs, resolve, write_atomic, write_text
 from pipelines import tracking
 from pipelines.cli import JobError, to_yaml
 from pipelines.learner import Recipe
+from tuning.options import SweepConfig
 from tuning.pictures import write_pictures
 from tuning.record import NOTE
 from tuning.report import publish
@@ -24,13 +25,10 @@ from tuning.runs import SeedRuns, run_all
 from tuning.space import apply, defaults
 from tuning.study import COST, OBJECTIVES, SCORE, objectives_of, rows
 
-if TYPE_CHECKING:
-    from tuning.sweep import SweepConfig
-
 GIVEN = "given"  # the recipe that the sweep started from
 
 
-def finish(config: "SweepConfig", run: tracking.Run, study: optuna.Study) -> tuple[str, Recipe]:
+def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple[str, Recipe]:
     """Table, trials.parquet, pictures, and best.yaml last; returns the best trial's name and recipe.
 
     With two objectives best.yaml has the best score, and front/ every recipe of the Pareto front. Raises JobError when
@@ -71,7 +69,7 @@ def finish(config: "SweepConfig", run: tracking.Run, study: optuna.Study) -> tup
     return _name(best["trial"]), recipes[best["trial"]]
 
 
-def train_final(config: "SweepConfig", run: tracking.Run, name: str, best: Recipe) -> None:
+def train_final(config: SweepConfig, run: tracking.Run, name: str, best: Recipe) -> None:
     """Train the best and the given recipe with the same seeds, and only now score on the test split.
 
     What lies there from an earlier start is kept: runs are named after the trial, which more trials may replace.
@@ -115,7 +113,7 @@ def print_trials(trials: list[dict[str, Any]], searched: list[str], best: dict[s
     Console(width=max(160, 12 * len(table.columns))).print(table)
 
 
-def summary(config: "SweepConfig", trials: list[dict[str, Any]]) -> str:
+def summary(config: SweepConfig, trials: list[dict[str, Any]]) -> str:
     """What ASHA saved, and what failed."""
     stopped = [row for row in trials if row["status"] == "STOPPED"]
     saved = sum(config.recipe.optim.epochs - row["epochs"] for row in stopped)
@@ -123,7 +121,7 @@ def summary(config: "SweepConfig", trials: list[dict[str, Any]]) -> str:
     return f"ASHA stopped {len(stopped)} of {len(trials)} trials and saved {saved} epochs; {failed} failed"
 
 
-def describe(config: "SweepConfig", run: tracking.Run, trials: list[dict[str, Any]], best: dict[str, Any]) -> str:
+def describe(config: SweepConfig, run: tracking.Run, trials: list[dict[str, Any]], best: dict[str, Any]) -> str:
     """The parent run's description, as MLflow shows it."""
     what = " and ".join(f"`{OBJECTIVES[name][0]}` ({OBJECTIVES[name][1][:3]}.)" for name in config.objectives)
     return (

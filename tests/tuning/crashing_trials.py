@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import replace
 
+import tuning.options
 import tuning.sweep
 from pipelines.cli import main
 
@@ -22,4 +23,4 @@ def crashing(point, config, gpu):
 
 if __name__ == "__main__":
     tuning.sweep.run_trial = crashing
-    main(tuning.sweep.sweep, tuning.sweep.SweepConfig, "")
+    main(tuning.sweep.sweep, tuning.options.SweepConfig, "")
