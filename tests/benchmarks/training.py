@@ -59,8 +59,8 @@ class Options:
     """features per token"""
     epochs: int = 6
     """of each side"""
-    bare: tyro.conf.Suppress[str] = ""
-    """(inside torchrun) the store"""
+    bare: str = ""
+    """the store, where torchrun calls this; leave it empty"""
 
     def recipe(self) -> Recipe:
         """What both sides train."""
@@ -97,9 +97,8 @@ def by_torchrun(options: Options, store: Store) -> list[dict[str, float]]:
     given = replace(options, bare=store.uri).__dict__.items()
     arguments = [text for name, value in given for text in (f"--{name}", str(value))]
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={options.workers}", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "-m", "tests.benchmarks.training", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
-    )
+    command = [*launcher, "-m", "tests.benchmarks.training", *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(next(line for line in done.stdout.splitlines() if "EPOCHS" in line).partition("EPOCHS ")[2])
 
 
