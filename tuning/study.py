@@ -104,7 +104,8 @@ class StudySearch(Searcher):
             return Searcher.FINISHED
         trial = self.interrupted.pop(0) if self.interrupted else self.study.ask(self.space)
         self.asked[trial_id] = trial
-        return {name: trial.params[name] for name in self.space}
+        # A driver that was killed while it asked left a trial with some of its parameters: they stay, others are drawn.
+        return {name: trial._suggest(name, distribution) for name, distribution in self.space.items()}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """The record (a callback) tells the study: it also hears of the last result of a trial that ASHA stops."""

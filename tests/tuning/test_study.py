@@ -51,6 +51,14 @@ def test_another_process_finds_every_trial_and_its_end(tmp_path):
     assert found[1][SCORE] == 0.2 and {"x", "y"} <= found[1].keys()
 
 
+def test_a_trial_whose_driver_died_while_it_asked_keeps_what_was_drawn_and_gets_the_rest(tmp_path):
+    drawn = opened(tmp_path).ask({"x": SPACE["x"]}).params["x"]
+    search = StudySearch(opened(tmp_path), SPACE, trials=1, hours=0)
+    point = search.suggest("a")
+    assert point.keys() == SPACE.keys() and point["x"] == drawn
+    assert search.asked["a"].params == point and search.suggest("b") == Searcher.FINISHED
+
+
 def test_a_line_torn_by_a_dead_host_costs_that_line_only(tmp_path):
     study = opened(tmp_path)
     run(study, study.ask(SPACE), [0.1] * EPOCHS)
