@@ -9,9 +9,8 @@ they are. Extract takes it as any corpus, so the noise is there before log-mel, 
 import multiprocessing
 import os
 import sys
-import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,6 +31,7 @@ from features.audio import Sound, decode_sound
 from features.corpus import Clip, read_corpus
 from features.errors import CorpusError, FeaturesError, MediaError
 from features.files import resolve
+from features.progress import counted
 
 Kind = Literal["white", "babble"]
 SPARE = 2  # candidates per voice of babble: some clips have no sound, or a damaged one
@@ -75,7 +75,7 @@ def add_noise_to_corpus(options: Options) -> tuple[int, int]:
     write, processes = partial(_write_one, options), min(options.processes or os.cpu_count() or 1, len(clips))
     # spawn: PyAV's and torch's threads do not survive fork.
     with multiprocessing.get_context("spawn").Pool(processes) if processes > 1 else nullcontext() as pool:
-        noisy = list(_counted(pool.imap(write, tasks, chunksize=8) if pool else map(write, tasks), len(clips)))
+        noisy = list(counted(pool.imap(write, tasks, chunksize=8) if pool else map(write, tasks), len(clips)))
     _write_manifest(manifest, pa.Table.from_batches(corpus.batches(), corpus.schema), corpus.folder, noisy)
     return sum(path is not None for path in noisy), noisy.count(None)
 
@@ -134,17 +134,6 @@ def _voice(uri: str, rate: int) -> np.ndarray | None:
     if sound is None or not (power := float(np.square(sound.samples).mean())):
         return None
     return resample(torch.from_numpy(sound.samples), sound.rate, rate).numpy() / power**0.5
-
-
-def _counted(paths: Iterable[str | None], total: int) -> Iterator[str | None]:
-    """The same, with a line of progress."""
-    begun = time.monotonic()
-    for done, path in enumerate(paths, start=1):
-        yield path
-        if done % 50 == 0 or done == total:
-            pace = done / (time.monotonic() - begun)
-            print(f"\r{done}/{total} clips, {pace:.0f} clips/s", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
 
 
 def _write_one(options: Options, task: tuple[Clip, str | None, list[str]]) -> str | None:

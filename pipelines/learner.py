@@ -112,6 +112,10 @@ def modalities_of(architecture: str, store: Store) -> tuple[str, ...]:
     if architecture in store.spec.features:
         return (architecture,)
     if architecture not in MODELS:
-        known = ", ".join([*MODELS, *store.spec.features])
-        raise JobError(f"--model {architecture}: known for this store are {known}")
+        raise JobError(f"--model {architecture}: known for this store are {', '.join(model_names(store))}")
     return ()
+
+
+def model_names(store: Store) -> list[str]:
+    """What `--model` takes for a store: every model, and each modality alone."""
+    return [*MODELS, *store.spec.features]

@@ -79,7 +79,7 @@ def ablate(config: AblateConfig) -> None:
     recipes = config.recipes()
     for recipe in recipes.values():
         check(config.store, recipe)
-    started = claim(replaced(config, seeds=1, variants=(FULL,), beside=()))  # more of these may be asked for later
+    started = claim(config, may_differ=("seeds", "variants", "beside"))  # more of these may be asked for later
     uri = prepare(config.out)
     run = open_run(config, started, uri, "ablation", {"model": "clcr"})
     seeds = tuple(range(config.recipe.seed, config.recipe.seed + config.seeds))

@@ -16,11 +16,10 @@ from typing import Annotated
 import tyro
 
 import clcr
-from clcr.registry import MODELS
 from features.files import read_text, resolve
 from features.store import Store
 from pipelines.cli import JobError, main, parse, require_at_least, resolve_uri
-from pipelines.learner import Recipe, modalities_of
+from pipelines.learner import Recipe, modalities_of, model_names
 from pipelines.loading import feature_specs, task_specs
 from pipelines.train import check, claim, open_run, prepare
 from tuning.options import SweepConfig
@@ -62,9 +61,10 @@ class CompareConfig:
 
     def names(self, store: Store) -> tuple[str, ...]:
         """The models to train. Raises JobError for one that is not known."""
-        named = dict.fromkeys(name for model in self.models for name in (_all(store) if model == ALL else [model]))
-        if unknown := [name for name in named if name not in _all(store)]:
-            raise JobError(f"--models {unknown[0]}: known for this store are all, {', '.join(_all(store))}")
+        known = model_names(store)
+        named = dict.fromkeys(name for model in self.models for name in (known if model == ALL else [model]))
+        if unknown := [name for name in named if name not in known]:
+            raise JobError(f"--models {unknown[0]}: known for this store are all, {', '.join(known)}")
         return tuple(named)
 
 
@@ -75,7 +75,7 @@ def compare(config: CompareConfig) -> None:
     names = config.names(store)
     for name in names:
         check(config.store, replaced(config.recipe, architecture=name))
-    started = claim(replaced(config, seeds=1, models=(ALL,)))  # more of these may be asked for later
+    started = claim(config, may_differ=("seeds", "models"))  # more of these may be asked for later
     uri = prepare(config.out)
     os.environ["MLFLOW_TRACKING_URI"] = uri  # the sweeps' runs belong beside this one
     run = open_run(config, started, uri, "comparison", {"model": ",".join(names)})
@@ -132,10 +132,6 @@ def costs(store: Store, runs: SeedRuns) -> dict[str, dict[str, str]]:
         paces = [metrics["perf/samples_per_s"] for metrics in own if "perf/samples_per_s" in metrics]
         found[name] = {"parameters": f"{size / 1e6:.2f} M", "clips/s": f"{sum(paces) / max(1, len(paces)):.0f}"}
     return found
-
-
-def _all(store: Store) -> list[str]:
-    return [*MODELS, *store.spec.features]
 
 
 if __name__ == "__main__":

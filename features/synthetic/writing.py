@@ -10,14 +10,13 @@ import multiprocessing
 import os
 import re
 import signal
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 from features.errors import CorpusError
+from features.progress import counted
 from features.synthetic.render import write_clip
 from features.synthetic.semantics import RELIABILITY, TASKS, Latents, ceilings, draw
 
@@ -76,13 +75,8 @@ def _claim(out: Path, arguments: dict[str, float]) -> None:
 
 
 def _render(out: Path, missing: Sequence[Latents], seed: int, processes: int) -> None:
-    begun = time.monotonic()
-    for done, _ in enumerate(_each(partial(_write_one, out, seed), missing, processes), start=1):
-        if done % 20 == 0 or done == len(missing):
-            pace = done / (time.monotonic() - begun)
-            print(f"\r{done}/{len(missing)} clips, {pace:.0f} clips/s", end="", file=sys.stderr, flush=True)
-    if missing:
-        print(file=sys.stderr)
+    for _ in counted(_each(partial(_write_one, out, seed), missing, processes), len(missing)):
+        pass
 
 
 def _each(task: partial, items: Sequence[Latents], processes: int) -> Iterator[None]:
