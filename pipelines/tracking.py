@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,11 +183,25 @@ def abandon_children(parent: Run, ended: Mapping[str, str] = MappingProxyType({}
 
     ended: status by run id.
     """
-    client = parent.client
+    for run_id in _children(parent, "attributes.status = 'RUNNING'"):
+        parent.client.set_terminated(run_id, ended.get(run_id, "KILLED"))
+
+
+def delete_children(parent: Run, tag: str, keep: Collection[str | None]) -> None:
+    """Delete the child runs that have a tag of that name, but for those in `keep`, by run id."""
+    for run_id in set(_children(parent, f"tags.`{tag}` != ''")).difference(keep):
+        parent.client.delete_run(run_id)
+
+
+def _children(parent: Run, condition: str) -> list[str]:
+    """Ids of the child runs for which a condition of MLflow's search holds, however many."""
+    client, found, page = parent.client, [], None
     experiment = client.get_run(parent.run_id).info.experiment_id
-    condition = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and attributes.status = 'RUNNING'"
-    for child in client.search_runs([experiment], condition):
-        client.set_terminated(child.info.run_id, ended.get(child.info.run_id, "KILLED"))
+    condition = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and {condition}"
+    while page is None or page.token:
+        page = client.search_runs([experiment], condition, page_token=page.token if page else None)
+        found += [run.info.run_id for run in page]
+    return found
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:

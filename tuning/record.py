@@ -34,6 +34,8 @@ class Record(tune.Callback):
         experiment_id = run.client.get_run(run.run_id).info.experiment_id
         run.client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")  # its view
         tracking.abandon_children(run, {row["run_id"]: STATUSES[row["status"]] for row in done})
+        # Made by a driver that was killed before it could write down whose they are: empty.
+        tracking.delete_children(run, "trial", keep={t.user_attrs.get("run_id") for t in search.study.trials})
         for asked in list(search.interrupted):
             if reached(asked).get("epoch") == recipe.optim.epochs:  # only its end was not written down
                 search.interrupted.remove(asked)
