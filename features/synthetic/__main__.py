@@ -25,6 +25,8 @@ class Options:
     """Share of the clips in the val split."""
     test_share: float = 0.3
     """Share of the clips in the test split; the rest is train."""
+    rhythms: bool = False
+    """The rhythms of picture and sound as two more tasks, video_rate and audio_rate: `match` is learned beside them."""
     processes: int | None = None
     """Processes that render and encode; all processor cores when not given."""
 

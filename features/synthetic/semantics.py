@@ -19,8 +19,12 @@ from features.errors import CorpusError
 SPLITS = ("train", "val", "test")
 LABELS = ("A", "B", "C", "D")
 MATCHES = ("differ", "agree")
+RATE_NAMES = ("slow", "mid-slow", "mid-fast", "fast")
 PITCHES = ("low", "mid-low", "mid-high", "high")
 TASKS = {"label": LABELS, "match": MATCHES, "when": PITCHES}
+# What `match` compares, on request as tasks of their own: alone, `match` is an exclusive or, which has no gradient
+# before both rhythms are read.
+RHYTHMS = {"video_rate": RATE_NAMES, "audio_rate": RATE_NAMES}
 SOURCES = ("video", "audio", "both")
 
 RELIABILITY = {

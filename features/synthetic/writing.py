@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -18,17 +18,24 @@ from pathlib import Path
 from features.errors import CorpusError
 from features.progress import counted
 from features.synthetic.render import write_clip
-from features.synthetic.semantics import RELIABILITY, TASKS, Latents, ceilings, draw
+from features.synthetic.semantics import RELIABILITY, RHYTHMS, TASKS, Latents, ceilings, draw
 
 VERSION = 1  # of the clips' meaning and look: raise it when the same arguments give other clips
 CEILINGS_NOTE = "Bayes-optimal accuracy, exact by enumeration; presumes every planted cue is read without error"
 
 
 def generate(
-    out: Path, clips: int, seed: int = 0, val_share: float = 0.1, test_share: float = 0.3, processes: int | None = None
+    out: Path,
+    clips: int,
+    seed: int = 0,
+    val_share: float = 0.1,
+    test_share: float = 0.3,
+    rhythms: bool = False,
+    processes: int | None = None,
 ) -> int:
     """Write a corpus to a folder and return how many clips were missing and are now there (0: it was complete).
 
+    rhythms: the manifest has the two rhythms as tasks too. Same clips.
     Raises CorpusError when the splits cannot be filled or the folder holds anything else than this corpus.
     """
     if seed < 0:
@@ -39,13 +46,15 @@ def generate(
     arguments = {
         "version": VERSION, "clips": clips, "seed": seed, "val_share": val_share, "test_share": test_share,
     }  # fmt: skip
+    if rhythms:
+        arguments["rhythms"] = True
     try:
         _claim(out, arguments)
         missing = [latents for latents in corpus if not _clip_path(out, latents).exists()]
         if (out / "corpus.csv").exists() and not missing:
             return 0
         _render(out, missing, seed, min(processes or os.cpu_count() or 1, max(len(missing), 1)))
-        write_sidecars(out, corpus)
+        write_sidecars(out, corpus, TASKS | (RHYTHMS if rhythms else {}))
     except OSError as error:
         raise CorpusError(f"--out {out}: {error.strerror or error}") from error
     return len(missing)
@@ -103,8 +112,8 @@ def _clip_path(out: Path, latents: Latents) -> Path:
     return out / "clips" / f"{latents.clip_id}.mp4"
 
 
-def write_sidecars(out: Path, corpus: Sequence[Latents]) -> None:
-    """Write latents.csv (never read by training), ceilings.json and, last, the manifest corpus.csv."""
+def write_sidecars(out: Path, corpus: Sequence[Latents], tasks: Mapping[str, Sequence[str]]) -> None:
+    """Write latents.csv (never read by training), ceilings.json and, last, the manifest corpus.csv with `tasks`."""
     cues = [field.name for field in fields(Latents) if field.name not in ("index", "pitches")]
     latents = (
         [clip.clip_id, *(getattr(clip, cue) for cue in cues), "".join(map(str, clip.pitches))] for clip in corpus
@@ -113,12 +122,11 @@ def write_sidecars(out: Path, corpus: Sequence[Latents]) -> None:
     reliability = {cue: float(p) for cue, p in RELIABILITY.items()}
     report = {"note": CEILINGS_NOTE, "cue_reliability": reliability, "ceilings": ceilings()}
     _replace(out / "ceilings.json", json.dumps(report, indent=2) + "\n")
-    manifest = ([clip.clip_id, f"clips/{clip.clip_id}.mp4", clip.split, *_answers(clip)] for clip in corpus)
-    _replace(out / "corpus.csv", _csv(["clip_id", "video", "split", *TASKS], manifest))
-
-
-def _answers(clip: Latents) -> Iterator[str]:
-    return (classes[getattr(clip, task)] for task, classes in TASKS.items())
+    manifest = (
+        [clip.clip_id, f"clips/{clip.clip_id}.mp4", clip.split, *(tasks[task][getattr(clip, task)] for task in tasks)]
+        for clip in corpus
+    )
+    _replace(out / "corpus.csv", _csv(["clip_id", "video", "split", *tasks], manifest))
 
 
 def _csv(header: Sequence[str], rows: Iterable[Iterable]) -> str:

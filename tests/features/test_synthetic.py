@@ -300,6 +300,19 @@ def test_second_run_does_nothing_and_an_interrupted_one_goes_on(tmp_path, capsys
     assert {path: path.read_bytes() for path in (tmp_path / "c").rglob("*.*")} == {p: b for p, (b, _) in before.items()}
 
 
+def test_rhythms_on_request_are_two_more_tasks_of_the_same_clips(tmp_path):
+    for name, rhythms in (("plain", False), ("rhythms", True)):
+        generate(tmp_path / name, 10, rhythms=rhythms, processes=1)
+    plain, more = (rows(tmp_path / name / "corpus.csv") for name in ("plain", "rhythms"))
+    cues = rows(tmp_path / "rhythms" / "latents.csv")
+    for before, row, cue in zip(plain, more, cues, strict=True):
+        rates = [("slow", "mid-slow", "mid-fast", "fast")[int(cue[name])] for name in ("video_rate", "audio_rate")]
+        assert row == before | dict(zip(("video_rate", "audio_rate"), rates, strict=True))
+        assert (row["match"] == "agree") == (row["video_rate"] == row["audio_rate"])
+    clip = plain[0]["video"]
+    assert (tmp_path / "plain" / clip).read_bytes() == (tmp_path / "rhythms" / clip).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
