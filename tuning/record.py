@@ -4,8 +4,9 @@ import time
 from typing import Any
 
 import optuna
-from ray import tune
+from ray import PlacementGroupID, tune
 from ray.tune.experiment import Trial
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from pipelines import tracking
 from pipelines.cli import Progress, to_yaml
@@ -16,6 +17,7 @@ from tuning.study import COST, REACHED, SCORE, STATUS, StudyFile, StudySearch, o
 GROUPS = ("train/", "val/", "diag/", "perf/")  # of metrics
 # MLflow's word for each: stopping early is a good end.
 STATUSES = {"FINISHED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED"}
+HELD = "held"  # in a result: the placement group of a trial's workers
 QUIET = 30.0  # seconds without a line, at most, while epochs come in
 NOTE = "mlflow.note.content"  # the description that MLflow shows above a run
 
@@ -44,7 +46,7 @@ class Record(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A child run with what is searched as parameters: charts offer nothing else. The recipe is an artifact."""
         if trial.trial_id in self.runs:  # its process died, and Tune starts another
-            return
+            return release(trial)
         asked = self.search.asked[trial.trial_id]
         if run_id := asked.user_attrs.get("run_id"):
             self.runs[trial.trial_id] = tracking.resume_run(self.run.uri, run_id)
@@ -80,6 +82,7 @@ class Record(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Finished, stopped early by ASHA, or failed with an error that it could still tell."""
+        release(trial)
         self._end(self.search.asked[trial.trial_id], self.runs[trial.trial_id])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -108,6 +111,12 @@ class Record(tune.Callback):
         self.progress.done += ended  # a budget of hours alone
         left = max(0.0, self.search.deadline - self.said)
         print(f"sweep {self.progress.done} trials, {left:.0f} s until the last may start, {what}{best}", flush=True)
+
+
+def release(trial: Trial) -> None:
+    """Give back what the workers of a trial held: Ray Train does not when Tune stops the trial, or its process dies."""
+    if held := trial.last_result.get(HELD):
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(held)))
 
 
 def describe(trial: optuna.Trial, status: str, recipe: Recipe) -> str:

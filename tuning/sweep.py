@@ -21,17 +21,18 @@ import ray.train
 import ray.train.torch
 import torch
 from ray import tune
-from ray.train import FailureConfig, LoggingConfig, ScalingConfig
+from ray.train import LoggingConfig, ScalingConfig, TrainingFailedError
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter
+from ray.util.placement_group import get_current_placement_group
 
 from features.files import open_fs
 from pipelines.cli import JobError, find_user_error, main, resolve_uri
 from pipelines.learner import Learner
 from pipelines.train import check, claim, open_run, prepare
 from tuning.options import SweepConfig
-from tuning.record import Record
+from tuning.record import HELD, Record
 from tuning.results import compare_hint, finish, train_final
 from tuning.space import apply, space
 from tuning.study import COST, SCORE, STATUS, StudyFile, StudySearch, replay
@@ -105,12 +106,8 @@ def run_trials(config: SweepConfig, search: StudySearch, record: Record) -> None
 
 
 def scheduler(config: SweepConfig, study: optuna.Study) -> TrialScheduler:
-    """ASHA, which remembers earlier starts.
-
-    With two objectives no trial is stopped: a weak score may be a cheap one. Nor is one of several workers: Ray did not
-    give back the workers of a trial stopped in the middle, and the next one waited for them.
-    """
-    if len(config.objectives) > 1 or config.workers_per_trial > 1:
+    """ASHA, which remembers earlier starts; with two objectives none: a weak score may be a cheap one."""
+    if len(config.objectives) > 1:
         return FIFOScheduler()
     epochs = config.recipe.optim.epochs
     asha = ASHAScheduler(
@@ -165,7 +162,11 @@ def run_trial(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> None:
 
 
 def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> None:
-    """A trial of several workers: Ray Train runs them, and hands rank 0's results to Tune."""
+    """A trial of several workers: Ray Train runs them, and hands rank 0's results to Tune.
+
+    When one of them dies the trial dies, and Tune starts it again: Ray Train, were it to replace workers, would do so
+    just when a trial is stopped, and keep them.
+    """
     # Every epoch is reported, and a worker that reports waits for the controller's next look at it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     fs, path = open_fs(config.out)
@@ -180,24 +181,29 @@ def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> Non
                 storage_path=f"{path}/trials",
                 storage_filesystem=fs,
                 callbacks=[TuneReportCallback()],
-                failure_config=FailureConfig(max_failures=1),
                 logging_config=LoggingConfig(log_level="ERROR"),
                 worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
             ),
         )
         trainer.fit()
-    except Exception as error:
+    except TrainingFailedError as error:
+        if not find_user_error(error):
+            raise
         tune.report(failure(error))
 
 
 def run_worker(job: Mapping[str, Any]) -> None:
-    """One of a trial's workers. Metrics are over all workers' clips already: the trainer gathers them."""
+    """One of a trial's workers. Metrics are over all workers' clips already: the trainer gathers them.
+
+    With every result goes what the trial holds on the cluster: Ray Train does not return it when Tune stops the trial.
+    """
     config, context = job["config"], ray.train.get_context()
     torch.set_num_threads(config.cpus_per_trial)
     rank, world = context.get_world_rank(), context.get_world_size()
     learner = Learner(config.store, job["recipe"], rank, world, ray.train.torch.get_device(), splits=SEARCHED)
+    held = {HELD: get_current_placement_group().id.hex()}
     for result in results(learner):
-        ray.train.report(result)
+        ray.train.report(result | held)
 
 
 def results(learner: Learner) -> Iterator[dict[str, Any]]:
