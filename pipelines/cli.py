@@ -47,6 +47,9 @@ def main(job: Callable[[Any], None], config_class: type, description: str) -> No
     """Parse the options, run the job, exit. Mistakes in the input end in one line and exit code 1 or 2."""
     try:
         config = parse(config_class, sys.argv[1:], description)
+    except BrokenPipeError:  # `--help | head`; Python would complain again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if not is_user_error(error):
             raise

@@ -10,16 +10,7 @@ import tyro
 
 import clcr
 from clcr import metrics as M
-from clcr.config import (
-    BudgetConfig,
-    CLCRConfig,
-    LossConfig,
-    MISAConfig,
-    MMOrientConfig,
-    ModelConfig,
-    OGMGEConfig,
-    StemConfig,
-)
+from clcr.config import CLCRConfig
 from clcr.registry import MODELS
 from clcr.training import Epoch, OptimConfig, Trainer
 from features.store import Store
@@ -31,8 +22,8 @@ STATISTICS_CLIPS = 256  # clips from which the stems learn the mean and spread o
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What is learned and how: the options that train and sweep share."""
+class Recipe(CLCRConfig):
+    """What is learned and how: the options that train and sweep share, those of the network among them."""
 
     architecture: Annotated[str, tyro.conf.arg(name="model")] = "clcr"
     """clcr, mm_orient, concat, late, film, misa, ogm_ge, mult, or one modality's name (video): that one alone"""
@@ -41,17 +32,10 @@ class Recipe:
     seed: int = 0
     """of the initial weights, the order of the clips and dropout"""
     optim: Annotated[OptimConfig, tyro.conf.arg(name="")] = field(default_factory=OptimConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    stem: StemConfig = field(default_factory=StemConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    mm_orient: MMOrientConfig = field(default_factory=MMOrientConfig)
-    misa: MISAConfig = field(default_factory=MISAConfig)
-    ogm_ge: OGMGEConfig = field(default_factory=OGMGEConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
 
     def network(self) -> CLCRConfig:
-        """The network's part. Raises ConfigError when the options do not fit together."""
+        """The network's part."""
         return CLCRConfig(**{part.name: getattr(self, part.name) for part in dataclasses.fields(CLCRConfig)})
 
 

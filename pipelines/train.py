@@ -115,7 +115,6 @@ def check(store_uri: str, recipe: Recipe) -> Store:
     store.require_complete()
     task_specs(store, recipe.tasks)
     feature_specs(store, modalities_of(recipe.architecture, store))
-    recipe.network()
     rows = store.index(columns=["split"])["split"].value_counts().to_pylist()
     if missing := set(SPLITS) - {row["values"] for row in rows}:
         raise JobError(f"{store_uri}: no usable clip in split {', '.join(sorted(missing))}; see its failures")

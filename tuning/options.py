@@ -39,7 +39,7 @@ class SweepConfig:
     gpus_per_trial: float = 1.0
     """GPUs of each worker of a trial, on a cluster that has any; a fraction shares one"""
     grace_epochs: int = 5
-    """epochs that every trial may run before ASHA can stop it; never with two objectives or several workers"""
+    """epochs that every trial may run before ASHA can stop it; with two objectives it stops none"""
     reduction: int = 3
     """ASHA lets one of so many trials go on at each rung"""
     experiment: str = "clcr"

@@ -38,6 +38,9 @@ from tuning.space import apply, space
 from tuning.study import COST, SCORE, STATUS, StudyFile, StudySearch, replay
 
 SEARCHED = ("train", "val")  # what a trial may read
+# What may differ from one start to the next: how much is tried, what comes after it, and what it runs on.
+CHANGEABLE = ("trials", "hours", "start_from", "final_seeds", "concurrency")
+CHANGEABLE += ("workers_per_trial", "cpus_per_trial", "gpus_per_trial")
 DRIVER = {"CPU": 0, "memory": 1 << 20}  # of a trial whose workers have the CPUs; Tune refuses to ask for nothing at all
 
 
@@ -46,10 +49,7 @@ def sweep(config: SweepConfig) -> None:
     config = replaced(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
     check(config.store, config.recipe)
     points = config.first_points
-    # What may change from one start to the next: how much is tried, what comes after it, and what it runs on.
-    budget = {"trials": 1, "hours": 0.0, "start_from": (), "final_seeds": 0}
-    machines = {"concurrency": 0, "workers_per_trial": 1, "cpus_per_trial": 1, "gpus_per_trial": 1.0}
-    started = claim(replaced(config, **budget, **machines))
+    started = claim(config, may_differ=CHANGEABLE)
     uri = prepare(config.out)
     run = open_run(config, started, uri, f"sweep-{config.recipe.architecture}", {"model": config.recipe.architecture})
     with run.ending():

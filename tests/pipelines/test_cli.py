@@ -1,7 +1,10 @@
 """Options from the command line and from YAML: typed, overridable, and a mistake is one line that names the culprit."""
 
+import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import PIPE
 from typing import Annotated, Literal
 
 import pytest
@@ -10,6 +13,8 @@ import yaml
 
 from features.errors import StoreError
 from pipelines.cli import JobError, Progress, find_user_error, flatten, main, override, parse, resolve_uri, to_yaml
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,12 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path, monkeypatch, 
     assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
     with pytest.raises(JobError, match=culprit):
         parse(Options, sys.argv[1:])
+
+
+def test_help_into_a_closed_pipe_ends_without_a_word():
+    job = subprocess.Popen([sys.executable, "pipelines/train.py", "--help"], cwd=ROOT, stdout=PIPE, stderr=PIPE)
+    job.stdout.close()
+    assert job.stderr.read() == b"" and job.wait() == 1
 
 
 def test_help_names_every_option_with_its_meaning(capsys):

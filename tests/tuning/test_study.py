@@ -150,9 +150,12 @@ def test_pictures_show_stopped_trials_too_and_none_is_drawn_of_too_few(tmp_path)
         ({"trials": 0}, "--trials 0: must be 1 or more, or give --hours"),
         ({"hours": -1.0}, "--hours -1"),
         ({"objectives": ("participation",)}, "--objectives participation: choose"),
-        ({"objectives": ("score", "participation"), "recipe": Recipe("concat")}, "concat as given has no token budget"),
+        (
+            {"objectives": ("score", "participation"), "recipe": Recipe(architecture="concat")},
+            "concat as given has no token budget",
+        ),
         ({"search": ("budgets",)}, "--search budgets: clcr has budget.start.0"),
-        ({"search": ("budget",), "recipe": Recipe("concat")}, "--search budget: concat has lr"),
+        ({"search": ("budget",), "recipe": Recipe(architecture="concat")}, "--search budget: concat has lr"),
     ],
 )
 def test_what_makes_no_sweep_is_named(options, message):
