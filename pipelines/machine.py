@@ -1,4 +1,4 @@
-"""What the machine of the process that logs is busy with: processors, memory, disk, network and (with pynvml) GPUs.
+"""What the machine of the process that logs is busy with: processors, memory, disk, network and GPUs.
 
 The numbers are MLflow's own monitors'. Its thread that logs them ends for good at the first call that the server does
 not answer, so ours sends them with all other points.
@@ -45,6 +45,6 @@ def watched(run: Run, interval: float = INTERVAL) -> Iterator[None]:
 
 def _monitors() -> list[BaseMetricsMonitor]:
     monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    with suppress(Exception):  # no pynvml, or no GPU
+    with suppress(Exception):  # no GPU
         monitors.append(GPUMonitor())
     return monitors
