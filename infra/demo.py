@@ -22,6 +22,8 @@ from infra.head import ROOT, Head, local_head
 OUT = ROOT / "demo-out"
 CLIPS = 1000
 TASKS = "label,match,when"
+# Learned beside them: `match` compares two rhythms, and has no gradient before both are read.
+LEARNED = ["--tasks", f"{TASKS},video_rate,audio_rate", "--loss.task-weights", "when=4,audio_rate=2"]
 MODELS = ("clcr", "concat", "video", "audio")
 EPOCHS = 20
 WIDTH = "64"
@@ -38,8 +40,8 @@ def main() -> int:
     started = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the head node is stopped then too
     say(f"1/4 writing {CLIPS} mp4 files with planted semantics to {OUT.name}/corpus")
-    corpus = [sys.executable, "-m", "features.synthetic", "--out", str(OUT / "corpus"), "--clips", str(CLIPS)]
-    if code := subprocess.run(corpus, cwd=ROOT).returncode:
+    corpus = ["features.synthetic", "--out", str(OUT / "corpus"), "--clips", str(CLIPS), "--rhythms"]
+    if code := subprocess.run([sys.executable, "-m", *corpus], cwd=ROOT).returncode:
         return code
     with local_head() as head:
         say(f"Ray head node at {head.dashboard}, for the time of this demo")
@@ -62,7 +64,7 @@ def run_jobs(head: Head) -> int:
     say(f"3/4 train: {', '.join(MODELS)}, as many at a time as there are cores")
 
     def train(model: str) -> int:
-        options = ["--model", model, "--tasks", TASKS, "--epochs", str(EPOCHS), "--experiment", "demo"]
+        options = ["--model", model, *LEARNED, "--epochs", str(EPOCHS), "--experiment", "demo"]
         options += ["--model.width", WIDTH, "--cpus-per-worker", "1"]
         return submit(head, "pipelines/train.py", *store, "--out", str(OUT / model), *options, env=env)
 
@@ -75,7 +77,7 @@ def run_jobs(head: Head) -> int:
     if (OUT / "sweep" / "best.yaml").exists():
         return 0
     say(f"4/4 sweep: {SWEEP['trials']} trials over token budgets and loss weights")
-    options = ["--tasks", TASKS, "--model.width", WIDTH, "--experiment", "demo"]
+    options = [*LEARNED, "--model.width", WIDTH, "--experiment", "demo"]
     options += [word for name, value in SWEEP.items() for word in (f"--{name}", str(value))]
     return submit(head, "tuning/sweep.py", *store, "--out", str(OUT / "sweep"), *options, env=env)
 
