@@ -87,6 +87,7 @@ class Record(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Its process died, again and again: that costs this trial."""
+        release(trial)
         asked, lines = self.search.asked[trial.trial_id], str(trial.get_error()).strip().splitlines()
         why = next((line for line in lines if "Error" in line), "no reason known")
         asked.set_user_attr("error", f"its process died: {why}")

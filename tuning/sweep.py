@@ -21,7 +21,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray import tune
-from ray.train import LoggingConfig, ScalingConfig, TrainingFailedError
+from ray.train import LoggingConfig, ScalingConfig
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter
@@ -186,7 +186,7 @@ def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> Non
             ),
         )
         trainer.fit()
-    except TrainingFailedError as error:
+    except Exception as error:
         if not find_user_error(error):
             raise
         tune.report(failure(error))
