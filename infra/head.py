@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
+AGENT_PORTS = ("dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Head:
 @contextmanager
 def local_head(cpus: int | None = None, env: Mapping[str, str] | None = None) -> Iterator[Head]:
     """Start a head node and stop it, with everything that it started, at the end."""
-    port, dashboard, client, agent = free_ports(4)
+    port, dashboard, client, agent, *others = free_ports(7)
     session = tempfile.mkdtemp(prefix="ray-")
     environment = {
         **os.environ,
@@ -61,6 +62,8 @@ def local_head(cpus: int | None = None, env: Mapping[str, str] | None = None) ->
     command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--temp-dir={session}"]
     # Without a port of its own the agent, which starts the jobs, loses to that of any other Ray on the machine.
     command += [f"--dashboard-agent-listen-port={agent}", *([f"--num-cpus={cpus}"] if cpus else [])]
+    # And a node that is told all of its agents' ports waits for none: else it gives up after 15 s.
+    command += [f"--{name}={port}" for name, port in zip(AGENT_PORTS, others, strict=True)]
     with open(Path(session) / "start.log", "wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:

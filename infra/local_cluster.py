@@ -30,7 +30,7 @@ import tyro
 
 from features.errors import FeaturesError
 from features.files import open_fs
-from infra.head import ROOT, Head
+from infra.head import AGENT_PORTS, ROOT, Head
 from infra.hosts import (
     START_SECONDS,
     ClusterError,
@@ -125,6 +125,7 @@ class LocalCluster:
             return ["bash", "-c", f"{s3} & {mlflow} {stores} & wait -n"]
         ray = [python, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         ray += [f"--node-ip-address={address}", f"--num-cpus={self.cpus}", "--object-store-memory=200000000"]
+        ray += [f"--{name}={port}" for port, name in enumerate(AGENT_PORTS, 9101)]  # a node waits 15 s for others
         if host == self.hosts[0]:
             return [*ray, "--head", "--port=6379", "--dashboard-host=0.0.0.0"]
         return [*ray, f"--address={self.head.address}"]

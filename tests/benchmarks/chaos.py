@@ -24,6 +24,8 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.cli import retry_start
+
 ROOT = Path(__file__).parents[2]
 POINTS = ("mid-tar", "tar", "failures", "index")
 VICTIMS = ("driver", "worker", "node")
@@ -48,7 +50,7 @@ def main() -> int:
     same = 0
     with tempfile.TemporaryDirectory() as folder:
         corpus = write_corpus(Path(folder))
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        cluster = retry_start(Cluster, initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         try:
             extract(cluster, Path(folder, "undisturbed"), corpus, [])
             wanted = files_of(Path(folder, "undisturbed", "store"))
@@ -74,7 +76,7 @@ def main() -> int:
 def disturbed(cluster: Cluster, home: Path, corpus: Path, point: str, victim: str, nth: int) -> int:
     """Kill once, give the command until it ends well; returns how many runs that took."""
     fault = {"point": point, "victim": victim, "nth": nth}
-    node = cluster.add_node(num_cpus=1)
+    node = retry_start(cluster.add_node, num_cpus=1)
     if victim == "node":
         fault["victim"] = node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid
     runs = 1

@@ -23,6 +23,7 @@ import features.extractor
 from features.isolation import IsolatedEncoder
 from features.specs import EncoderSpec
 from features.store import Store
+from pipelines.cli import retry_start
 from pipelines.extract import ExtractConfig, extract
 from tests.benchmarks.extraction import first_rows
 from tests.features.mediafiles import damage
@@ -50,7 +51,7 @@ class DamageConfig:
 def main() -> int:
     """Run the jobs, print what they cost; exit code 1 where another clip than the damaged was hurt."""
     config = tyro.cli(DamageConfig, description=__doc__)
-    ray.init(address="local", include_dashboard=False, logging_level="error")
+    retry_start(ray.init, address="local", include_dashboard=False, logging_level="error")
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(first_rows(config.corpus, config.clips, Path(folder)))
         damaged = add_damaged(whole, config.copies, config.seed)

@@ -8,6 +8,7 @@ import pytest
 import ray
 
 from infra.head import local_head
+from pipelines.cli import retry_start
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +35,7 @@ def session_of(head):
 @pytest.fixture
 def other_ray():
     """Another Ray on this machine, its folder and its processes."""
-    context = ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="error")
+    context = retry_start(ray.init, address="local", num_cpus=1, include_dashboard=False, logging_level="error")
     yield context.address_info["session_dir"]
     ray.shutdown()
 

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from test_train import ROOT, job, run_of
 
 from clcr.training import OptimConfig
-from pipelines.cli import JobError
+from pipelines.cli import JobError, retry_start
 from pipelines.train import train
 
 pytestmark = pytest.mark.slow
@@ -25,8 +25,8 @@ EPOCHS = 40
 
 @pytest.fixture
 def cluster():
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.second = cluster.add_node(num_cpus=1)
+    cluster = retry_start(Cluster, initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.second = retry_start(cluster.add_node, num_cpus=1)
     ray.init(address=cluster.address, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     yield cluster
     ray.shutdown()

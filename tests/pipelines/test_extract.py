@@ -18,7 +18,7 @@ from mediafiles import write_manifest
 from storefiles import files_of
 
 from features.store import Store
-from pipelines.cli import main
+from pipelines.cli import main, start_ray
 from pipelines.extract import ExtractConfig, extract
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def first_run(corpus, tmp_path_factory):
 @pytest.fixture(scope="module")
 def cluster():
     """One Ray for the runs inside this process."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    start_ray(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -15,7 +15,7 @@ from features.store import Store
 from features.store.inspect import inspect
 from features.store.sheet import contact_sheet, write_figure
 from features.store.verify import verify
-from pipelines.cli import main
+from pipelines.cli import main, start_ray
 from pipelines.explain import alpha_strips
 from pipelines.extract import ExtractConfig, extract
 from pipelines.learner import Learner, Recipe
@@ -64,7 +64,7 @@ def folder(media, tmp_path_factory):
 @pytest.fixture(scope="module")
 def store(folder):
     """The store of all of it, made by one run of the job."""
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+    start_ray(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         weights = ["--video.encoder", "resnet18", "--video.weights", str(folder / "resnet.pth")]
         assert run("--corpus", folder / "corpus.csv", "--store", folder / "store", *OPTIONS, *weights) == 0

@@ -15,6 +15,7 @@ from storefiles import files_of
 
 from features.store import Store
 from features.store.verify import verify
+from pipelines.cli import retry_start
 
 ROOT = Path(__file__).parents[2]
 ROWS = 24
@@ -40,7 +41,7 @@ def manifest(media):
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes of one CPU; the drivers that the tests start join it."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = retry_start(Cluster, initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -99,7 +100,7 @@ def test_workers_killed_at_every_point_cost_no_run(cluster, manifest, undisturbe
 
 
 def test_a_node_killed_in_the_middle_costs_no_run(cluster, manifest, undisturbed, tmp_path):
-    node = cluster.add_node(num_cpus=1)
+    node = retry_start(cluster.add_node, num_cpus=1)
     raylet = node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid
     done = extract(cluster, tmp_path, manifest, [{"point": "tar", "victim": raylet, "nth": 3}])
     assert done.returncode == 0, done.stderr

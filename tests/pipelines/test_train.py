@@ -20,7 +20,7 @@ import clcr
 from clcr.batches import collate
 from clcr.config import ModelConfig
 from clcr.training import OptimConfig
-from pipelines.cli import JobError, main
+from pipelines.cli import JobError, main, retry_start
 from pipelines.explain import ExplainConfig, explain, load_model, mean_weights
 from pipelines.learner import Learner, Recipe
 from pipelines.registered import load_model as load_registered
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def two_nodes():
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
+    cluster = retry_start(Cluster, initialize_head=True, head_node_args={"num_cpus": 1})
+    retry_start(cluster.add_node, num_cpus=1)
     ray.init(address=cluster.address, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     yield cluster
     ray.shutdown()

@@ -15,7 +15,7 @@ from s3 import CREDENTIALS, server
 
 from clcr.config import ModelConfig, StemConfig
 from clcr.training import OptimConfig
-from pipelines.cli import JobError
+from pipelines.cli import JobError, retry_start
 from pipelines.learner import Learner, Recipe
 from tuning.sweep import SEARCHED, SweepConfig, allocate
 
@@ -40,7 +40,7 @@ def test_the_test_split_cannot_be_reached_from_a_trial(store):
 
 @pytest.fixture(scope="module")
 def without_dashboard():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="error")
+    retry_start(ray.init, address="local", num_cpus=4, include_dashboard=False, logging_level="error")
     yield
     ray.shutdown()
 
