@@ -13,7 +13,6 @@ and eta are per bin where a task is.
 from typing import NamedTuple
 
 import torch
-from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from clcr.config import Aggregation, Pooling
@@ -49,7 +48,7 @@ class TimePooling(nn.Module):
         if self.queries is None:
             return shares / shares.sum(dim=-1, keepdim=True).clamp(min=EPSILON)
         scores = sum(tokens @ (self.queries @ basis).T for tokens, basis in flows)  # q . (U h), without lifting h
-        scores = rearrange(scores, "b t n -> b n t")[:, task]
+        scores = scores.transpose(1, 2)[:, task]
         return masked_softmax(scores + shares.clamp(min=EPSILON).log(), shares > 0)
 
     def summary(self, tokens: Tensor, shares: Tensor, task: Tensor) -> Tensor:
@@ -101,7 +100,7 @@ class Aggregated(NamedTuple):
     def weighted(cls, s_bar: Tensor, p_bar: Tensor, omega: Tensor, beta: Tensor, eta: Tensor) -> "Aggregated":
         """Sum the modalities' shared summaries, set their private ones side by side: s_bar, p_bar (B, N, M, d)."""
         shared = torch.einsum("bnm,bnmd->bnd", beta, s_bar)
-        private = rearrange(eta[..., None] * p_bar, "b n m d -> b n (m d)")
+        private = (eta[..., None] * p_bar).flatten(2)
         return cls(shared, private, omega, beta, eta)
 
 
@@ -152,7 +151,7 @@ def level_mean(summaries: Tensor, omega: Tensor) -> Tensor:
 def present_mean(values: Tensor, present: Tensor) -> Tensor:
     """Mean over the modalities that are present: (B, N, ..., M, d), zero where missing; (B, N, M) -> (B, N, ..., d)."""
     count = present.sum(dim=-1).clamp(min=1)
-    return reduce(values, "b n ... m d -> b n ... d", "sum") / count.reshape(*count.shape, *[1] * (values.ndim - 3))
+    return values.sum(dim=-2) / count.reshape(*count.shape, *[1] * (values.ndim - 3))
 
 
 class TaskHeads(nn.Module):

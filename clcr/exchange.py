@@ -15,7 +15,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
 from torch import Tensor, nn
 
 REFUSED = -1e4  # attention logit of refused and padded tokens: exp gives 0, and half precision can hold it
@@ -83,14 +82,14 @@ class CoExchange(nn.Module):
                 weight,
                 (near[m], torch.cat([near[n] for n in others], dim=1)) if near else None,
             )
-            answer = self.dropout(self.out(rearrange(answer, "b h t d -> b t (h d)")))
+            answer = self.dropout(self.out(answer.transpose(1, 2).flatten(2)))
             has_pool = (weight > 0).any(dim=1)
             gate = alpha[m].where(valid[m] & has_pool[:, None], 0.0)
             exchanged[m] = shared[m] + gate[..., None] * answer
         return exchanged
 
     def _split(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b t (h d) -> b h t d", h=self.heads)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def attend(
@@ -106,7 +105,7 @@ def attend(
     root = width**0.5
     bias = torch.where(weight > 0, weight.clamp(min=SMALLEST).log(), REFUSED).to(key.dtype)
     more_query = [query, query.new_full((*query.shape[:3], 1), root)]
-    more_key = [key, repeat(bias, "b t -> b h t 1", h=heads)]
+    more_key = [key, bias[:, None, :, None].expand(-1, heads, -1, -1)]
     if near is not None:
         more_query.append(root * near[0].to(query.dtype).expand(batch, -1, -1, -1))
         more_key.append(near[1].to(key.dtype).expand(batch, -1, -1, -1))

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from clcr.batches import Batch, Features, FeatureSpec
@@ -47,7 +46,7 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, d), zero on padding."""
-        return rearrange(self.conv(rearrange(x, "b t d -> b d t")), "b d t -> b t d")
+        return self.conv(x.transpose(1, 2)).transpose(1, 2)
 
 
 class ResidualConv(nn.Module):
@@ -82,8 +81,8 @@ class Merge(nn.Module):
             return x, valid
         missing = -x.shape[1] % self.stride
         x, valid = F.pad(x, (0, 0, 0, missing)), F.pad(valid, (0, missing))
-        count = reduce(valid.int(), "b (t s) -> b t", "sum", s=self.stride)
-        total = reduce(x, "b (t s) d -> b t d", "sum", s=self.stride)
+        count = valid.unflatten(1, (-1, self.stride)).sum(dim=2)
+        total = x.unflatten(1, (-1, self.stride)).sum(dim=2)
         return total / count.clamp(min=1)[..., None], count > 0
 
 
@@ -233,5 +232,5 @@ class SemanticHierarchy(nn.Module):
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Mean over the valid tokens: (B, T, d), (B, T) -> (B, d), zero where none is valid."""
-    total = reduce(values.where(valid[..., None], 0.0), "b t d -> b d", "sum")
+    total = values.where(valid[..., None], 0.0).sum(dim=1)
     return total / valid.sum(dim=1, keepdim=True).clamp(min=1)

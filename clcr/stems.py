@@ -12,7 +12,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from clcr.batches import FeatureSpec
@@ -208,16 +207,16 @@ class FrameStem(nn.Module):
         moving, clip_mean = self._split(frames, valid)
         steps = _differences(moving, valid) / self.step_std
         tokens = self.project(self._embed(torch.cat([moving / self.moving_std, steps], dim=-1)))
-        coarse = rearrange((clip_mean - self.mean) / self.std, "b 1 h w c -> b c h w")
+        coarse = ((clip_mean - self.mean) / self.std)[:, 0].movedim(-1, 1)
         scene = self.scene(F.adaptive_avg_pool2d(coarse, 4).flatten(1))
         return _mask(tokens + scene[:, None], valid)
 
     def _average(self, values: Tensor) -> Tensor:
         if self.patch == 1:
             return values.float()
-        frames = rearrange(values.float(), "b t h w c -> (b t) c h w")
+        frames = values.float().flatten(0, 1).movedim(-1, 1)
         frames = F.avg_pool2d(frames, self.patch, ceil_mode=True)
-        return rearrange(frames, "(b t) c h w -> b t h w c", b=len(values))
+        return frames.movedim(1, -1).unflatten(0, values.shape[:2])
 
     def _split(self, frames: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """What moves (B, T, H, W, 3), and the clip's mean frame (B, 1, H, W, 3)."""
@@ -226,8 +225,8 @@ class FrameStem(nn.Module):
 
     def _embed(self, frames: Tensor) -> Tensor:
         # Frames are stored channels-last, and so is this view of them: convolutions take it without a copy.
-        tokens = self.embed(rearrange(frames, "b t h w c -> (b t) c h w"))
-        return rearrange(tokens, "(b t) d -> b t d", b=len(frames))
+        tokens = self.embed(frames.flatten(0, 1).movedim(-1, 1))
+        return tokens.unflatten(0, frames.shape[:2])
 
 
 def random_shift(frames: Tensor, share: float) -> Tensor:

@@ -11,7 +11,6 @@ lift them back to R^d by U^T first.
 """
 
 import torch
-from einops import repeat
 from torch import Tensor, nn
 
 
@@ -32,7 +31,7 @@ class Subspaces(nn.Module):
     def forward(self) -> tuple[Tensor, Tensor]:
         """-> U_sh (d, k_s) and U_pr (M, d, k_p), float32 whatever the autocast dtype."""
         with torch.autocast(self.shared.device.type, enabled=False):  # QR has no half-precision kernel
-            shared = repeat(self.shared, "d k -> m d k", m=len(self.private))
+            shared = self.shared.expand(len(self.private), -1, -1)
             bases = orthonormalise(torch.cat([shared, self.private], dim=-1).float())
         k_shared = self.shared.shape[1]
         return bases[0, :, :k_shared], bases[:, :, k_shared:]

@@ -21,7 +21,6 @@ from itertools import permutations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from clcr.aggregation import TaskHeads, TimePooling
@@ -85,13 +84,13 @@ class StackedLayer(nn.Module):
         query = self.attention_norm(x, which)
         source = query if source is None else self.attention_norm(source, which)
         q, k, v = (
-            rearrange(project(tokens, which), "g b t (h d) -> (g b) h t d", h=self.heads)
+            project(tokens, which).flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project, tokens in ((self.query, query), (self.key, source), (self.value, source))
         )
-        mask = rearrange(valid, "g b s -> (g b) 1 1 s")
+        mask = valid.flatten(0, 1)[:, None, None]
         there = mask.any(dim=-1, keepdim=True)
         answer = F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~there)  # some kernels: NaN if none is
-        answer = rearrange(answer.where(there, 0.0), "(g b) h t d -> g b t (h d)", g=len(which))
+        answer = answer.where(there, 0.0).transpose(1, 2).flatten(2).unflatten(0, x.shape[:2])
         x = x + self.dropout(self.out(answer, which))
         inner = self.dropout(F.relu(self.widen(self.ffn_norm(x, which), which)))
         return x + self.dropout(self.narrow(inner, which))
