@@ -1,17 +1,23 @@
-"""The sweep job with trials that go wrong: python crashing_trials.py one|all --store ... (options as tuning/sweep.py).
+"""The sweep job with trials that go wrong: python crashing_trials.py one|all|workers --store ... (as tuning/sweep.py).
 
-one: the process of the recipe as given dies, every time it is started; all: every trial raises.
+one: the process of the recipe as given dies, every time it is started; all: every trial raises; workers: the process
+of the first trial of several workers that the sampler drew dies once, after its first epoch.
 """
 
 import os
 import sys
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
+
+from ray.tune.integration.ray_train import TuneReportCallback
 
 import tuning.options
 import tuning.sweep
 from pipelines.cli import main
 
-HOW, RUN = sys.argv.pop(1), tuning.sweep.run_trial
+HOW, RUN, RUN_WORKERS = sys.argv.pop(1), tuning.sweep.run_trial, tuning.sweep.run_workers
 
 
 def crashing(point, config, gpu):
@@ -21,6 +27,29 @@ def crashing(point, config, gpu):
     RUN(point, replace(config, store="/planted") if HOW == "all" else config, gpu)
 
 
+def crashing_workers(point, config, gpu):
+    """The trial's own process: its workers, and what runs them, have others."""
+    begun, reported = Path(config.out, "begun"), Path(config.out, "reported")
+    given = [config.recipe.optim.lr, *(p["lr"] for p in config.first_points)]
+
+    class Reporting(TuneReportCallback):
+        def after_report(self, *args, **named):
+            super().after_report(*args, **named)
+            reported.touch()
+
+    def die():
+        while not reported.exists():
+            time.sleep(0.1)
+        time.sleep(2)  # for the sweep to hear of the epoch
+        os._exit(7)
+
+    if point["lr"] not in given and not begun.exists():
+        begun.touch()
+        RUN_WORKERS.__globals__["TuneReportCallback"] = Reporting  # a copy of it runs here, not the module's
+        threading.Thread(target=die, daemon=True).start()
+    RUN_WORKERS(point, config, gpu)
+
+
 if __name__ == "__main__":
-    tuning.sweep.run_trial = crashing
+    tuning.sweep.run_trial, tuning.sweep.run_workers = crashing, crashing_workers
     main(tuning.sweep.sweep, tuning.options.SweepConfig, "")

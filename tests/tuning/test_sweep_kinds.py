@@ -24,8 +24,8 @@ SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--gr
 pytestmark = pytest.mark.slow
 
 
-def sweep(store, out, *options, task="label", **env):
-    job = [sys.executable, "tuning/sweep.py", "--store", store.uri, "--out", str(out), "--tasks", task]
+def sweep(store, out, *options, task="label", script=("tuning/sweep.py",), **env):
+    job = [sys.executable, *script, "--store", store.uri, "--out", str(out), "--tasks", task]
     job += [*SMALL, *options]
     return subprocess.run(job, cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
 
@@ -66,13 +66,18 @@ def test_as_many_trials_at_a_time_as_fit_and_no_more_than_there_are(without_dash
 
 
 def test_a_stopped_trial_of_two_workers_gives_them_back_and_metrics_are_over_both(store, tmp_path):
-    """Each trial takes both of the cluster's CPUs: the third can run only when the second, stopped, has freed its."""
+    """Each trial takes both of the cluster's CPUs: the third can run only when the second, stopped, has freed its.
+
+    The third's process dies once, after an epoch: what is started in its place needs them too.
+    """
     (tmp_path / "slow.yaml").write_text("lr: 0.0005\n")
     options = ["--workers-per-trial", "2", "--trials", "3", "--epochs", "2", "--reduction", "2", "--final-seeds", "0"]
     options += ["--search", "lr", "--start-from", str(tmp_path / "slow.yaml")]
     recipe = ["--lr", "0.008", "--warmup", "0", "--model.dropout", "0", "--stem.shift", "0"]
-    done = sweep(store, tmp_path / "sweep", *options, *recipe, task="mood", RAY_OVERRIDE_RESOURCES='{"CPU": 2}')
+    setting = {"task": "mood", "script": ("-m", "tests.tuning.crashing_trials", "workers")}
+    done = sweep(store, tmp_path / "sweep", *options, *recipe, **setting, RAY_OVERRIDE_RESOURCES='{"CPU": 2}')
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sweep" / "reported").exists()
     fast, slow, third = pq.read_table(tmp_path / "sweep" / "trials.parquet").to_pylist()
     assert fast["status"] == "FINISHED" and (slow["status"], slow["epochs"]) == ("STOPPED", 1)
     assert third["status"] in ("FINISHED", "STOPPED") and third["error"] is None
