@@ -8,13 +8,13 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from s3 import free_port
+from infra.head import free_ports
 
 
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[int]:
     """The port of a fresh server on this machine; it dies with the block."""
-    port = free_port()
+    port = free_ports(1)[0]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     places = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
     with open(folder / "server.log", "w") as log:

@@ -54,12 +54,6 @@ def _bound(port: int) -> socket.socket:
     return bound
 
 
-def free_port() -> int:
-    """A port of this machine on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 class Proxy:
     """Forwards TCP to a local port, or refuses connections, or answers every request 503 SlowDown."""
 

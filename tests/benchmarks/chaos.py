@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.cli import retry_start
+from tests.features.storefiles import files_of
 
 ROOT = Path(__file__).parents[2]
 POINTS = ("mid-tar", "tar", "failures", "index")
@@ -104,11 +105,6 @@ def write_corpus(folder: Path) -> Path:
     command = [sys.executable, "-m", "features.synthetic", "--out", str(folder / "corpus"), "--clips", str(CLIPS)]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return folder / "corpus" / "corpus.csv"
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder by its relative path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import s3 as s3server
-from s3 import FORWARD, REFUSE, UNAVAILABLE, Proxy, free_port
+from s3 import FORWARD, REFUSE, UNAVAILABLE, Proxy
 
 import features.media
 from features.errors import FeaturesError, MediaError, StorageError
 from features.files import list_files, open_fs, parent, read_json, require_reachable, resolve, write_atomic, write_text
+from infra.head import free_ports
 
 ROOT = Path(__file__).parents[2]
 OUTAGE = 0.8  # seconds
@@ -164,7 +165,7 @@ def test_what_never_works_is_said_in_one_line_within_seconds(proxy, direct, monk
     with pytest.raises(FeaturesError, match=r"s3://nosuch/x\?.* there is no bucket nosuch; make it, or check its name"):
         require_reachable(proxy.uri("s3://nosuch/x"))
     with pytest.raises(FeaturesError, match="nothing answers there; check endpoint_override"):
-        require_reachable(f"s3://bucket/x?scheme=http&endpoint_override=127.0.0.1:{free_port()}")
+        require_reachable(f"s3://bucket/x?scheme=http&endpoint_override=127.0.0.1:{free_ports(1)[0]}")
     with pytest.raises(FeaturesError, match="its host is unknown; check endpoint_override"):
         require_reachable("s3://bucket/x?scheme=http&endpoint_override=nowhere.invalid:80")
     with pytest.raises(FeaturesError, match=r"cannot be opened: Unexpected query parameter.*'nonsense'"):

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from s3 import free_port
 
 from clcr.config import ModelConfig
 from clcr.errors import ClcrError
 from clcr.training import OptimConfig
+from infra.head import free_ports
 from pipelines.learner import Learner, Recipe
 
 
@@ -96,7 +96,7 @@ def on_workers(world, outcome, uri):
     """What outcome(uri, rank, world) gives in each of several processes that train together."""
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_worker, args=(world, free_port(), outcome, uri, results), nprocs=world)
+        mp.spawn(_worker, args=(world, free_ports(1)[0], outcome, uri, results), nprocs=world)
         return [results[rank] for rank in range(world)]
 
 

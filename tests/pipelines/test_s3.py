@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 
 import clcr
 from features.files import list_files, open_fs, read_json, read_text
+from infra.head import free_ports
 
 ROOT = Path(__file__).parents[2]
 CLIPS, SHARD_ROWS = 36, 2
@@ -151,7 +152,7 @@ class mlflow_server:
     """A real tracking server on sqlite; its artifacts lie in the same folder."""
 
     def __init__(self, folder):
-        self.port = s3.free_port()
+        self.port = free_ports(1)[0]
         self.uri = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
                    "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
