@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 import torch
+import yaml
 from matplotlib.axes import Axes
 
 import clcr
@@ -50,10 +51,10 @@ def explain(config: ExplainConfig) -> None:
     """The job: load the model, read the test split once, draw."""
     folder = resolve_uri("--run", config.run)
     store = Store(resolve_uri("--store", config.store))
-    model = load_model(folder)
+    model, fold = load_model(folder), fold_of(folder)
     figures = {
-        "levels.png": weights_figure(*mean_weights(model, store)),
-        "clips.png": contact_sheet(store, config.clips, config.seed, "test", alpha_strips(model)),
+        "levels.png": weights_figure(*mean_weights(model, store, fold)),
+        "clips.png": contact_sheet(store, config.clips, config.seed, "test", alpha_strips(model), fold),
     }
     # A model folder may outlive its MLflow; what needs no history is drawn all the same.
     if (started := read_json(folder, "run.json")) is not None:
@@ -81,12 +82,18 @@ def load_model(folder: str) -> clcr.CLCR:
     return model
 
 
+def fold_of(folder: str) -> int | None:
+    """The fold that was the run's test split; None where the store's own splits were."""
+    return yaml.safe_load(read_text(folder, "config.yaml") or "{}").get("loader.fold")
+
+
 @torch.no_grad()
-def mean_weights(model: clcr.CLCR, store: Store) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def mean_weights(
+    model: clcr.CLCR, store: Store, fold: int | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Over the test split: level weights omega (clips, K) by task, and beta and eta (clips,) by modality."""
-    loader = SplitLoader(
-        store, "test", model.features, model.tasks, LoaderConfig(), batch_size=BATCH, seed=0, rank=0, world=1
-    )
+    options = LoaderConfig(fold=fold)
+    loader = SplitLoader(store, "test", model.features, model.tasks, options, batch_size=BATCH, seed=0, rank=0, world=1)
     omega: dict[str, list[np.ndarray]] = {task: [] for task in model.tasks}
     weights: dict[str, list[np.ndarray]] = {f"{w} {m}": [] for w in ("beta", "eta") for m in model.features}
     for batch in loader.batches(0):

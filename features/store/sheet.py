@@ -31,13 +31,18 @@ Strip = Callable[[Axes, Mapping[str, Any]], None]  # draws into axes in seconds 
 
 
 def contact_sheet(
-    store: Store, clips: int = 6, seed: int = 0, split: str | None = None, strips: Mapping[str, Strip] | None = None
+    store: Store,
+    clips: int = 6,
+    seed: int = 0,
+    split: str | None = None,
+    strips: Mapping[str, Strip] | None = None,
+    fold: int | None = None,
 ) -> Figure:
     """Draw some clips, drawn by lot, in the order in which they lie in the store; under each its further strips.
 
-    Raises StoreError for a split without clips.
+    fold: of cross-validation, as `Store.index` has it. Raises StoreError for a split without clips.
     """
-    rows = choose(store, clips, seed, split)
+    rows = choose(store, clips, seed, split, fold)
     samples = [store.read(row["shard"], row["offset"], row["nbytes"]) for row in rows]
     features = store.spec.features
     strips = strips or {}
@@ -72,10 +77,10 @@ def contact_sheet(
     return figure
 
 
-def choose(store: Store, clips: int, seed: int, split: str | None) -> list[dict[str, Any]]:
+def choose(store: Store, clips: int, seed: int, split: str | None, fold: int | None = None) -> list[dict[str, Any]]:
     """Rows of the index drawn by lot, without repetition, in the index's order; all of them where there are fewer."""
     columns = ["clip_id", "split", "shard", "offset", "nbytes", "duration"]
-    index = store.index(split, columns + [f"label_{task.name}" for task in store.spec.tasks])
+    index = store.index(split, columns + [f"label_{task.name}" for task in store.spec.tasks], fold)
     if not len(index):
         splits = ", ".join(store.spec.splits)
         raise StoreError(f"{store.uri} has no indexed clip in {split or 'any split'}; its splits are {splits}")

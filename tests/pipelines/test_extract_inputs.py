@@ -13,10 +13,10 @@ from clcr.training import OptimConfig
 from features.errors import StoreError
 from features.store import Store
 from features.store.inspect import inspect
-from features.store.sheet import contact_sheet, write_figure
+from features.store.sheet import choose, contact_sheet, write_figure
 from features.store.verify import verify
 from pipelines.cli import main, start_ray
-from pipelines.explain import alpha_strips
+from pipelines.explain import alpha_strips, fold_of, mean_weights
 from pipelines.extract import ExtractConfig, extract
 from pipelines.learner import Learner, Recipe
 from pipelines.loading import LoaderConfig
@@ -138,8 +138,17 @@ def test_models_learn_from_it(store, model, tmp_path):
     (epoch,) = learner.fit()
     assert np.isfinite(epoch.metrics["val/score"])
     if model == "clcr":  # what has no time is drawn all the same
-        figure = contact_sheet(store, clips=2, strips=alpha_strips(learner.trainer.model.eval()))
+        trained = learner.trainer.model.eval()
+        figure = contact_sheet(store, clips=2, strips=alpha_strips(trained))
         write_figure(str(tmp_path / "alpha.png"), figure)
+        omega, _ = mean_weights(trained, store, fold=2)
+        assert {len(weights) for weights in omega.values()} == {len(store.index("test", fold=2))}
+
+
+def test_the_fold_of_a_run_is_in_its_folder(tmp_path):
+    assert fold_of(str(tmp_path)) is None
+    (tmp_path / "config.yaml").write_text("epochs: 3\nloader.fold: 0\n")
+    assert fold_of(str(tmp_path)) == 0
 
 
 @pytest.mark.slow
@@ -160,6 +169,8 @@ def test_each_fold_is_tested_once_and_never_trained_on(store):
     assert {split: {int(clip) % 4 for clip in clips} for split, clips in splits.items()} == {
         "train": {0, 1}, "val": {3}, "test": {2}
     }  # fmt: skip
+    drawn = choose(store, clips=9, seed=0, split="test", fold=2)
+    assert drawn and {int(row["clip_id"]) % 4 for row in drawn} == {2}
     with pytest.raises(StoreError, match="has no fold 7; it has 0, 1, 2, 3"):
         store.index("test", fold=7)
 
