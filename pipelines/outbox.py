@@ -4,6 +4,7 @@ MLflow's own asynchronous logging drops what it could not send, so one thread of
 until the server has it.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,7 @@ Point = tuple[str, float, int, int]  # key, value, milliseconds since 1970, step
 PATIENCE = 600.0  # seconds that a job waits for a server that is away, once nothing else is left to do
 LONGEST_PAUSE = 10.0  # seconds between two attempts
 POINTS_PER_CALL = 1000  # MLflow's limit
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of an outage `insist` tells, once
 
 
 class Outbox:
