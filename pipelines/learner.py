@@ -47,7 +47,7 @@ class Learner:
 
     def __init__(
         self,
-        store_uri: str,
+        store: Store | str,
         recipe: Recipe,
         rank: int = 0,
         world: int = 1,
@@ -55,7 +55,7 @@ class Learner:
         splits: tuple[str, ...] = SPLITS,
     ) -> None:
         self.recipe, self.rank, self.world, self.splits = recipe, rank, world, splits
-        self.store = Store(store_uri)
+        self.store = Store(store) if isinstance(store, str) else store
         self.tasks = task_specs(self.store, recipe.tasks)
         self.features = feature_specs(self.store, modalities_of(recipe.architecture, self.store))
         torch.manual_seed(recipe.seed)

@@ -34,7 +34,8 @@ class LoaderConfig:
     """How samples are read."""
 
     cache_gb: float = 4.0
-    """keep a split's samples in memory after the first epoch where they fit in this many GB per worker"""
+    """keep a split's samples in memory after the first epoch where they fit in this many GB; workers of one host share
+    them, where Ray's object store has room"""
     processes: int = 2
     """reading processes per worker for a split that does not fit"""
     fold: int | None = None
@@ -107,7 +108,7 @@ class SplitLoader:
         """A seeded sample of the split, the same on every worker: for statistics of the data."""
         rows = self._order(-1)[:clips].tolist()
         for first in range(0, len(rows), self.batch_size):
-            yield self.collate([self.dataset[row] for row in rows[first : first + self.batch_size]])
+            yield self.collate(self.dataset.__getitems__(rows[first : first + self.batch_size]))
 
     def _order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
@@ -159,31 +160,36 @@ class SplitDataset(Dataset):
         fold: int | None = None,
     ) -> None:
         columns = ["clip_id", "shard", "offset", "nbytes", "duration", *(f"label_{name}" for name in tasks)]
-        self.store, self.modalities = store, tuple(features)
+        self.modalities = tuple(features)
         self.index = store.index(split, columns, fold)
         self.targets = _encode_targets(self.index, tasks, store.spec.tasks)
         self.cached = pa.compute.sum(self.index["nbytes"]).as_py() <= cache_bytes if len(self.index) else True
-        self._places = {name: self.index[name].to_pylist() for name in ("clip_id", "shard", "offset", "nbytes")}
+        self.store = store if self.cached else Store(store.uri)  # a reading process is none of Ray's: it cannot share
+        self._clip_ids = self.index["clip_id"].to_pylist()
+        self._places = list(zip(*(self.index[name].to_pylist() for name in ("shard", "offset", "nbytes")), strict=True))
         self._cache: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        if row < 0:
-            return PADDING
-        if row in self._cache:
-            return self._cache[row]
-        clip_id, shard, offset, nbytes = (self._places[k][row] for k in ("clip_id", "shard", "offset", "nbytes"))
-        stored = self.store.read(shard, offset, nbytes)
-        sample = {
-            "clip_id": clip_id,
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """A batch's samples, which DataLoader asks for at once."""
+        new = [row for row in rows if row >= 0 and row not in self._cache]
+        stored = self.store.read_many([self._places[row] for row in new])
+        read = {row: self._sample(row, found) for row, found in zip(new, stored, strict=True)}
+        if self.cached:
+            self._cache |= read
+        return [PADDING if row < 0 else read.get(row) or self._cache[row] for row in rows]
+
+    def _sample(self, row: int, stored: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "clip_id": self._clip_ids[row],
             "features": {m: stored[m] for m in self.modalities if m in stored},
             "targets": {name: values[row] for name, values in self.targets.items()},
         }
-        if self.cached:
-            self._cache[row] = sample
-        return sample
 
 
 def _encode_targets(index: pa.Table, tasks: Mapping[str, TaskSpec], declared: Sequence[Task]) -> dict[str, list]:

@@ -42,6 +42,7 @@ from pipelines.cli import (
     to_yaml,
 )
 from pipelines.figures import confusion_figure
+from pipelines.hostcache import open_store
 from pipelines.learner import SPLITS, Learner, Recipe, modalities_of
 from pipelines.loading import feature_specs, task_specs
 from pipelines.machine import watched
@@ -229,7 +230,8 @@ def train_worker(job: Mapping[str, Any]) -> str | None:
     torch.set_num_threads(job["cpus"])
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    learner = Learner(config.store, config.recipe, rank, context.get_world_size(), ray.train.torch.get_device())
+    store, device = open_store(config.store), ray.train.torch.get_device()
+    learner = Learner(store, config.recipe, rank, context.get_world_size(), device)
     trainer, checkpoints = learner.trainer, Checkpoints(config.checkpoint_seconds)
     if state := restore(trainer.device):
         trainer.load_state_dict(state["trainer"])

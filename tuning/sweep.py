@@ -29,6 +29,7 @@ from ray.util.placement_group import get_current_placement_group
 
 from features.files import open_fs
 from pipelines.cli import JobError, find_user_error, main, resolve_uri
+from pipelines.hostcache import open_store
 from pipelines.learner import Learner
 from pipelines.train import check, claim, open_run, prepare
 from tuning.options import SweepConfig
@@ -200,7 +201,8 @@ def run_worker(job: Mapping[str, Any]) -> None:
     config, context = job["config"], ray.train.get_context()
     torch.set_num_threads(config.cpus_per_trial)
     rank, world = context.get_world_rank(), context.get_world_size()
-    learner = Learner(config.store, job["recipe"], rank, world, ray.train.torch.get_device(), splits=SEARCHED)
+    store, device = open_store(config.store), ray.train.torch.get_device()
+    learner = Learner(store, job["recipe"], rank, world, device, splits=SEARCHED)
     held = {HELD: get_current_placement_group().id.hex()}
     for result in results(learner):
         ray.train.report(result | held)

@@ -12,7 +12,7 @@ bytes on any cluster. Writing is in `features.store.shards`; this file is the on
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,9 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:06d}"
 
 
+Place = tuple[str, int, int]  # where a sample lies: shard, offset, nbytes
+
+
 class Store:
     """Read access to a feature store on any filesystem that pyarrow opens.
 
@@ -182,6 +185,10 @@ class Store:
     def read(self, shard: str, offset: int, nbytes: int) -> dict[str, Any]:
         """One sample: `{modality: (T, *shape) array}` and its `json` dict; `offset`, `nbytes` as in the index."""
         return unpack(self.payload(shard, offset, nbytes))
+
+    def read_many(self, places: Sequence[Place]) -> list[dict[str, Any]]:
+        """Several samples, in this order."""
+        return [self.read(*place) for place in places]
 
     def payload(self, shard: str, offset: int, nbytes: int) -> bytes:
         """One sample's stretch of its tar."""
