@@ -42,12 +42,16 @@ def _figures(study: optuna.Study) -> dict[str, Figure]:
         return {}
     importance = optuna.importance.get_param_importances(scores, params=varied)
     first = list(importance)[:SHOWN]
+    stopped = len(study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
+    note = f"\n{stopped} of {len(trials)} trials were stopped early: their best until then" if stopped else ""
     drawn = {
         "history.png": _drawn(plots.plot_optimization_history, scores, "Best score so far"),
-        "parallel.png": _drawn(plots.plot_parallel_coordinate, scores, "Trials", (15, 6), params=first),
-        "importance.png": _drawn(plots.plot_param_importances, scores, "Importance for the score", params=varied),
-        "contour.png": _drawn(plots.plot_contour, scores, "Score", (8, 6), params=contour_pair(importance)),
-        "scatter.png": _drawn(plots.plot_slice, scores, "Score by option", (2.6 * len(first), 4), params=first),
+        "parallel.png": _drawn(plots.plot_parallel_coordinate, scores, "Trials" + note, (15, 6), params=first),
+        "importance.png": _drawn(
+            plots.plot_param_importances, scores, "Importance for the score" + note, params=varied
+        ),
+        "contour.png": _drawn(plots.plot_contour, scores, "Score" + note, (8, 6), params=contour_pair(importance)),
+        "scatter.png": _drawn(plots.plot_slice, scores, "Score by option" + note, (2.6 * len(first), 4), params=first),
     }
     if len(study.directions) == 1:
         drawn["curves.png"] = _figure(plots.plot_intermediate_values(study), "Best score by epoch")
@@ -88,6 +92,6 @@ def _figure(axes: object, title: str, inches: tuple[float, float] = (9, 5)) -> F
         panel.set_title("", loc="left")
         if (legend := panel.get_legend()) and len(legend.get_texts()) > LEGEND:
             legend.remove()
-    figure.suptitle(title, y=0.95)
+    figure.suptitle(title, y=0.95 + 0.04 * title.count("\n"))
     figure.set_size_inches(*inches)
     return figure
