@@ -1,4 +1,4 @@
-"""What every job does before and around its story: options, YAML, Ray, one-line errors, progress.
+"""What every job does before and around its story: options, YAML, one-line errors, progress.
 
 Options come from typed dataclasses (tyro). A YAML file given by `--config` holds the same options by their dotted
 names; what stands on the command line wins over it.
@@ -8,9 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import logging
 import os
-import socket
 import sys
 import time
 import types
@@ -21,7 +19,6 @@ from typing import Any, TypeVar
 
 import tyro
 import yaml
-from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from features.files import require_reachable
@@ -140,44 +137,6 @@ def resolve_uri(option: str, uri: str) -> str:
             "another place; give an absolute path or a URI such as s3://bucket/folder"
         )
     return os.path.abspath(uri)
-
-
-# A node ends itself when its agent takes 15 s to start (Ray's issue 65983), which happens on a busy machine with cold
-# files; the second time they are warm. Called with what starts one: retry_start(ray.init, address="local").
-retry_start = Retrying(
-    retry=retry_if_exception_message(match=".*node timed out during startup"),
-    stop=stop_after_attempt(3),
-    reraise=True,
-)
-
-
-def start_ray(**options: Any) -> None:
-    """Join the cluster that runs this job, or start a Ray of our own on this machine; options: those of `ray.init`."""
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    import ray
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # a job prints its own progress
-    if ray.is_initialized():
-        return
-    # A bare ray.init() can join some other cluster that happens to be alive on this machine.
-    address = os.environ.get("RAY_ADDRESS") or ("auto" if submitted() else "local")
-    _require_answer(address)
-    retry_start(ray.init, **{"address": address, "log_to_driver": True, "logging_level": "warning"} | options)
-
-
-def _require_answer(address: str) -> None:
-    """Raise JobError where no cluster is at host:port; Ray would wait for one in silence."""
-    if address.startswith("http"):
-        raise JobError(f"RAY_ADDRESS={address} takes `ray job submit`s; to start the job from here give host:port")
-    if "://" in address or ":" not in address:
-        return
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        advice = "start it, or unset RAY_ADDRESS and the job starts a Ray of its own here"
-        raise JobError(f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): {advice}") from None
 
 
 def is_user_error(error: BaseException) -> bool:

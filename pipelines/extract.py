@@ -29,7 +29,8 @@ from features.store.lock import StoreLock
 from features.store.plan import write_plan
 from features.store.shards import create_store, failed_shards, find_store, sweep_litter
 from infra.doctor import ray_access, require, storage
-from pipelines.cli import OPTIONAL_LIST, JobError, Progress, main, require_at_least, resolve_uri, start_ray
+from pipelines.cli import OPTIONAL_LIST, JobError, Progress, main, require_at_least, resolve_uri
+from pipelines.cluster import start_ray
 
 
 @dataclass(frozen=True)

@@ -30,17 +30,8 @@ from features.store import Store
 from infra.doctor import mlflow_server, ray_access, require, storage, torch_pairing
 from pipelines import tracking
 from pipelines.checkpoints import Checkpoints, restore
-from pipelines.cli import (
-    JobError,
-    Progress,
-    find_user_error,
-    flatten,
-    main,
-    require_at_least,
-    resolve_uri,
-    start_ray,
-    to_yaml,
-)
+from pipelines.cli import JobError, Progress, find_user_error, flatten, main, require_at_least, resolve_uri, to_yaml
+from pipelines.cluster import start_ray
 from pipelines.figures import confusion_figure
 from pipelines.hostcache import open_store
 from pipelines.learner import SPLITS, Learner, Recipe, modalities_of

@@ -24,7 +24,7 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.cli import retry_start
+from pipelines.cluster import retry_start
 from tests.features.storefiles import files_of
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ import features.extractor
 from features.isolation import IsolatedEncoder
 from features.specs import EncoderSpec
 from features.store import Store
-from pipelines.cli import retry_start
+from pipelines.cluster import retry_start
 from pipelines.extract import ExtractConfig, extract
 from tests.benchmarks.extraction import first_rows
 from tests.features.mediafiles import damage

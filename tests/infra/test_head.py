@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from infra.head import local_head
-from pipelines.cli import retry_start
+from pipelines.cluster import retry_start
 
 pytestmark = pytest.mark.slow
 

@@ -8,23 +8,11 @@ from subprocess import PIPE
 from typing import Annotated, Literal
 
 import pytest
-import ray
 import tyro
 import yaml
 
 from features.errors import StoreError
-from pipelines.cli import (
-    JobError,
-    Progress,
-    find_user_error,
-    flatten,
-    main,
-    override,
-    parse,
-    resolve_uri,
-    start_ray,
-    to_yaml,
-)
+from pipelines.cli import JobError, Progress, find_user_error, flatten, main, override, parse, resolve_uri, to_yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -212,38 +200,6 @@ def test_a_relative_path_is_refused_in_a_submitted_job_alone(tmp_path, monkeypat
     assert resolve_uri("--store", "~/store") == "/home/me/store"
     with pytest.raises(JobError, match=r"--store out/store: a submitted job runs in a copy .*absolute path or a URI"):
         resolve_uri("--store", "out/store")
-
-
-def test_a_node_whose_agent_is_slow_to_start_is_started_again(monkeypatch):
-    answers = [Exception("The current node timed out during startup. This could happen because"), "started"]
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "init", lambda **options: raise_or_return(answers.pop(0)))
-    start_ray(num_cpus=1)
-    assert not answers
-    answers += [ConnectionError("no cluster there"), "not asked"]
-    with pytest.raises(ConnectionError):
-        start_ray(address="auto")
-    assert answers == ["not asked"]
-
-
-@pytest.mark.parametrize(
-    ("address", "culprit"),
-    [
-        ("127.0.0.1:1", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:1 .*unset RAY_ADDRESS"),
-        ("head:port", "no Ray cluster answers at RAY_ADDRESS=head:port"),
-        ("http://127.0.0.1:8265", "RAY_ADDRESS=http://127.0.0.1:8265 takes `ray job submit`s"),
-    ],
-)
-def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch, address, culprit):
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(JobError, match=culprit):
-        start_ray()
-
-
-def raise_or_return(answer):
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
 
 
 def raise_wrapped(error):

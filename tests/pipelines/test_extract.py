@@ -18,7 +18,8 @@ from mediafiles import write_manifest
 from storefiles import files_of
 
 from features.store import Store
-from pipelines.cli import main, start_ray
+from pipelines.cli import main
+from pipelines.cluster import start_ray
 from pipelines.extract import ExtractConfig, extract
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,8 @@ from features.store import Store
 from features.store.inspect import inspect
 from features.store.sheet import choose, contact_sheet, write_figure
 from features.store.verify import verify
-from pipelines.cli import main, start_ray
+from pipelines.cli import main
+from pipelines.cluster import start_ray
 from pipelines.explain import alpha_strips, fold_of, mean_weights
 from pipelines.extract import ExtractConfig, extract
 from pipelines.learner import Learner, Recipe

@@ -15,7 +15,7 @@ from storefiles import files_of
 
 from features.store import Store
 from features.store.verify import verify
-from pipelines.cli import retry_start
+from pipelines.cluster import retry_start
 
 ROOT = Path(__file__).parents[2]
 ROWS = 24

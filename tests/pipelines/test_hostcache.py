@@ -8,7 +8,7 @@ import torch
 from storefiles import make_clips, write_store
 
 from features.store import Store
-from pipelines.cli import start_ray
+from pipelines.cluster import start_ray
 from pipelines.hostcache import SharedStore, fits
 from pipelines.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 

@@ -20,7 +20,8 @@ import clcr
 from clcr.batches import collate
 from clcr.config import ModelConfig
 from clcr.training import OptimConfig
-from pipelines.cli import JobError, main, retry_start
+from pipelines.cli import JobError, main
+from pipelines.cluster import retry_start
 from pipelines.explain import ExplainConfig, explain, load_model, mean_weights
 from pipelines.learner import Learner, Recipe
 from pipelines.registered import load_model as load_registered

@@ -15,7 +15,8 @@ from s3 import CREDENTIALS, server
 
 from clcr.config import ModelConfig, StemConfig
 from clcr.training import OptimConfig
-from pipelines.cli import JobError, retry_start
+from pipelines.cli import JobError
+from pipelines.cluster import retry_start
 from pipelines.learner import Learner, Recipe
 from tuning.sweep import SEARCHED, SweepConfig, allocate
 
