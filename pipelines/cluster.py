@@ -10,7 +10,8 @@ from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 from pipelines.cli import JobError, submitted
 
 # A node ends itself when its agent takes 15 s to start (Ray's issue 65983), which happens on a busy machine with cold
-# files; the second time they are warm. Called with what starts one: retry_start(ray.init, address="local").
+# files; the second time they are warm. What the first one started ends with our process.
+# Called with what starts one: retry_start(ray.init, address="local").
 retry_start = Retrying(
     retry=retry_if_exception_message(match=".*node timed out during startup"),
     stop=stop_after_attempt(3),
@@ -28,7 +29,7 @@ def start_ray(**options: Any) -> None:
     if ray.is_initialized():
         return
     # A bare ray.init() can join some other cluster that happens to be alive on this machine.
-    address = os.environ.get("RAY_ADDRESS") or ("auto" if submitted() else "local")
+    address = options.pop("address", None) or os.environ.get("RAY_ADDRESS") or ("auto" if submitted() else "local")
     _require_answer(address)
     retry_start(ray.init, **{"address": address, "log_to_driver": True, "logging_level": "warning"} | options)
 

@@ -1,8 +1,6 @@
-"""Samples in memory once per host: workers on the same host see one copy of them, in Ray's shared memory."""
+"""Samples in memory once per host: workers of one run on the same host see one copy of them, in Ray's shared memory."""
 
-import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
@@ -15,13 +13,13 @@ from features.store import Store
 from features.store.reader import Place
 
 SHARE = 0.5  # of a host's shared memory that samples may take: what workers send each other goes through it too
-READERS = 16  # samples that are read at once; on object storage each is a request
 
 
 def open_store(uri: str) -> Store:
     """The store, for a worker of Ray Train: shared with its host's other workers where there are any and it fits."""
-    store = Store(uri)
-    return SharedStore(uri) if ray.train.get_context().get_local_world_size() > 1 and fits(store) else store
+    store, context = Store(uri), ray.train.get_context()
+    shared = context.get_local_world_size() > 1 and fits(store)
+    return SharedStore(uri, context.get_experiment_name()) if shared else store
 
 
 def fits(store: Store) -> bool:
@@ -32,46 +30,46 @@ def fits(store: Store) -> bool:
 
 
 class SharedStore(Store):
-    """A store whose samples come from the host's cache, as arrays that lie in shared memory and cannot be written to.
+    """A store whose samples are arrays in shared memory, not to be written to: whoever needs one first reads it.
 
-    It reads for itself where the cache died or found no room.
+    run: what the workers that share have in common. A worker reads for itself where sharing fails.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, run: str) -> None:
         super().__init__(uri)
-        here = ray.get_runtime_context().get_node_id()
-        self.cache = HostCache.options(
-            name=f"samples on {here} of {self.spec.fingerprint}",
-            get_if_exists=True,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
-        ).remote(uri)
+        self.name = f"samples of {run} on {ray.get_runtime_context().get_node_id()}: {self.spec.fingerprint}"
+        self.held = self._find()
 
     def read_many(self, places: Sequence[Place]) -> list[dict[str, Any]]:
         """As `Store.read_many`."""
         try:
-            return ray.get(ray.get(self.cache.samples.remote(places)))
-        except RayError:
+            known = ray.get(self.held.find.remote(places))
+            new = [place for place in places if place not in known]
+            mine = {place: ray.put(sample) for place, sample in zip(new, super().read_many(new), strict=True)}
+            if mine:
+                self.held.add.remote(mine)
+            return ray.get([(known | mine)[place] for place in places])
+        except RayError:  # who had read one of them, or had started `held`, is dead; or memory is full
+            self.held = self._find()
             return super().read_many(places)
+
+    def _find(self) -> ray.actor.ActorHandle:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return HeldSamples.options(name=self.name, get_if_exists=True, scheduling_strategy=here).remote()
 
 
 @ray.remote(num_cpus=0)
-class HostCache:
-    """Every sample that some worker of this host has asked for, read once. Ends with the worker that started it."""
+class HeldSamples:
+    """Where in shared memory the samples lie that some worker of this host has read."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri, self.own = uri, threading.local()  # of each reader: a store opens and closes files as it reads
-        self.readers = ThreadPoolExecutor(READERS, initializer=self._open)
+    def __init__(self) -> None:
         self.held: dict[Place, ray.ObjectRef] = {}
 
-    def samples(self, places: Sequence[Place]) -> list[ray.ObjectRef]:
-        """Where the samples lie in shared memory."""
-        new = [place for place in places if place not in self.held]
-        for place, sample in zip(new, self.readers.map(self._read, new), strict=True):
-            self.held[place] = ray.put(sample)
-        return [self.held[place] for place in places]
+    def find(self, places: Sequence[Place]) -> dict[Place, ray.ObjectRef]:
+        """Those of them that are there."""
+        return {place: self.held[place] for place in places if place in self.held}
 
-    def _open(self) -> None:
-        self.own.store = Store(self.uri)
-
-    def _read(self, place: Place) -> dict[str, Any]:
-        return self.own.store.read(*place)
+    def add(self, samples: Mapping[Place, ray.ObjectRef]) -> None:
+        """Of two workers that read the same sample, the first one's stays."""
+        for place, sample in samples.items():
+            self.held.setdefault(place, sample)

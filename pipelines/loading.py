@@ -178,7 +178,7 @@ class SplitDataset(Dataset):
     def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """A batch's samples, which DataLoader asks for at once."""
         new = [row for row in rows if row >= 0 and row not in self._cache]
-        stored = self.store.read_many([self._places[row] for row in new])
+        stored = self.store.read_many([self._places[row] for row in new]) if new else []
         read = {row: self._sample(row, found) for row, found in zip(new, stored, strict=True)}
         if self.cached:
             self._cache |= read

@@ -85,7 +85,8 @@ def choose(store: Store, clips: int, seed: int, split: str | None, fold: int | N
         splits = ", ".join(store.spec.splits)
         raise StoreError(f"{store.uri} has no indexed clip in {split or 'any split'}; its splits are {splits}")
     lot = np.random.default_rng(seed).permutation(len(index))[:clips]
-    return index.take(np.sort(lot)).to_pylist()
+    drawn = index.take(np.sort(lot)).to_pylist()
+    return drawn if fold is None else [row | {"split": split} for row in drawn]  # not the manifest's split
 
 
 def describe(row: Mapping[str, Any], store: Store) -> str:

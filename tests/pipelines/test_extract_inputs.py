@@ -171,7 +171,7 @@ def test_each_fold_is_tested_once_and_never_trained_on(store):
         "train": {0, 1}, "val": {3}, "test": {2}
     }  # fmt: skip
     drawn = choose(store, clips=9, seed=0, split="test", fold=2)
-    assert drawn and {int(row["clip_id"]) % 4 for row in drawn} == {2}
+    assert drawn and {(int(row["clip_id"]) % 4, row["split"]) for row in drawn} == {(2, "test")}
     with pytest.raises(StoreError, match="has no fold 7; it has 0, 1, 2, 3"):
         store.index("test", fold=7)
 

@@ -45,7 +45,7 @@ def assert_same(batches, expected):
 
 def test_what_one_worker_has_read_the_others_of_its_host_have(one_host, uri):
     expected = [epoch(Store(uri), 2, rank) for rank in range(2)]
-    first, second = SharedStore(uri), SharedStore(uri)
+    first, second = SharedStore(uri, "run"), SharedStore(uri, "run")
     assert_same(epoch(first, 2, 0), expected[0])
     assert_same(epoch(first, 2, 1), expected[1])
     shutil.rmtree(f"{uri}/shards")
@@ -55,9 +55,14 @@ def test_what_one_worker_has_read_the_others_of_its_host_have(one_host, uri):
 
 
 def test_without_the_cache_each_reads_for_itself(one_host, uri):
-    shared, expected = SharedStore(uri), epoch(Store(uri))
-    ray.kill(shared.cache)
-    assert_same(epoch(shared), expected)
+    shared, other, expected = SharedStore(uri, "run"), SharedStore(uri, "another"), epoch(Store(uri))
+    ray.kill(shared.held)
+    for _ in range(2):  # from its second batch on it shares again
+        assert_same(epoch(shared), expected)
+    shutil.rmtree(f"{uri}/shards")
+    assert_same(epoch(SharedStore(uri, "run")), expected)
+    with pytest.raises(FileNotFoundError):
+        epoch(other)
 
 
 def test_a_store_is_shared_where_it_fits_in_shared_memory(one_host, uri, monkeypatch):

@@ -36,11 +36,13 @@ def crashing_workers(point, config, gpu):
         def after_report(self, *args, **named):
             super().after_report(*args, **named)
             reported.touch()
+            time.sleep(10)  # the process dies before there is another epoch
 
     def die():
         while not reported.exists():
             time.sleep(0.1)
         time.sleep(2)  # for the sweep to hear of the epoch
+        Path(config.out, "died").touch()
         os._exit(7)
 
     if point["lr"] not in given and not begun.exists():

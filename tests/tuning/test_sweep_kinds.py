@@ -78,7 +78,7 @@ def test_a_stopped_trial_of_two_workers_gives_them_back_and_metrics_are_over_bot
     setting = {"task": "mood", "script": ("-m", "tests.tuning.crashing_trials", "workers")}
     done = sweep(store, tmp_path / "sweep", *options, *recipe, **setting, RAY_OVERRIDE_RESOURCES='{"CPU": 2}')
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "sweep" / "reported").exists()
+    assert (tmp_path / "sweep" / "died").exists()
     fast, slow, third = pq.read_table(tmp_path / "sweep" / "trials.parquet").to_pylist()
     assert fast["status"] == "FINISHED" and (slow["status"], slow["epochs"]) == ("STOPPED", 1)
     assert third["status"] in ("FINISHED", "STOPPED") and third["error"] is None
