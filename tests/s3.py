@@ -14,6 +14,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from urllib.parse import urlencode
 
@@ -40,6 +42,8 @@ def server(credentials: bool = False) -> Iterator[int]:
         # One line per request follows; a pipe that nobody reads would stop the server.
         reader = threading.Thread(target=lambda: [None for _ in lines], daemon=True)
         reader.start()
+        with contextlib.suppress(urllib.error.HTTPError):  # it loads its S3 with the first request, which takes long
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/nosuch/x", timeout=120)
         yield port
     finally:
         process.kill()

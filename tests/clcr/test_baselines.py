@@ -122,7 +122,7 @@ def test_a_modality_that_is_ahead_is_slowed_down_and_no_other():
 def test_gradients_of_encoders_are_multiplied_by_the_coefficients_and_no_others(make, compiled):
     batch = make.batch(12)
 
-    def gradients(alpha, compiled=False):
+    def gradients(alpha):
         torch.manual_seed(0)
         model = make.model("ogm_ge", ogm_ge={"alpha": alpha, "noise": False}, stem={"shift": 0.0})
         with torch.no_grad():
@@ -132,7 +132,7 @@ def test_gradients_of_encoders_are_multiplied_by_the_coefficients_and_no_others(
         torch.nn.functional.cross_entropy(out.logits["word"], batch.targets["word"]).backward()
         return model, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    (plain, expected), (model, found) = gradients(0.0), gradients(1.5, compiled)
+    (plain, expected), (model, found) = gradients(0.0), gradients(1.5)
     assert plain.coefficients.tolist() == [1, 1]
     k = model.coefficients
     assert (k < 1).sum() == 1 and (k == 1).sum() == 1

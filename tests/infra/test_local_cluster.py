@@ -181,7 +181,8 @@ def test_training_outlives_a_host_that_dies_and_one_that_is_cut_off(cluster, und
         cluster.kill(victim)
         cluster.start(victim)  # an empty machine in its place; the other two have room for all three workers
         newest_checkpoint(run, job, after=first)
-        second = next(host for host in reversed(training_hosts(cluster)) if host not in (cluster.hosts[0], victim))
+        others = [host for host in training_hosts(cluster) if host != cluster.hosts[0]]
+        second = max(others, key=lambda host: host != victim)  # the new machine, where training went back to it already
         cluster.cut(second)
         wait_until(lambda: not cluster.nodes()[second] or job.poll() is not None, f"{second} to count as dead", 200)
         assert len(losses(run)) < EPOCHS  # the training waited for it: it was cut off in the middle
