@@ -48,7 +48,8 @@ class SharedStore(Store):
             mine = {place: ray.put(sample) for place, sample in zip(new, super().read_many(new), strict=True)}
             if mine:
                 self.held.add.remote(mine)
-            return ray.get([(known | mine)[place] for place in places])
+            where = known | mine
+            return ray.get([where[place] for place in places])
         except RayError:  # who had read one of them, or had started `held`, is dead; or memory is full
             self.held = self._find()
             return super().read_many(places)
