@@ -212,6 +212,13 @@ def newest_checkpoint(out: str) -> str | None:
     return read_text(out, "checkpoints/checkpoint_manager_snapshot.json")
 
 
+def worker_learner(uri: str, recipe: Recipe, splits: tuple[str, ...] = SPLITS) -> Learner:
+    """What this worker of Ray Train learns of a store, on the device that it has."""
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    return Learner(open_store(uri), recipe, rank, world, ray.train.torch.get_device(), splits)
+
+
 def train_worker(job: Mapping[str, Any]) -> str | None:
     """What each worker runs. Rank 0 alone writes: to MLflow, and at the end to the output folder.
 
@@ -219,11 +226,8 @@ def train_worker(job: Mapping[str, Any]) -> str | None:
     """
     config, run = job["config"], job["run"]
     torch.set_num_threads(job["cpus"])
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
-    store, device = open_store(config.store), ray.train.torch.get_device()
-    learner = Learner(store, config.recipe, rank, context.get_world_size(), device)
-    trainer, checkpoints = learner.trainer, Checkpoints(config.checkpoint_seconds)
+    learner = worker_learner(config.store, config.recipe)
+    rank, trainer, checkpoints = learner.rank, learner.trainer, Checkpoints(config.checkpoint_seconds)
     if state := restore(trainer.device):
         trainer.load_state_dict(state["trainer"])
         if rank == 0:

@@ -29,9 +29,8 @@ from ray.util.placement_group import get_current_placement_group
 
 from features.files import open_fs
 from pipelines.cli import JobError, find_user_error, main, resolve_uri
-from pipelines.hostcache import open_store
 from pipelines.learner import Learner
-from pipelines.train import check, claim, open_run, prepare
+from pipelines.train import check, claim, open_run, prepare, worker_learner
 from tuning.options import SweepConfig
 from tuning.record import HELD, Record
 from tuning.results import compare_hint, finish, train_final
@@ -198,11 +197,9 @@ def run_worker(job: Mapping[str, Any]) -> None:
 
     With every result goes what the trial holds on the cluster: Ray Train does not return it when Tune stops the trial.
     """
-    config, context = job["config"], ray.train.get_context()
+    config = job["config"]
     torch.set_num_threads(config.cpus_per_trial)
-    rank, world = context.get_world_rank(), context.get_world_size()
-    store, device = open_store(config.store), ray.train.torch.get_device()
-    learner = Learner(store, job["recipe"], rank, world, device, splits=SEARCHED)
+    learner = worker_learner(config.store, job["recipe"], splits=SEARCHED)
     held = {HELD: get_current_placement_group().id.hex()}
     for result in results(learner):
         ray.train.report(result | held)
