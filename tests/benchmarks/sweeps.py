@@ -1,20 +1,23 @@
 """What a sweep costs beside its training, and what its sampler is worth.
 
     python -m tests.benchmarks.sweeps overhead --store STORE --trials 12 --epochs 6
-    python -m tests.benchmarks.sweeps regret --store STORE --trials 20 --seeds 5
+    python -m tests.benchmarks.sweeps regret --store STORE --tasks when --trials 20 --seeds 5
 
 overhead: seconds per one-worker trial beyond the training itself, and trials per hour of the job with two trials at a
 time against plain `study.optimize` in one process with the better of one and two threads, on the same points.
 regret: best validation score so far, TPE against random search with equal epochs, over seeds.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,7 +26,7 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import RandomSampler, TPESampler
 
 from clcr.config import ModelConfig
 from clcr.training import OptimConfig
@@ -51,25 +54,24 @@ class Overhead:
 
     def run(self) -> None:
         """Measure both and print them."""
-        recipe = small(self.epochs, self.width)
+        recipe = Recipe(optim=OptimConfig(epochs=self.epochs), model=ModelConfig(width=self.width))
         with tempfile.TemporaryDirectory() as folder:
-            seconds, points, trained = self.job(folder)
-        count = len(trained)
-        # The first two trials also pay for Ray's start and their processes' imports.
-        later = sorted(trained, key=lambda times: times[0])[2:]
-        alone = {threads: self.plain(recipe, points, threads) for threads in (1, 2)}
+            seconds, points, times = self.job(folder)
+        begun, ended = (sorted(moments) for moments in zip(*times, strict=True))
+        # With two at a time the third trial takes the place of the one that ended first, and so on.
+        gap = mean(next_begins - ends for ends, next_begins in zip(ended, begun[2:], strict=False))
+        # Of the first two, which also pay for their processes' imports, only the end counts.
+        trial = mean(end - begin for begin, end in sorted(times)[2:])
+        rate = 3600 * (len(times) - 2) / (ended[-1] - ended[1])
+        alone = {threads: self.plain(recipe, points, threads) / len(points) for threads in (1, 2)}
         threads = min(alone, key=lambda t: alone[t])
-        busy = sum(ended - begun for begun, ended in later)
-        span = max(ended for _, ended in later) - min(begun for begun, _ in later)
-        gaps = 2 * span - busy  # two slots, minus the time that trials ran in them
+        print(f"job, 2 at a time: {len(times)} trials in {seconds:.0f} s with its start, then {rate:.0f} trials/hour")
+        plain = 3600 / alone[threads]
+        print(f"study.optimize, {threads} threads: {plain:.0f} trials/hour; ratio {rate / plain:.2f}")
         print(
-            f"job, 2 at a time: {count} trials in {seconds:.0f} s, {3600 * count / seconds:.0f} trials/hour with start"
+            f"trial of the job {trial:.2f} s, until the next {gap:.2f} s; training alone, one thread {alone[1]:.2f} s"
         )
-        print(f"  after the first two: {3600 * len(later) / span:.0f} trials/hour")
-        print(f"  between trials: {gaps / len(later):.2f} s each; trial {busy / len(later):.2f} s")
-        print(f"study.optimize, {threads} threads: {3600 * count / alone[threads]:.0f} trials/hour")
-        print(f"  training alone on one thread: {alone[1] / count:.2f} s per trial")
-        print(f"overhead per trial: {2 * span / len(later) - alone[1] / count:.2f} s (with what two at a time cost)")
+        print(f"overhead per trial: {trial + gap - alone[1]:.2f} s, with what two at a time cost each other")
 
     def job(self, folder: str) -> tuple[float, list[dict], list[tuple[float, float]]]:
         """Run the job; its seconds, its points, and when each trial began and ended."""
@@ -99,24 +101,29 @@ class Regret:
 
     store: str
     """feature store"""
+    tasks: tuple[str, ...] = ()
+    """tasks whose mean score is searched for; all of the store's by default"""
     trials: int = 20
     """trials of each search"""
     seeds: int = 5
     """searches with each sampler"""
     epochs: int = 4
     """epochs of each trial: both samplers get as many"""
-    width: int = 16
+    width: int = 32
     """width of the model"""
+    batch_size: int = 16
+    """clips per step"""
     out: Path = Path("regret.png")
     """picture of the curves"""
 
     def run(self) -> None:
         """Search with both over the seeds; a table and a picture of the distance to the best score that any found."""
-        recipe = small(self.epochs, self.width)
-        curves = {
-            name: np.array([self.curve(recipe, sampler) for sampler in samplers])
-            for name, samplers in self.samplers().items()
-        }
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=one_thread) as pool:
+            searches = {name: [pool.submit(self.search, name, seed) for seed in range(self.seeds)] for name in SAMPLERS}
+            done = (search for runs in searches.values() for search in runs)
+            for number, _ in enumerate(as_completed(done), 1):
+                print(f"{number} of {len(SAMPLERS) * self.seeds} searches done", flush=True)
+            curves = {name: np.array([search.result() for search in runs]) for name, runs in searches.items()}
         best = max(curve.max() for curve in curves.values())
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
@@ -135,23 +142,25 @@ class Regret:
         figure.savefig(self.out, dpi=150)
         print(f"written: {self.out}")
 
-    def samplers(self) -> dict[str, Iterator[BaseSampler]]:
-        """Each as the job has it, one per seed."""
-        return {
-            "TPE": (TPESampler(seed=s, multivariate=True, n_startup_trials=STARTUP) for s in range(self.seeds)),
-            "random": (RandomSampler(seed=1000 + s) for s in range(self.seeds)),
-        }
-
-    def curve(self, recipe: Recipe, sampler: BaseSampler) -> np.ndarray:
-        """Best score so far after each trial."""
-        study = optuna.create_study(direction="maximize", sampler=sampler)
+    def search(self, name: str, seed: int) -> np.ndarray:
+        """Best score so far after each trial of one search."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optim = OptimConfig(epochs=self.epochs, batch_size=self.batch_size)
+        recipe = Recipe(tasks=self.tasks, optim=optim, model=ModelConfig(width=self.width))
+        study = optuna.create_study(direction="maximize", sampler=SAMPLERS[name](seed))
         study.optimize(lambda trial: best_score(self.store, recipe, trial), n_trials=self.trials)
         return np.maximum.accumulate([trial.value for trial in study.trials])
 
 
-def small(epochs: int, width: int) -> Recipe:
-    """The recipe of the trials."""
-    return Recipe(optim=OptimConfig(epochs=epochs), model=ModelConfig(width=width))
+SAMPLERS = {  # each as the job has it
+    "TPE": lambda seed: TPESampler(seed=seed, multivariate=True, n_startup_trials=STARTUP),
+    "random": lambda seed: RandomSampler(seed=1000 + seed),
+}
+
+
+def one_thread() -> None:
+    """As many searches at a time as cores, so one thread each."""
+    torch.set_num_threads(1)
 
 
 def best_score(store: str, recipe: Recipe, trial: optuna.Trial) -> float:
