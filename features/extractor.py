@@ -1,18 +1,26 @@
 """One shard, from its planned rows to its commit: the work that a cluster hands out."""
 
 import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 
 from features.corpus import Clip, Corpus
 from features.errors import FeaturesError, StorageError, StoreError, one_line
 from features.files import split_place
 from features.isolation import IsolatedEncoder
-from features.specs import EncoderSpec
+from features.specs import EncoderSpec, Sample
 from features.store import Store
 from features.store.plan import planned_rows
+from features.store.samples import PackedSample, pack, unpack
 from features.store.shards import Earlier, Failure, ShardWriter, read_earlier
+
+Outcome = tuple[Clip, PackedSample | Failure]
+Embed = Callable[[np.ndarray], Callable[[], np.ndarray]]  # takes frames at once, then waits for their vectors
+AHEAD = 4  # clips that may be decoded while the vectors of others are waited for
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,8 @@ class Extraction:
     """What a worker has to know: which store, from which corpus (its schema and folder), how to encode.
 
     timeout: seconds that one clip may take; memory_gb: GB that one clip may take. retry: classes of failures to try
-    again where a shard is committed already; None writes every shard anew.
+    again where a shard is committed already; None writes every shard anew. embed: takes decoded frames to where their
+    network runs, several at a time; None runs it where they are decoded.
     """
 
     store_uri: str
@@ -29,6 +38,7 @@ class Extraction:
     timeout: float
     memory_gb: float
     retry: tuple[str, ...] | None = None
+    embed: Embed | None = None
 
     def shard(self, name: str) -> ShardWriter:
         """Extract and commit one shard; a clip that cannot be used is a failure, never a raise.
@@ -51,8 +61,7 @@ class Extraction:
         clips = [Clip.from_row(row, self.corpus.labels) for row in planned_rows(store, name).to_pylist()]
         earlier = Earlier() if self.retry is None else read_earlier(store, name, self.retry)
         fresh = [clip for clip in clips if clip.clip_id not in earlier.rows and clip.clip_id not in earlier.failed]
-        encoder = isolated_encoder(self.encoder, self.timeout, self.memory_gb)
-        outcomes = encoder.encode((clip, clip.media(self.corpus.folder)) for clip in fresh)
+        outcomes = self._encode((clip, clip.media(self.corpus.folder)) for clip in fresh)
         label_types = pa.schema([self.corpus.schema.field(label) for label in self.corpus.labels])
         with ShardWriter(self.store_uri, name, store.spec, label_types) as writer:
             for clip in clips:
@@ -70,6 +79,12 @@ class Extraction:
             writer.commit()
         return writer
 
+    def _encode(self, clips: Iterable[tuple[Clip, dict[str, str]]]) -> Iterator[Outcome]:
+        if self.embed is None:
+            return isolated_encoder(self.encoder, self.timeout, self.memory_gb).encode(clips)
+        decoded = isolated_encoder(self.encoder.with_pixels(), self.timeout, self.memory_gb).encode(clips)
+        return embedded(decoded, self.embed)
+
     def _portable(self, failure: Failure, clip: Clip) -> Failure:
         """The failure with files named as the manifest has them: a store's bytes know nothing of the machine."""
         message = failure.message
@@ -77,6 +92,26 @@ class Extraction:
         for column, uri in clip.media(self.corpus.folder).items():
             message = message.replace(split_place(uri)[0], split_place(named[column])[0])
         return replace(failure, message=message)
+
+
+def embedded(decoded: Iterable[Outcome], embed: Embed) -> Iterator[Outcome]:
+    """Each clip, in order, with the vectors of its frames in their place; some more decode while a network has them."""
+    waiting: deque[Callable[[], Outcome]] = deque()
+    for clip, outcome in decoded:
+        waiting.append(_with_vectors(clip, outcome, embed))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()()
+    for finish in waiting:
+        yield finish()
+
+
+def _with_vectors(clip: Clip, outcome: PackedSample | Failure, embed: Embed) -> Callable[[], Outcome]:
+    if isinstance(outcome, Failure) or "video" not in outcome.tokens:
+        return lambda: (clip, outcome)
+    features = unpack(outcome.payload)
+    del features["json"]
+    vectors = embed(features.pop("video"))
+    return lambda: (clip, pack(clip, Sample({**features, "video": vectors()}, outcome.duration, outcome.quality)))
 
 
 @functools.lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ stored beside them.
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from features.errors import FeaturesError, MediaError, one_line
 from features.media import open_source
 from features.specs import Encoded, ImageSpec
 
-CHUNK = 16  # pictures that go through the network at once
+CHUNK = 16  # pictures that go through the network at once on a CPU
+BATCH = 128  # and on a GPU
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, which torchvision's weights expect
 
 
@@ -31,7 +33,7 @@ def encode_image(uri: str, spec: ImageSpec) -> Encoded:
     if spec.encoder == "patches":
         regions = rearrange(pixels, "(gh h) (gw w) c -> (gh gw) (h w c)", gh=spec.grid, gw=spec.grid)
         return Encoded(np.ascontiguousarray(regions), 0.0, {})
-    maps = F.adaptive_avg_pool2d(_feature_maps(pixels[None], spec.weights), spec.grid)
+    maps = F.adaptive_avg_pool2d(_feature_maps(pixels[None], load_resnet18(spec.weights)), spec.grid)
     return Encoded(rearrange(maps, "1 d h w -> (h w) d").half().numpy(), 0.0, {})
 
 
@@ -52,19 +54,37 @@ def decode_image(uri: str, size: int) -> np.ndarray:
 
 def embed_frames(frames: np.ndarray, weights: str) -> np.ndarray:
     """(T, H, W, 3) uint8 to (T, 512) float16, each frame by itself."""
-    vectors = [
-        _feature_maps(frames[first : first + CHUNK], weights).mean(dim=(2, 3)).half()
-        for first in range(0, len(frames), CHUNK)
-    ]
-    return torch.cat(vectors).numpy()
+    net = load_resnet18(weights)
+    chunks = [frames[first : first + CHUNK] for first in range(0, len(frames), CHUNK)]
+    return torch.cat([_vectors(chunk, net) for chunk in chunks]).numpy()
+
+
+def embed_clips(clips: Sequence[np.ndarray], net: nn.Module) -> list[np.ndarray]:
+    """Frames of several clips, each (T, H, W, 3), to their vectors, on the device that the network is on.
+
+    A batch has always the same size, filled up where need be: a frame's vector then is the same whatever is beside it.
+    """
+    frames, vectors = [frame for clip in clips for frame in clip], []
+    for first in range(0, len(frames), BATCH):
+        batch = frames[first : first + BATCH]
+        filling = batch[-1:] * (BATCH - len(batch))
+        vectors.append(_vectors(np.stack(batch + filling), net)[: len(batch)].cpu())
+    ends = np.cumsum([len(clip) for clip in clips])
+    return np.split(torch.cat(vectors).numpy(), ends[:-1])
+
+
+def _vectors(pictures: np.ndarray, net: nn.Module) -> Tensor:
+    """(N, H, W, 3) uint8 to (N, 512) float16."""
+    return _feature_maps(pictures, net).mean(dim=(2, 3)).half()
 
 
 @torch.inference_mode()
-def _feature_maps(pictures: np.ndarray, weights: str) -> Tensor:
+def _feature_maps(pictures: np.ndarray, net: nn.Module) -> Tensor:
     """(N, H, W, 3) uint8 to the last feature maps, (N, 512, H / 32, W / 32)."""
-    x = rearrange(torch.from_numpy(pictures.copy()).float() / 255, "n h w c -> n c h w")
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    return load_resnet18(weights)((x - mean) / std)
+    device = next(net.parameters()).device
+    x = rearrange(torch.from_numpy(pictures.copy()).to(device).float() / 255, "n h w c -> n c h w")
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+    return net((x - mean) / std)
 
 
 @functools.lru_cache(maxsize=2)

@@ -6,7 +6,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -225,6 +225,10 @@ class EncoderSpec:
                 encoder = {"name": i.encoder, "weights": weights_id(i.weights), **options}
                 features["image"] = Feature((RESNET18,), "float16", 0.0, encoder)
         return {**features, **self.declared}
+
+    def with_pixels(self) -> "EncoderSpec":
+        """The same, but for frames, which stay as they were decoded."""
+        return replace(self, video=replace(self.video, encoder="pixels", weights=""))
 
     def given(self) -> tuple[str, ...]:
         """The modalities whose vectors are given."""

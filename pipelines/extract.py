@@ -31,6 +31,7 @@ from features.store.shards import create_store, failed_shards, find_store, sweep
 from infra.doctor import ray_access, require, storage
 from pipelines.cli import OPTIONAL_LIST, JobError, Progress, main, require_at_least, resolve_uri
 from pipelines.cluster import start_ray
+from pipelines.embedding import encoders_on_gpus
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class ExtractConfig:
     """clips per shard: the unit of work, of commit, and of loss when a machine dies"""
     concurrency: int = 0
     """decoding processes over the whole cluster; 0 = one per CPU"""
+    gpus: int = -1
+    """GPUs that --video.encoder resnet18 takes, each for frames of many clips at a time; -1 = all of the cluster;
+    where it has none, or for 0, each decoding process runs the network itself"""
     timeout: float = 120.0
     """seconds that one clip may take before it counts as failed"""
     memory_gb: float = 4.0
@@ -69,7 +73,9 @@ class ExtractConfig:
     """check the corpus and print the plan; write nothing"""
 
     def __post_init__(self) -> None:
-        require_at_least(self, {"shard_rows": 1, "concurrency": 0, "timeout": 1e-3, "memory_gb": 1e-3, "max_failed": 0})
+        require_at_least(
+            self, {"shard_rows": 1, "concurrency": 0, "gpus": -1, "timeout": 1e-3, "memory_gb": 1e-3, "max_failed": 0}
+        )
 
 
 def extract(config: ExtractConfig) -> None:
@@ -186,24 +192,24 @@ def run(
     ray.data.DataContext.get_current().enable_progress_bars = False
     # Only names travel, one to a block: a block is what a dead worker costs.
     shards = ray.data.from_items([{"shard": name} for name in pending], override_num_blocks=len(pending))
-    extraction = Extraction(
-        store.uri, replace(corpus, table=None), encoder, config.timeout, config.memory_gb, config.retry_failed
-    )
-    # Tasks rather than actors: those of a node that died run elsewhere, whatever room there is.
-    results = shards.map_batches(
-        extract_shard,
-        fn_kwargs={"extraction": extraction},
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=workers),
-        num_cpus=1,
-    )
-    for row in results.iter_rows():
-        if row["error"]:
-            raise JobError(row["error"])
-        failed += row["failed"]
-        progress.update(row["indexed"] + row["failed"], f"{failed} failed")
-        lock.check()
+    with encoders_on_gpus(encoder.video, config.gpus) as embed:
+        bare, retry = replace(corpus, table=None), config.retry_failed
+        extraction = Extraction(store.uri, bare, encoder, config.timeout, config.memory_gb, retry, embed)
+        # Tasks rather than actors: those of a node that died run elsewhere, whatever room there is.
+        results = shards.map_batches(
+            extract_shard,
+            fn_kwargs={"extraction": extraction},
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.TaskPoolStrategy(size=workers),
+            num_cpus=1,
+        )
+        for row in results.iter_rows():
+            if row["error"]:
+                raise JobError(row["error"])
+            failed += row["failed"]
+            progress.update(row["indexed"] + row["failed"], f"{failed} failed")
+            lock.check()
 
 
 def print_plan(store_uri: str, spec: StoreSpec, store: Store | None) -> None:
