@@ -8,9 +8,11 @@ intervals and one MLflow experiment; run again, it goes on with what is missing.
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from pathlib import Path
+from statistics import mean
 from typing import Annotated
 
 import tyro
@@ -21,10 +23,11 @@ from features.store import Store
 from pipelines.cli import JobError, main, parse, require_at_least, resolve_uri
 from pipelines.learner import Recipe, modalities_of, model_names
 from pipelines.loading import feature_specs, task_specs
+from pipelines.tracking import Run
 from pipelines.train import check, claim, open_run, prepare
 from tuning.options import SweepConfig
 from tuning.report import publish
-from tuning.runs import SeedRuns, run_all
+from tuning.runs import Metrics, SeedRuns, run_all
 from tuning.sweep import sweep
 
 ALL = "all"
@@ -45,6 +48,8 @@ class CompareConfig:
     """trials of each model's sweep; 0 = no tuning, the recipe as given for all"""
     seeds: int = 5
     """trainings of each best recipe, with the seeds after --seed (which the sweep used)"""
+    folds: bool = False
+    """cross-validate: for every fold of the corpus tune on the other folds and test on it; the table is over folds"""
     grace_epochs: int = 5
     """epochs that every trial may run before ASHA can stop it"""
     cpus_per_run: int = 1
@@ -58,6 +63,8 @@ class CompareConfig:
     def __post_init__(self) -> None:
         least = {"trials": 0, "seeds": 1, "grace_epochs": 1, "cpus_per_run": 1, "gpus_per_run": 0}
         require_at_least(self, least)
+        if self.folds and self.recipe.loader.fold is not None:
+            raise ValueError("--folds runs every fold, --loader.fold only one: give one of them")
 
     def names(self, store: Store) -> tuple[str, ...]:
         """The models to train. Raises JobError for one that is not known."""
@@ -83,13 +90,37 @@ def compare(config: CompareConfig) -> None:
         f"{len(names)} models, {config.trials} trials and {config.seeds} seeds each; MLflow run {run.run_id} at {uri}"
     )
     with run.ending():
-        recipes = {name: tuned(config, name) for name in names}
-        seeds = tuple(range(config.recipe.seed + 1, config.recipe.seed + 1 + config.seeds))
-        runs = SeedRuns(
-            config.store, config.out, recipes, seeds, config.experiment, run, config.cpus_per_run, config.gpus_per_run
-        )
-        results = run_all(runs)
-        publish(config.out, run, results, seeds, "comparison", costs(store, runs))
+        if config.folds:
+            rounds = {fold: trained(of_fold(config, fold), names, run) for fold in store.folds()}
+            results = {name: {fold: averaged(runs.results()[name]) for fold, runs in rounds.items()} for name in names}
+            runs, among = next(iter(rounds.values())), "folds"
+        else:
+            runs = trained(config, names, run)
+            results, among = runs.results(), "seeds"
+        publish(config.out, run, results, tuple(results[names[0]]), "comparison", costs(store, runs), among)
+
+
+def of_fold(config: CompareConfig, fold: int) -> CompareConfig:
+    """The comparison of one fold, in a folder of its own."""
+    recipe = replaced(config.recipe, loader=replaced(config.recipe.loader, fold=fold))
+    return replaced(config, out=resolve(f"fold{fold}", config.out), recipe=recipe, folds=False)
+
+
+def averaged(runs: Mapping[int, Metrics]) -> Metrics:
+    """Metrics by task, their mean over the seeds."""
+    first = next(iter(runs.values()))
+    return {task: {name: mean(run[task][name] for run in runs.values()) for name in first[task]} for task in first}
+
+
+def trained(config: CompareConfig, names: tuple[str, ...], run: Run) -> SeedRuns:
+    """Tune every model, then train the best of each over seeds."""
+    recipes = {name: tuned(config, name) for name in names}
+    seeds = tuple(range(config.recipe.seed + 1, config.recipe.seed + 1 + config.seeds))
+    runs = SeedRuns(
+        config.store, config.out, recipes, seeds, config.experiment, run, config.cpus_per_run, config.gpus_per_run
+    )
+    run_all(runs)
+    return runs
 
 
 def tuned(config: CompareConfig, name: str) -> Recipe:

@@ -34,10 +34,14 @@ class Line:
 
     def half_width(self, column: str) -> float:
         """Half the width of the 95 % t interval of the mean; nan of a single seed."""
-        values = self.scores[column]
-        if len(values) < 2:
-            return float("nan")
-        return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+        return half_width(self.scores[column])
+
+
+def half_width(values: np.ndarray) -> float:
+    """Half the width of the 95 % t interval of the mean of values (seeds,); nan of a single one."""
+    if len(values) < 2:
+        return float("nan")
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def compare(results: Results, reference: str) -> list[Line]:
@@ -72,23 +76,30 @@ def publish(
     seeds: tuple[int, ...],
     title: str,
     notes: Mapping[str, Mapping[str, str]] | None = None,
+    among: str = "seeds",
 ) -> None:
     """The table and the picture: on the terminal, in the output folder and in MLflow.
 
-    The first of `results` is what the others are tested against; notes: further columns, by name.
+    The first of `results` is what the others are tested against; notes: further columns, by name; among: what the
+    numbers in `seeds` count.
     """
     lines = compare(results, next(iter(results)))
-    table, figure = markdown(lines, seeds, title, notes), interval_figure(lines, title)
+    table, figure = markdown(lines, seeds, title, notes, among), interval_figure(lines, title, among)
     run.log_metrics({f"test/{line.name}/{column}": line.mean(column) for line in lines for column in line.scores})
-    run.client.log_text(run.run_id, table, f"{title}.md")
     run.log_figure(figure, f"{title}.png")
     write_figure(resolve(f"{title}.png", out), figure)
-    write_text(out, f"{title}.md", table)
-    print(f"{table}\nwritten to {out}/{title}.md and {title}.png", flush=True)
+    for name, text in ((f"{title}.md", table), (f"{title}-metrics.md", every_metric(results))):
+        run.client.log_text(run.run_id, text, name)
+        write_text(out, name, text)
+    print(f"{table}\nwritten to {out}/{title}.md and {title}.png; every metric: {title}-metrics.md", flush=True)
 
 
 def markdown(
-    lines: list[Line], seeds: tuple[int, ...], title: str, notes: Mapping[str, Mapping[str, str]] | None = None
+    lines: list[Line],
+    seeds: tuple[int, ...],
+    title: str,
+    notes: Mapping[str, Mapping[str, str]] | None = None,
+    among: str = "seeds",
 ) -> str:
     """The table; `*` marks what differs from the first line with a corrected p below 0.05."""
     columns, noted = list(lines[0].scores), list((notes or {}).get(lines[0].name, {}))
@@ -96,19 +107,40 @@ def markdown(
     for line in lines:
         cells = []
         for column in columns:
-            half = line.half_width(column)
-            interval = "" if np.isnan(half) else f" ± {half:.3f}"
-            cells.append(f"{line.mean(column):.3f}{interval}{' *' if line.p[column] < 0.05 else ''}")
+            cells.append(_interval(line.scores[column]) + (" *" if line.p[column] < 0.05 else ""))
         cells += [notes[line.name][name] for name in noted] if noted else []
         rows.append(f"| {line.name} | {' | '.join(cells)} |")
     said = ", ".join(map(str, seeds))
     test = f"paired t-test against {lines[0].name}, corrected for {len(lines) - 1} comparisons (Benjamini-Hochberg)"
-    rows += ["", f"Test split, seeds {said}: mean ± half the 95 % t interval. \\* p < 0.05, {test}."]
+    rows += ["", f"Test split, {among} {said}: mean ± half the 95 % t interval. \\* p < 0.05, {test}."]
     return "\n".join(rows) + "\n"
 
 
-def interval_figure(lines: list[Line], title: str) -> Figure:
-    """A panel per column: every seed as a dot, mean and 95 % interval; the dashed line is the first recipe's mean."""
+def every_metric(results: Results) -> str:
+    """All that was measured, a row per task and metric and one for its mean over tasks, a column per recipe."""
+    first = next(iter(next(iter(results.values())).values()))
+    measured = {(task, metric): (task,) for task, values in first.items() for metric in values if metric != "n"}
+    for metric in dict.fromkeys(metric for _, metric in measured):
+        tasks = tuple(task for task in first if metric in first[task])
+        if len(tasks) > 1:
+            measured[MEAN, metric] = tasks
+    rows = [f"| metric | {' | '.join(results)} |", "|---" * (len(results) + 1) + "|"]
+    for (name, metric), tasks in measured.items():
+        values = [
+            np.array([np.mean([run[task][metric] for task in tasks]) for run in runs.values()])
+            for runs in results.values()
+        ]
+        rows.append(f"| {name} {metric} | {' | '.join(map(_interval, values))} |")
+    return "\n".join(rows) + "\n"
+
+
+def _interval(values: np.ndarray) -> str:
+    half = half_width(values)
+    return f"{values.mean():.3f}" + ("" if np.isnan(half) else f" ± {half:.3f}")
+
+
+def interval_figure(lines: list[Line], title: str, among: str = "seeds") -> Figure:
+    """A panel per column: every run as a dot, mean and 95 % interval; the dashed line is the first recipe's mean."""
     columns = list(lines[0].scores)
     figure = Figure(figsize=(2.2 + 2.6 * len(columns), 1.4 + 0.34 * len(lines)), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
@@ -126,7 +158,7 @@ def interval_figure(lines: list[Line], title: str) -> Figure:
         axes.set(xlabel=f"{column} (test)")
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(heights, [line.name for line in lines])
-    figure.suptitle(f"{title}: dots are seeds, red differs from {lines[0].name} (p < 0.05)", fontsize=10)
+    figure.suptitle(f"{title}: dots are {among}, red differs from {lines[0].name} (p < 0.05)", fontsize=10)
     return figure
 
 

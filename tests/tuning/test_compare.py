@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
+from storefiles import make_clips, write_store
 
 from clcr.registry import MODELS
 from features.store import Store
@@ -67,3 +70,27 @@ def test_each_model_is_trained_with_what_its_own_sweep_found_and_fresh_seeds(com
         assert sorted(p["seed"] for p in own) == ["1", "2"]
         assert all(p["model"] == best["model"] == model and float(p["lr"]) == best["lr"] for p in own)
         assert json.loads((folder / f"{model}-seed1" / "metrics.json").read_text())["label"]["n"] > 0
+
+
+@pytest.mark.slow
+def test_every_fold_is_tested_once_by_models_of_its_own(tmp_path):
+    clips = [replace(clip, fold=number % 3) for number, clip in enumerate(make_clips(24, 3, 3))]
+    store = write_store(tmp_path / "store", clips)
+    done = run(store, tmp_path, "--models", "concat,audio", "--folds", "--trials", "0", "--seeds", "2")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "comparison"
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    learned = [r.data.params["loader.fold"] for r in runs if r.data.tags.get("variant") == "concat"]
+    assert sorted(learned) == ["0", "0", "1", "1", "2", "2"]
+    accuracy = {}
+    for fold in range(3):
+        seeds = [json.loads((folder / f"fold{fold}/concat-seed{s}/metrics.json").read_text())["label"] for s in (1, 2)]
+        assert {m["n"] for m in seeds} == {sum(c.fold == fold and c.labels["label"] is not None for c in clips)}
+        accuracy[fold] = mean(m["accuracy"] for m in seeds)
+    table = (folder / "comparison.md").read_text()
+    assert "Test split, folds 0, 1, 2:" in table and table in done.stdout
+    row = next(row for row in table.splitlines() if row.startswith("| concat"))
+    assert row.split("|")[2].split()[0] == f"{mean(accuracy.values()):.3f}"
+    both = run(store, tmp_path, "--folds", "--loader.fold", "1")
+    assert both.returncode != 0 and "--folds runs every fold, --loader.fold only one" in both.stderr

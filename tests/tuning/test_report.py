@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tuning.report import compare, interval_figure, markdown
+from tuning.report import compare, every_metric, interval_figure, markdown
 
 
 def runs(**accuracies):
@@ -54,6 +54,18 @@ def test_the_table_marks_what_differs_and_says_how_it_was_tested():
     assert rows[2].startswith("| full | 0.815 ± 0.021 |")
     assert "0.618 ± 0.033 *" in rows[3] and "*" not in rows[4]
     assert "seeds 0, 1, 2, 3" in rows[-1] and "corrected for 2 comparisons" in rows[-1]
+
+
+def test_every_metric_stands_in_a_row_of_its_own_with_its_mean_over_tasks():
+    results = runs(full=FULL, worse=WORSE)
+    for seed, run in results["full"].items():
+        run["c"] = {"accuracy": FULL[seed] - 0.2, "n": 9}
+        results["worse"][seed]["c"] = {"accuracy": 0.5, "n": 9}
+    rows = [row.split(" | ") for row in every_metric(results).strip("\n").splitlines()]
+    assert rows[0] == ["| metric", "full", "worse |"]
+    names = [row[0].removeprefix("| ") for row in rows[2:]]
+    assert names == ["a accuracy", "b skill", "c accuracy", "mean accuracy"]
+    assert rows[2][1] == "0.815 ± 0.021" and rows[5][1] == "0.715 ± 0.021"
 
 
 def test_a_single_seed_has_no_interval():
