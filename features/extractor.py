@@ -108,10 +108,10 @@ def embedded(decoded: Iterable[Outcome], embed: Embed) -> Iterator[Outcome]:
 def _with_vectors(clip: Clip, outcome: PackedSample | Failure, embed: Embed) -> Callable[[], Outcome]:
     if isinstance(outcome, Failure) or "video" not in outcome.tokens:
         return lambda: (clip, outcome)
-    features = unpack(outcome.payload)
+    features, duration, quality = unpack(outcome.payload), outcome.duration, outcome.quality
     del features["json"]
-    vectors = embed(features.pop("video"))
-    return lambda: (clip, pack(clip, Sample({**features, "video": vectors()}, outcome.duration, outcome.quality)))
+    vectors = embed(features.pop("video"))  # from here on nobody holds the frames but the network
+    return lambda: (clip, pack(clip, Sample({**features, "video": vectors()}, duration, quality)))
 
 
 @functools.lru_cache(maxsize=1)

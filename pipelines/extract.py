@@ -59,8 +59,8 @@ class ExtractConfig:
     concurrency: int = 0
     """decoding processes over the whole cluster; 0 = one per CPU"""
     gpus: int = -1
-    """GPUs that --video.encoder resnet18 takes, each for frames of many clips at a time; -1 = all of the cluster;
-    where it has none, or for 0, each decoding process runs the network itself"""
+    """GPUs that --video.encoder resnet18 takes, each for frames of many clips at a time; -1 = those that are free;
+    where there is none, or for 0, each decoding process runs the network itself (vectors differ in their last bits)"""
     timeout: float = 120.0
     """seconds that one clip may take before it counts as failed"""
     memory_gb: float = 4.0
@@ -192,7 +192,7 @@ def run(
     ray.data.DataContext.get_current().enable_progress_bars = False
     # Only names travel, one to a block: a block is what a dead worker costs.
     shards = ray.data.from_items([{"shard": name} for name in pending], override_num_blocks=len(pending))
-    with encoders_on_gpus(encoder.video, config.gpus) as embed:
+    with encoders_on_gpus(encoder.video, config.gpus, workers) as embed:
         bare, retry = replace(corpus, table=None), config.retry_failed
         extraction = Extraction(store.uri, bare, encoder, config.timeout, config.memory_gb, retry, embed)
         # Tasks rather than actors: those of a node that died run elsewhere, whatever room there is.

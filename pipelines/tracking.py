@@ -187,6 +187,12 @@ def abandon_children(parent: Run, ended: Mapping[str, str] = MappingProxyType({}
         parent.client.set_terminated(run_id, ended.get(run_id, "KILLED"))
 
 
+def children_metrics(parent: Run, tag: str, value: str) -> list[dict[str, float]]:
+    """The last metrics of each child run that has a tag of that value."""
+    children = _children(parent, f"tags.`{tag}` = '{value}'")
+    return [parent.client.get_run(run_id).data.metrics for run_id in children]
+
+
 def delete_children(parent: Run, tag: str, keep: Collection[str | None]) -> None:
     """Delete the child runs that have a tag of that name, but for those in `keep`, by run id."""
     for run_id in set(_children(parent, f"tags.`{tag}` != ''")).difference(keep):

@@ -8,9 +8,10 @@ intervals and one MLflow experiment; run again, it goes on with what is missing.
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Annotated
@@ -21,9 +22,9 @@ import clcr
 from features.files import read_text, resolve
 from features.store import Store
 from pipelines.cli import JobError, main, parse, require_at_least, resolve_uri
-from pipelines.learner import Recipe, modalities_of, model_names
+from pipelines.learner import SPLITS, Recipe, modalities_of, model_names
 from pipelines.loading import feature_specs, task_specs
-from pipelines.tracking import Run
+from pipelines.tracking import Run, children_metrics
 from pipelines.train import check, claim, open_run, prepare
 from tuning.options import SweepConfig
 from tuning.report import publish
@@ -82,6 +83,8 @@ def compare(config: CompareConfig) -> None:
     names = config.names(store)
     for name in names:
         check(config.store, replaced(config.recipe, architecture=name))
+    folds = store.folds() if config.folds else [config.recipe.loader.fold]
+    require_labels(store, config.recipe.tasks, folds)
     started = claim(config, may_differ=("seeds", "models"))  # more of these may be asked for later
     uri = prepare(config.out)
     os.environ["MLFLOW_TRACKING_URI"] = uri  # the sweeps' runs belong beside this one
@@ -90,14 +93,22 @@ def compare(config: CompareConfig) -> None:
         f"{len(names)} models, {config.trials} trials and {config.seeds} seeds each; MLflow run {run.run_id} at {uri}"
     )
     with run.ending():
-        if config.folds:
-            rounds = {fold: trained(of_fold(config, fold), names, run) for fold in store.folds()}
-            results = {name: {fold: averaged(runs.results()[name]) for fold, runs in rounds.items()} for name in names}
-            runs, among = next(iter(rounds.values())), "folds"
-        else:
+        if not config.folds:
             runs = trained(config, names, run)
-            results, among = runs.results(), "seeds"
-        publish(config.out, run, results, tuple(results[names[0]]), "comparison", costs(store, runs), among)
+            results = runs.results()
+            return publish(config.out, run, results, runs.seeds, "comparison", costs(store, [runs]))
+        rounds = {fold: trained(of_fold(config, fold), names, run) for fold in folds}
+        per_fold = {fold: runs.results() for fold, runs in rounds.items()}
+        results = {name: {fold: averaged(found[name]) for fold, found in per_fold.items()} for name in names}
+        publish(config.out, run, results, tuple(folds), "comparison", costs(store, [*rounds.values()]), "folds")
+
+
+def require_labels(store: Store, tasks: Collection[str], folds: Collection[int | None]) -> None:
+    """Raise JobError for a task without a known label in some split: no run could be scored by it."""
+    for fold, split, task in product(folds, SPLITS, task_specs(store, tasks)):
+        if not len(store.index(split, [f"label_{task}"], fold).drop_null()):
+            where = f"split {split}" if fold is None else f"the {split} split of fold {fold}"
+            raise JobError(f"--tasks {task}: no clip in {where} has a label of it; leave that task out")
 
 
 def of_fold(config: CompareConfig, fold: int) -> CompareConfig:
@@ -114,6 +125,8 @@ def averaged(runs: Mapping[int, Metrics]) -> Metrics:
 
 def trained(config: CompareConfig, names: tuple[str, ...], run: Run) -> SeedRuns:
     """Tune every model, then train the best of each over seeds."""
+    if (fold := config.recipe.loader.fold) is not None:
+        print(f"fold {fold}", flush=True)
     recipes = {name: tuned(config, name) for name in names}
     seeds = tuple(range(config.recipe.seed + 1, config.recipe.seed + 1 + config.seeds))
     runs = SeedRuns(
@@ -149,20 +162,28 @@ def tuned(config: CompareConfig, name: str) -> Recipe:
         return parse(Recipe, ["--config", str(path)])
 
 
-def costs(store: Store, runs: SeedRuns) -> dict[str, dict[str, str]]:
+def costs(store: Store, rounds: Sequence[SeedRuns]) -> dict[str, dict[str, str]]:
     """Size and speed of every model: parameters, and training clips per second as its runs logged them."""
-    client, parent = runs.parent.client, runs.parent.run_id
-    experiment = client.get_run(parent).info.experiment_id
-    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
     found: dict[str, dict[str, str]] = {}
-    for name, recipe in runs.recipes.items():
-        features = feature_specs(store, modalities_of(recipe.architecture, store))
-        model = clcr.build(recipe.architecture, recipe.network(), features, task_specs(store, recipe.tasks))
-        size = sum(parameter.numel() for parameter in model.parameters())
-        own = [c.data.metrics for c in children if c.data.tags.get("variant") == name]
-        paces = [metrics["perf/samples_per_s"] for metrics in own if "perf/samples_per_s" in metrics]
-        found[name] = {"parameters": f"{size / 1e6:.2f} M", "clips/s": f"{sum(paces) / max(1, len(paces)):.0f}"}
+    for name in rounds[0].recipes:
+        sizes = sorted({parameters(store, runs.recipes[name]) for runs in rounds})
+        paces = [
+            metrics["perf/samples_per_s"]
+            for metrics in children_metrics(rounds[0].parent, "variant", name)
+            if "perf/samples_per_s" in metrics
+        ]
+        found[name] = {
+            "parameters": " to ".join(dict.fromkeys(f"{size / 1e6:.2f} M" for size in (sizes[0], sizes[-1]))),
+            "clips/s": f"{sum(paces) / max(1, len(paces)):.0f}",
+        }
     return found
+
+
+def parameters(store: Store, recipe: Recipe) -> int:
+    """How many numbers a recipe's model learns."""
+    features = feature_specs(store, modalities_of(recipe.architecture, store))
+    model = clcr.build(recipe.architecture, recipe.network(), features, task_specs(store, recipe.tasks))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 if __name__ == "__main__":

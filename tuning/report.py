@@ -117,9 +117,13 @@ def markdown(
 
 
 def every_metric(results: Results) -> str:
-    """All that was measured, a row per task and metric and one for its mean over tasks, a column per recipe."""
-    first = next(iter(next(iter(results.values())).values()))
-    measured = {(task, metric): (task,) for task, values in first.items() for metric in values if metric != "n"}
+    """All that every run measured, a row per task and metric and one for its mean over tasks, a column per recipe."""
+    every = [run for runs in results.values() for run in runs.values()]
+    first = {
+        task: [metric for metric in values if metric != "n" and all(metric in run[task] for run in every)]
+        for task, values in every[0].items()
+    }
+    measured = {(task, metric): (task,) for task, metrics in first.items() for metric in metrics}
     for metric in dict.fromkeys(metric for _, metric in measured):
         tasks = tuple(task for task in first if metric in first[task])
         if len(tasks) > 1:

@@ -43,7 +43,8 @@ class Feature:
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """What a store holds. Two stores with equal specs hold the same bytes.
+    """What a store holds. Two stores with equal specs hold the same bytes; of
+    networks' vectors a GPU's differ from a CPU's in the last bits.
 
     splits: rows of the manifest per split; corpus: sha256 of the manifest's normalised content.
     """

@@ -25,6 +25,7 @@ import optuna
 import torch
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import RandomSampler, TPESampler
 
@@ -138,6 +139,7 @@ class Regret:
         axes.set(
             xlabel="trials", ylabel="best score of any search - best so far", title="Regret on the validation split"
         )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
         figure.savefig(self.out, dpi=150)
         print(f"written: {self.out}")

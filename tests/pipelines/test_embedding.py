@@ -13,12 +13,13 @@ import torch
 from mediafiles import numbered, write_manifest, write_media
 from torchvision.models import resnet18
 
+from features.errors import FeaturesError
 from features.specs import VideoSpec
 from features.store import Store
 from features.store.verify import verify
-from pipelines.cli import main
+from pipelines.cli import JobError, main
 from pipelines.cluster import start_ray
-from pipelines.embedding import FrameEncoder, encoders_on_gpus
+from pipelines.embedding import FrameEncoder, OnGpus, encoders_on_gpus
 from pipelines.extract import ExtractConfig, extract
 
 CLIPS = [np.random.default_rng(n).integers(0, 256, (n, 32, 32, 3), np.uint8) for n in (5, 150, 3, 1)]
@@ -78,20 +79,52 @@ def test_an_error_reaches_each_clip_that_waits_and_the_next_is_encoded(folder):
 def test_an_encoder_that_dies_starts_anew(folder, with_gpu):
     spec = VideoSpec(size=32, encoder="resnet18", weights=str(folder / "resnet.pth"))
     for none in (VideoSpec(size=32), -1), (spec, 0), (None, -1):
-        with encoders_on_gpus(*none) as on_gpus:
+        with encoders_on_gpus(*none, workers=2) as on_gpus:
             assert on_gpus is None
-    with encoders_on_gpus(spec, -1) as on_gpus:
+    with encoders_on_gpus(spec, 1, workers=2) as on_gpus:
         before = on_gpus(CLIPS[0])()
         ray.kill(on_gpus.encoders[0], no_restart=False)
         np.testing.assert_array_equal(on_gpus(CLIPS[0])(), before)
 
 
 @pytest.mark.slow
+def test_only_gpus_that_are_free_and_work_are_taken_unasked(folder, with_gpu, monkeypatch, capsys):
+    spec = VideoSpec(size=32, encoder="resnet18", weights=str(folder / "resnet.pth"))
+    with encoders_on_gpus(spec, -1, workers=2) as on_gpus:
+        assert (on_gpus is None) == (not torch.cuda.is_available())
+    said = capsys.readouterr().out
+    assert torch.cuda.is_available() or "Ray has a GPU where torch sees none" in said
+    monkeypatch.setattr("pipelines.embedding.PATIENCE", 5)
+    with encoders_on_gpus(spec, 1, workers=1), encoders_on_gpus(spec, -1, workers=1) as second:
+        assert second is None
+
+
+@pytest.mark.slow
+def test_an_encoder_that_is_lost_for_good_costs_its_answer_and_one_that_cannot_start_says_why(
+    folder, with_gpu, monkeypatch
+):
+    monkeypatch.setattr("pipelines.embedding.PATIENCE", 3)
+    spec = VideoSpec(size=32, encoder="resnet18", weights=str(folder / "resnet.pth"))
+    with encoders_on_gpus(spec, 1, workers=1) as on_gpus:
+        nowhere = ray.remote(num_gpus=2, num_cpus=0)(FrameEncoder).remote(spec.weights)
+        answers = [OnGpus([nowhere, on_gpus.encoders[0]])(CLIPS[3]) for _ in range(2)]
+        for answer in answers:
+            assert answer().shape == (1, 512)
+        monkeypatch.setattr("pipelines.embedding.TRIES", 1)
+        with pytest.raises(FeaturesError, match="no answer for 3 s"):
+            OnGpus([nowhere])(CLIPS[3])()
+    wrong = VideoSpec(size=32, encoder="resnet18", weights=str(folder / "gone.pth"))
+    said = r"does not start on a GPU: .*weights .*gone.pth are none"
+    with pytest.raises(JobError, match=said), encoders_on_gpus(wrong, 1, workers=1):
+        pass
+
+
+@pytest.mark.slow
 def test_the_job_stores_the_same_with_a_gpu_however_clips_are_grouped(folder, with_gpu, capsys):
     one, two, cpu = (stored(folder, name, *options) for name, options in {
-        "one": [], "two": ["--shard-rows=2", "--concurrency=2"], "cpu": ["--gpus=0"]
+        "one": ["--gpus=1"], "two": ["--gpus=1", "--shard-rows=2", "--concurrency=2"], "cpu": ["--gpus=0"]
     }.items())  # fmt: skip
-    assert capsys.readouterr().out.count("ResNet-18 on 1 of 1 GPUs") == 2
+    assert capsys.readouterr().out.count("ResNet-18 on 1 GPUs") == 2
     assert one.keys() == two.keys() == cpu.keys() == {"0", "1", "2", "4", "5", "6"}
     for clip_id, (video, quality) in one.items():
         np.testing.assert_array_equal(video, two[clip_id][0])

@@ -15,7 +15,7 @@ from storefiles import make_clips, write_store
 from clcr.registry import MODELS
 from features.store import Store
 from pipelines.cli import JobError
-from tuning.compare import CompareConfig
+from tuning.compare import CompareConfig, require_labels
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--epochs", "2", "--tasks", "label"]
@@ -32,6 +32,18 @@ def test_all_means_every_model_and_each_modality_alone(store):
     assert CompareConfig("s", "o", models=("audio", "all")).names(opened)[0] == "audio"
     with pytest.raises(JobError, match="--models brain: known for this store are all, clcr"):
         CompareConfig("s", "o", models=("brain",)).names(opened)
+
+
+def test_a_task_that_a_fold_cannot_be_scored_by_is_refused_before_anything_runs(tmp_path):
+    clips = [
+        replace(clip, fold=n % 4, labels=clip.labels | ({"mood": None} if n % 4 == 2 else {}))
+        for n, clip in enumerate(make_clips(24, 3, 3))
+    ]
+    store = write_store(tmp_path / "store", clips)
+    require_labels(store, ("label", "mood"), [None])
+    require_labels(store, ("label",), store.folds())
+    with pytest.raises(JobError, match="--tasks mood: no clip in the val split of fold 1 has a label"):
+        require_labels(store, (), store.folds())
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ def test_every_metric_stands_in_a_row_of_its_own_with_its_mean_over_tasks():
     results = runs(full=FULL, worse=WORSE)
     for seed, run in results["full"].items():
         run["c"] = {"accuracy": FULL[seed] - 0.2, "n": 9}
-        results["worse"][seed]["c"] = {"accuracy": 0.5, "n": 9}
+        results["worse"][seed]["c"] = {"accuracy": 0.5, "f1": 0.4, "n": 9}  # which the others lack
     rows = [row.split(" | ") for row in every_metric(results).strip("\n").splitlines()]
     assert rows[0] == ["| metric", "full", "worse |"]
     names = [row[0].removeprefix("| ") for row in rows[2:]]
