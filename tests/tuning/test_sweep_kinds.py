@@ -119,7 +119,7 @@ def test_two_objectives_on_s3_leave_a_front_of_recipes_and_a_study_there(store, 
             assert yaml.safe_load(file.read())["lr"] == max(trials, key=lambda t: t["best/score"])["lr"]
         assert {"study.journal", "final.md", "final.png", "best.yaml"} <= set(names(s3, "sweeps/a"))
         # Another machine goes on from the study that lies there.
-        again = sweep(store, "s3://sweeps/a", *options, "--trials", "5", **env)
+        again = sweep(store, "s3://sweeps/a", *options, "--trials", "5", "--final-seeds", "0", **env)
         assert again.returncode == 0 and "sweep of 5 trials, 4 done" in again.stdout, again.stderr
 
 
