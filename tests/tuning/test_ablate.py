@@ -84,7 +84,11 @@ def test_mlflow_holds_one_parent_with_a_child_per_training(ablated):
     assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parent.info.run_id}
     assert len(children) == 8 and all(r.info.status == "FINISHED" for r in runs)
     assert {r.data.params["model.exchange"] for r in children if r.data.tags["variant"] == "no-exchange"} == {"none"}
-    assert {f.path for f in client.list_artifacts(parent.info.run_id)} == {"ablation.md", "ablation.png"}
+    assert {f.path for f in client.list_artifacts(parent.info.run_id)} == {
+        "ablation.md",
+        "ablation.png",
+        "ablation-metrics.md",
+    }
     assert f"test/full/{'label'}" in parent.data.metrics
 
 
