@@ -105,10 +105,13 @@ def compare(config: CompareConfig) -> None:
 
 def require_labels(store: Store, tasks: Collection[str], folds: Collection[int | None]) -> None:
     """Raise JobError for a task without a known label in some split: no run could be scored by it."""
-    for fold, split, task in product(folds, SPLITS, task_specs(store, tasks)):
-        if not len(store.index(split, [f"label_{task}"], fold).drop_null()):
-            where = f"split {split}" if fold is None else f"the {split} split of fold {fold}"
-            raise JobError(f"--tasks {task}: no clip in {where} has a label of it; leave that task out")
+    columns = {f"label_{task}": task for task in task_specs(store, tasks)}
+    for fold, split in product(folds, SPLITS):
+        labels = store.index(split, list(columns), fold)
+        for column, task in columns.items():
+            if labels[column].null_count == len(labels):
+                where = f"split {split}" if fold is None else f"the {split} split of fold {fold}"
+                raise JobError(f"--tasks {task}: no clip in {where} has a label of it; leave that task out")
 
 
 def of_fold(config: CompareConfig, fold: int) -> CompareConfig:

@@ -4,12 +4,12 @@ Ray is told of a GPU; where there is none in truth, the network runs on the CPU 
 """
 
 import asyncio
-import sys
 
 import numpy as np
 import pytest
 import ray
 import torch
+from inprocess import run_extract
 from mediafiles import numbered, write_manifest, write_media
 from torchvision.models import resnet18
 
@@ -17,10 +17,9 @@ from features.errors import FeaturesError
 from features.specs import VideoSpec
 from features.store import Store
 from features.store.verify import verify
-from pipelines.cli import JobError, main
+from pipelines.cli import JobError
 from pipelines.cluster import start_ray
 from pipelines.embedding import FrameEncoder, OnGpus, encoders_on_gpus
-from pipelines.extract import ExtractConfig, extract
 
 CLIPS = [np.random.default_rng(n).integers(0, 256, (n, 32, 32, 3), np.uint8) for n in (5, 150, 3, 1)]
 
@@ -155,11 +154,4 @@ def extracted(folder, store, *options):
     """The exit code of the job inside this process."""
     what = ["--corpus", folder / "corpus.csv", "--store", store, "--modalities", "video", "--max-failed", "0.2"]
     how = ["--video.encoder", "resnet18", "--video.weights", folder / "resnet.pth", "--video.size", "32"]
-    before, sys.argv = sys.argv, ["extract.py", *map(str, [*what, *how, *options])]
-    try:
-        main(extract, ExtractConfig, "")
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-    return 0
+    return run_extract(*what, *how, *options)

@@ -1,11 +1,10 @@
 """The extract job over every kind of input at once: what is stored, what fails by name, what models learn from."""
 
-import sys
-
 import numpy as np
 import pytest
 import ray
 import torch
+from inprocess import run_extract
 from mediafiles import write_manifest
 from PIL import Image
 
@@ -15,10 +14,8 @@ from features.store import Store
 from features.store.inspect import inspect
 from features.store.sheet import choose, contact_sheet, write_figure
 from features.store.verify import verify
-from pipelines.cli import main
 from pipelines.cluster import start_ray
 from pipelines.explain import alpha_strips, fold_of, mean_weights
-from pipelines.extract import ExtractConfig, extract
 from pipelines.learner import Learner, Recipe
 from pipelines.loading import LoaderConfig
 
@@ -68,22 +65,10 @@ def store(folder):
     start_ray(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         weights = ["--video.encoder", "resnet18", "--video.weights", str(folder / "resnet.pth")]
-        assert run("--corpus", folder / "corpus.csv", "--store", folder / "store", *OPTIONS, *weights) == 0
+        assert run_extract("--corpus", folder / "corpus.csv", "--store", folder / "store", *OPTIONS, *weights) == 0
     finally:
         ray.shutdown()
     return Store(str(folder / "store"))
-
-
-def run(*args):
-    """The exit code of the job inside this process."""
-    before, sys.argv = sys.argv, ["extract.py", *map(str, args)]
-    try:
-        main(extract, ExtractConfig, "")
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-    return 0
 
 
 @pytest.mark.slow
@@ -190,14 +175,17 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_options_is_one_line(folder, tmp_path, capsys, mistake):
     options, named = MISTAKES[mistake]
-    code = run("--corpus", folder / "corpus.csv", "--store", tmp_path / "store", "--dry-run", *options)
+    code = run_extract("--corpus", folder / "corpus.csv", "--store", tmp_path / "store", "--dry-run", *options)
     error = capsys.readouterr().err
     assert code != 0 and error.startswith("error: ") and error.count("\n") == 1 and named in error
     assert not (tmp_path / "store").exists()
 
 
 def test_a_plan_takes_the_modalities_that_are_asked_for(folder, tmp_path, capsys):
-    assert run("--corpus", folder / "corpus.csv", "--store", tmp_path, "--dry-run", "--modalities", "text,voice") == 0
+    assert (
+        run_extract("--corpus", folder / "corpus.csv", "--store", tmp_path, "--dry-run", "--modalities", "text,voice")
+        == 0
+    )
     out = capsys.readouterr().out
     assert "text: tokens without time of float16 [3, 384]" in out and "voice: tokens without time of float32 [7]" in out
     assert "video:" not in out and "face:" not in out
@@ -208,6 +196,6 @@ def test_a_folder_of_class_folders_may_hold_images_alone(tmp_path, capsys):
         path = tmp_path / "memes" / ("funny", "sad")[n % 2] / f"{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(path)
-    assert run("--corpus", tmp_path / "memes", "--store", tmp_path / "store", "--dry-run") == 0
+    assert run_extract("--corpus", tmp_path / "memes", "--store", tmp_path / "store", "--dry-run") == 0
     out = capsys.readouterr().out
     assert "image: tokens without time of uint8 [768]" in out and "video:" not in out and "audio:" not in out
