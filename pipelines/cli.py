@@ -4,6 +4,7 @@ Options come from typed dataclasses (tyro). A YAML file given by `--config` hold
 names; what stands on the command line wins over it.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import difflib
@@ -15,7 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 import yaml
@@ -42,29 +43,43 @@ OPTIONAL_LIST = PrimitiveConstructorSpec(
 )
 
 
-def main(job: Callable[[Any], None], config_class: type, description: str) -> None:
-    """Parse the options, run the job, exit. Mistakes in the input end in one line and exit code 1 or 2."""
+def main(job: Callable[[Any], None], config_class: type, description: str) -> NoReturn:
+    """What a job's script does: run it and end the process.
+
+    A thread of Ray's outlives its shutdown, and now and then it crashes while Python takes itself apart: a job that has
+    done its work would end with SIGSEGV. So the process ends after what was registered for its exit.
+    """
+    code = run_job(job, config_class, description)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_job(job: Callable[[Any], None], config_class: type, description: str) -> int:
+    """Parse the options and run the job; its exit code. Mistakes in the input end in one line and 1 or 2."""
     try:
         config = parse(config_class, sys.argv[1:], description)
     except BrokenPipeError:  # `--help | head`; Python would complain again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 1
     except Exception as error:
         if not is_user_error(error):
             raise
-        sys.exit(_fail(error, 2))
+        return _fail(error, 2)
     try:
         for value in flatten(config).values():
             if isinstance(value, str):
                 require_reachable(value)
         job(config)
     except KeyboardInterrupt:
-        sys.exit(_fail("stopped by hand; run the same command again to go on", 130))
+        return _fail("stopped by hand; run the same command again to go on", 130)
     except Exception as error:
         known = find_user_error(error)
         if known is None and not (isinstance(error, OSError) and error.errno):  # a full disk, a folder without access
             raise
-        sys.exit(_fail(known or error, 1))
+        return _fail(known or error, 1)
+    return 0
 
 
 def parse(config_class: type[Config], args: Sequence[str], description: str = "") -> Config:

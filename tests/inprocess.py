@@ -2,7 +2,7 @@
 
 import sys
 
-from pipelines.cli import main
+from pipelines.cli import run_job
 from pipelines.extract import ExtractConfig, extract
 
 
@@ -10,9 +10,6 @@ def run_extract(*args):
     """The extract job with these arguments; its exit code."""
     before, sys.argv = sys.argv, ["extract.py", *map(str, args)]
     try:
-        main(extract, ExtractConfig, "")
-    except SystemExit as stop:
-        return stop.code
+        return run_job(extract, ExtractConfig, "")
     finally:
         sys.argv = before
-    return 0

@@ -5,7 +5,9 @@ pickles its state now and then, so that what ended since would be run again; her
 `optuna-dashboard OUT/study.journal` opens it.
 """
 
+import contextlib
 import math
+import os
 import tempfile
 import time
 import warnings
@@ -32,6 +34,7 @@ REACHED = "reached"  # a trial's last epoch and what it was worth then
 
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "STOPPED", TrialState.FAIL: "FAILED"}
 NAME = "study.journal"
+LOCK_SECONDS = 2.0  # nobody who is alive holds a journal's lock for so long: it is for writing one line
 
 
 class StudyFile:
@@ -47,6 +50,7 @@ class StudyFile:
                     self.path.write_bytes(f.read())
             except FileNotFoundError:
                 pass
+        self._break_lock()
         self._cut_torn_line()
 
     def open(self, objectives: tuple[str, ...], seed: int, startup: int) -> optuna.Study:
@@ -69,6 +73,15 @@ class StudyFile:
         """Nothing to do on a filesystem: every event is in the file, and synced, when Optuna returns."""
         if self._remote:
             write_atomic(*self._remote, self.path.read_bytes())
+
+    def _break_lock(self) -> None:
+        """A driver that was killed while it wrote leaves its lock, for which Optuna would wait half a minute."""
+        lock = f"{self.path}.lock"
+        with contextlib.suppress(FileNotFoundError):
+            held = os.lstat(lock).st_mtime_ns
+            time.sleep(LOCK_SECONDS)
+            if os.lstat(lock).st_mtime_ns == held:
+                os.unlink(lock)
 
     def _cut_torn_line(self) -> None:
         """A host that died in the middle of a line would make all that comes after it unreadable."""

@@ -83,15 +83,16 @@ def on_host(cluster, host, *command):
 
 def newest_checkpoint(run, job, after=""):
     """Waits for a training state on S3 that is newer than another; returns its path."""
+    wait_until(lambda: last_checkpoint(run) > after or job.poll() is not None, "a checkpoint", 600)
+    assert job.poll() is None, job.communicate()[0]
+    return last_checkpoint(run)
+
+
+def last_checkpoint(run):
+    """The newest training state on S3, "" before there is one."""
     fs, path = open_fs(run)
     selector = pafs.FileSelector(f"{path}/checkpoints", recursive=True, allow_not_found=True)
-
-    def newest():
-        return max((i.path for i in fs.get_file_info(selector) if i.base_name == "state.pt"), default="")
-
-    wait_until(lambda: newest() > after or job.poll() is not None, "a checkpoint", 600)
-    assert job.poll() is None, job.communicate()[0]
-    return newest()
+    return max((i.path for i in fs.get_file_info(selector) if i.base_name == "state.pt"), default="")
 
 
 def training_hosts(cluster):
@@ -101,6 +102,18 @@ def training_hosts(cluster):
         processes = psutil.Process(find_init(cluster.folder, host)).children(recursive=True)
         if any("ray::RayTrainWorker" in name for name in map(command_of, processes)):
             found.append(host)
+    return found
+
+
+def wait_for_hosts(cluster):
+    """Hosts but the head that training runs on, as soon as there are any: while it starts again there are none."""
+    found = []
+
+    def look():
+        found[:] = [host for host in training_hosts(cluster) if host != cluster.hosts[0]]
+        return bool(found)
+
+    wait_until(look, "training workers on a host", 120)
     return found
 
 
@@ -176,12 +189,13 @@ def test_training_outlives_a_host_that_dies_and_one_that_is_cut_off(cluster, und
     run = "s3://data/disturbed"
     job = submit(cluster, "train", *TRAIN, "--out", run)
     try:
-        first = newest_checkpoint(run, job)
-        victim = training_hosts(cluster)[-1]
+        newest_checkpoint(run, job)
+        victim = wait_for_hosts(cluster)[-1]
         cluster.kill(victim)
+        before = last_checkpoint(run)
         cluster.start(victim)  # an empty machine in its place; the other two have room for all three workers
-        newest_checkpoint(run, job, after=first)
-        others = [host for host in training_hosts(cluster) if host != cluster.hosts[0]]
+        newest_checkpoint(run, job, after=before)
+        others = wait_for_hosts(cluster)
         second = max(others, key=lambda host: host != victim)  # the new machine, where training went back to it already
         cluster.cut(second)
         wait_until(lambda: not cluster.nodes()[second] or job.poll() is not None, f"{second} to count as dead", 200)

@@ -12,7 +12,7 @@ import tyro
 import yaml
 
 from features.errors import StoreError
-from pipelines.cli import JobError, Progress, find_user_error, flatten, main, override, parse, resolve_uri, to_yaml
+from pipelines.cli import JobError, Progress, find_user_error, flatten, override, parse, resolve_uri, run_job, to_yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,10 +134,9 @@ def test_a_mistake_on_the_command_line_is_one_line_that_names_it(args, culprit):
 )
 def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path, monkeypatch, capsys, text, culprit):
     monkeypatch.setattr(sys, "argv", ["job.py", config_file(tmp_path, text)])
-    with pytest.raises(SystemExit) as stop:
-        main(lambda options: None, Options, "A job.")
+    assert run_job(lambda options: None, Options, "A job.") == 2
     printed = capsys.readouterr()
-    assert stop.value.code == 2 and printed.out == ""
+    assert printed.out == ""
     assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
     with pytest.raises(JobError, match=culprit):
         parse(Options, sys.argv[1:])
@@ -218,16 +217,45 @@ def test_what_a_person_can_act_on_is_one_line_and_an_exit_code(monkeypatch, caps
     def job(options):
         raise_wrapped(raised) if code == 1 else (_ for _ in ()).throw(raised)
 
-    with pytest.raises(SystemExit) as stop:
-        main(job, Options, "A job.")
+    assert run_job(job, Options, "A job.") == code
     printed = capsys.readouterr().err
-    assert stop.value.code == code and printed.startswith("error: ") and printed.count("\n") == 1
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+
+
+JOB = """
+import atexit, sys, threading, time
+from pipelines.cli import JobError, main
+from tests.pipelines.test_cli import Options
+
+class Late:
+    def __del__(self):
+        print("the interpreter was taken apart")
+
+late = Late()
+sys.argv = ["job.py", "--store", "s"]
+
+def job(options):
+    atexit.register(print, "what was registered")
+    threading.Thread(target=time.sleep, args=[600]).start()
+    print("no line's end", end=" ")
+    if %r:
+        raise JobError("a reason")
+
+main(job, Options, "A job.")
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_job_ends_its_process_after_what_was_registered_and_before_python_takes_itself_apart(fails):
+    done = subprocess.run([sys.executable, "-c", JOB % fails], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "no line's end what was registered\n"
+    assert (done.returncode, done.stderr) == ((1, "error: a reason\n") if fails else (0, ""))
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["job.py", "--store", "s"])
     with pytest.raises(ZeroDivisionError):
-        main(lambda options: 1 / 0, Options, "A job.")
+        run_job(lambda options: 1 / 0, Options, "A job.")
     assert find_user_error(ZeroDivisionError()) is None
 
 

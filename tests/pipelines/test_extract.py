@@ -18,7 +18,7 @@ from mediafiles import write_manifest
 from storefiles import files_of
 
 from features.store import Store
-from pipelines.cli import main
+from pipelines.cli import run_job
 from pipelines.cluster import start_ray
 from pipelines.extract import ExtractConfig, extract
 
@@ -53,11 +53,7 @@ def no_cluster():
 def run(monkeypatch, capsys, *args):
     """The job inside this process: exit code, what it printed, its errors."""
     monkeypatch.setattr(sys, "argv", ["extract.py", *map(str, args)])
-    code = 0
-    try:
-        main(extract, ExtractConfig, "")
-    except SystemExit as stop:
-        code = stop.code
+    code = run_job(extract, ExtractConfig, "")
     printed = capsys.readouterr()
     return code, printed.out, printed.err
 

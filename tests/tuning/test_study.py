@@ -1,7 +1,9 @@
 """The study on disk, what Tune is asked to run after a restart, and ASHA's memory: without Ray's processes."""
 
 import math
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,7 @@ from ray.tune.search import Searcher
 from pipelines.cli import JobError
 from pipelines.learner import Recipe
 from tuning.pictures import write_pictures
-from tuning.study import COST, REACHED, SCORE, StudyFile, StudySearch, outcome, replay, rows, tell
+from tuning.study import COST, LOCK_SECONDS, REACHED, SCORE, StudyFile, StudySearch, outcome, replay, rows, tell
 from tuning.sweep import SweepConfig, failure
 
 SPACE = {"x": FloatDistribution(0, 1), "y": FloatDistribution(1e-3, 1, log=True)}
@@ -57,6 +59,25 @@ def test_a_trial_whose_driver_died_while_it_asked_keeps_what_was_drawn_and_gets_
     point = search.suggest("a")
     assert point.keys() == SPACE.keys() and point["x"] == drawn
     assert search.asked["a"].params == point and search.suggest("b") == Searcher.FINISHED
+
+
+def test_a_lock_of_a_driver_that_was_killed_is_broken_and_one_of_a_driver_that_lives_is_not(tmp_path):
+    opened(tmp_path)
+    lock = tmp_path / "study.journal.lock"
+    os.symlink("study.journal", lock)
+    start = time.monotonic()
+    opened(tmp_path).ask(SPACE)
+    assert time.monotonic() - start < 10 and not os.path.lexists(lock)  # Optuna's own patience is 30 s
+    os.symlink("study.journal", lock)
+    with ThreadPoolExecutor() as pool:
+        study = pool.submit(opened, tmp_path)
+        time.sleep(LOCK_SECONDS / 2)
+        os.unlink(lock)
+        os.symlink("study.journal", lock)  # somebody else's line is next
+        time.sleep(LOCK_SECONDS)
+        assert os.path.lexists(lock) and not study.done()
+        os.unlink(lock)
+        assert len(study.result().trials) == 1
 
 
 def test_a_line_torn_by_a_dead_host_costs_that_line_only(tmp_path):

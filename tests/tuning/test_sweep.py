@@ -60,13 +60,15 @@ def kill_after(trials, command, out, log):
 
 @pytest.fixture(scope="module")
 def swept(store, tmp_path_factory):
-    """Killed after two trials, in the middle of a line of its journal and between a trial's run and its note of it."""
+    """Killed after two trials, while it wrote a line of its journal, and between a trial's run and its note of it."""
     folder = tmp_path_factory.mktemp("sweep")
     out = folder / "sweep"
     options = ["--trials", "7", "--tasks", "label", "--concurrency", "2"]
     before = kill_after(2, command(store, out, *options, "--final-seeds", "2"), out, folder / "killed.log")
     with open(out / "study.journal", "a") as file:
         file.write('{"op_code": 6, "trial')
+    if not os.path.lexists(out / "study.journal.lock"):
+        os.symlink(out / "study.journal", out / "study.journal.lock")
     client, parent, *_ = runs_of(out)
     tags = {"mlflow.parentRunId": parent.info.run_id, "trial": "4"}
     client.create_run(parent.info.experiment_id, run_name="trial-004", tags=tags)
