@@ -88,7 +88,7 @@ def ablate(config: AblateConfig) -> None:
         runs = SeedRuns(
             config.store, config.out, recipes, seeds, config.experiment, run, config.cpus_per_run, config.gpus_per_run
         )
-        publish(config.out, run, run_all(runs), seeds, "ablation")
+        publish(config.out, run, run_all(runs), "ablation")
 
 
 if __name__ == "__main__":

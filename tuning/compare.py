@@ -96,11 +96,11 @@ def compare(config: CompareConfig) -> None:
         if not config.folds:
             runs = trained(config, names, run)
             results = runs.results()
-            return publish(config.out, run, results, runs.seeds, "comparison", costs(store, [runs]))
+            return publish(config.out, run, results, "comparison", costs(store, [runs]))
         rounds = {fold: trained(of_fold(config, fold), names, run) for fold in folds}
         per_fold = {fold: runs.results() for fold, runs in rounds.items()}
         results = {name: {fold: averaged(found[name]) for fold, found in per_fold.items()} for name in names}
-        publish(config.out, run, results, tuple(folds), "comparison", costs(store, [*rounds.values()]), "folds")
+        publish(config.out, run, results, "comparison", costs(store, [*rounds.values()]), "folds")
 
 
 def require_labels(store: Store, tasks: Collection[str], folds: Collection[int | None]) -> None:

@@ -73,7 +73,6 @@ def publish(
     out: str,
     run: Run,
     results: Results,
-    seeds: tuple[int, ...],
     title: str,
     notes: Mapping[str, Mapping[str, str]] | None = None,
     among: str = "seeds",
@@ -81,9 +80,9 @@ def publish(
     """The table and the picture: on the terminal, in the output folder and in MLflow.
 
     The first of `results` is what the others are tested against; notes: further columns, by name; among: what the
-    numbers in `seeds` count.
+    second key of `results` counts.
     """
-    lines = compare(results, next(iter(results)))
+    lines, seeds = compare(results, next(iter(results))), tuple(sorted(next(iter(results.values()))))
     table, figure = markdown(lines, seeds, title, notes, among), interval_figure(lines, title, among)
     run.log_metrics({f"test/{line.name}/{column}": line.mean(column) for line in lines for column in line.scores})
     run.log_figure(figure, f"{title}.png")

@@ -84,7 +84,7 @@ def train_final(config: SweepConfig, run: tracking.Run, name: str, best: Recipe)
     runs = SeedRuns(
         config.store, folder, recipes, seeds, config.experiment, run, config.cpus_per_trial, config.gpus_per_trial
     )
-    publish(config.out, run, run_all(runs), seeds, "final")
+    publish(config.out, run, run_all(runs), "final")
 
 
 def compare_hint(run: tracking.Run, study: optuna.Study) -> str:

@@ -81,9 +81,8 @@ def train_and_test(runs: SeedRuns, name: str, seed: int) -> None:
     torch.set_num_threads(runs.cpus_per_run)
     recipe, out = replace(runs.recipes[name], seed=seed), runs.folder(name, seed)
     tags = {"model": recipe.architecture, "variant": name, "seed": str(seed)}
-    run = tracking.start_run(
-        runs.parent.uri, runs.experiment, f"{name}-seed{seed}", flatten(recipe), tags, runs.parent.run_id
-    )
+    title = f"{name}-seed{seed}" + (f"-fold{recipe.loader.fold}" if recipe.loader.fold is not None else "")
+    run = tracking.start_run(runs.parent.uri, runs.experiment, title, flatten(recipe), tags, runs.parent.run_id)
     with run.ending():
         learner = Learner(runs.store, recipe, device="cuda" if torch.cuda.is_available() else "cpu")
         for epoch in learner.fit():

@@ -1,10 +1,11 @@
-"""Test accuracy when the sound is noisy: every model, every kind of noise and strength, over seeds.
+"""Test accuracy when the sound is noisy: every model tuned alike, every kind of noise and strength, over seeds.
 
     python -m tests.benchmarks.robustness --corpus grid/corpus.csv --tasks command,color,letter,digit --out DIR
 
-Noise is mixed into the sound before log-mel, of all splits alike (features/noise.py); each condition is then extracted
-and trained as tests/benchmarks/accuracy.py does. Run again and it goes on from what is finished. Prints mean accuracy
-over the tasks, mean over seeds and half the 95 % t interval, and draws robustness.png.
+Noise is mixed into the sound before log-mel, of all splits alike (features/noise.py). Each condition is extracted and
+compared by tuning/compare.py, as a user would; run again, it goes on from what is finished. Prints mean accuracy over
+the tasks, mean over seeds and half the 95 % t interval, the share of tokens that the best CLCR exchanges, and draws
+robustness.png.
 """
 
 import sys
@@ -12,17 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import tyro
 from matplotlib.figure import Figure
 
 from features.files import read_json
 from features.noise import Options, add_noise_to_corpus
 from features.store.sheet import write_figure
-from tests.benchmarks.accuracy import AccuracyConfig, compare
-from tuning.report import MEAN, Line
-from tuning.report import compare as compare_runs
+from tests.benchmarks.accuracy import job
+from tuning.report import MEAN, Line, compare
+from tuning.study import COST, SCORE
 
-CLEAN = "clean"
+CLEAN, DEAF = "clean", "video"  # the picture alone: noise changes nothing for it, so it is trained once
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,18 @@ class RobustnessConfig:
     """kinds of noise, separated by commas"""
     snrs: str = "-10,-5,0"
     """strengths: power of the sound over the noise's, dB, separated by commas"""
-    models: str = "concat,audio,video"
-    """models to train beside clcr, separated by commas"""
-    seeds: int = 3
-    """seeds 0, 1, ... of each model"""
-    epochs: int = 40
+    models: str = "clcr,concat,mult,audio,video"
+    """models, separated by commas; the others are tested against the first"""
+    trials: int = 12
+    """trials of each model's sweep in each condition; 0 = no tuning"""
+    seeds: int = 5
+    """trainings of each best recipe"""
+    epochs: int = 20
     """epochs of each training"""
     extract: str = "--video.size 32 --video.crop .30,.47,.70,.92"
     """further options of pipelines/extract.py, in one string; the crop holds GRID's mouth"""
-    train: str = ""
-    """further options of tuning/ablate.py, in one string"""
+    train: str = "--model.width 64"
+    """further options of tuning/compare.py, in one string"""
 
     def conditions(self) -> dict[str, tuple[str, float] | None]:
         """Kind and strength of the noise by name; None is the corpus as it is."""
@@ -60,44 +64,67 @@ def main() -> int:
     """Every condition, then the table and the picture."""
     config = tyro.cli(RobustnessConfig, description=__doc__)
     for name, noise in config.conditions().items():
-        folder = config.out / name.replace(" ", "_")
-        corpus = config.corpus
-        if noise is not None:
-            corpus = str(folder / "corpus" / "corpus.parquet")
-            if not Path(corpus).exists():
-                add_noise_to_corpus(Options(config.corpus, folder / "corpus", *noise))
         print(f"== {name}", flush=True)
-        run = AccuracyConfig(
-            corpus, folder, config.tasks, config.models, config.seeds, config.epochs, config.extract, config.train
-        )
-        if code := compare(run):
+        if code := run(config, name, noise):
             return code
     report(config)
     return 0
 
 
+def run(config: RobustnessConfig, name: str, noise: tuple[str, float] | None) -> int:
+    """One condition: its corpus, its store, its comparison; the exit code."""
+    folder, corpus = folder_of(config, name), Path(config.corpus).resolve()
+    if noise is not None:
+        clean, corpus = corpus, folder / "corpus" / "corpus.parquet"
+        if not corpus.exists():
+            add_noise_to_corpus(Options(str(clean), corpus.parent, *noise))
+    models = [model for model in config.models.split(",") if model != DEAF or name == CLEAN]
+    store, options = str(folder / "store"), ["--tasks", config.tasks, "--models", ",".join(models)]
+    options += ["--trials", str(config.trials), "--seeds", str(config.seeds), "--epochs", str(config.epochs)]
+    return job("pipelines/extract.py", "--corpus", str(corpus), "--store", store, *config.extract.split()) or job(
+        "tuning/compare.py", "--store", store, "--out", str(folder / "comparison"), *options, *config.train.split()
+    )
+
+
+def folder_of(config: RobustnessConfig, condition: str) -> Path:
+    """Where all of one condition lies."""
+    return config.out.resolve() / condition.replace(" ", "_")
+
+
 def report(config: RobustnessConfig) -> None:
-    """Mean accuracy by model and condition."""
-    lines = {name: lines_of(config, config.out / name.replace(" ", "_") / "runs") for name in config.conditions()}
-    models = list(lines[CLEAN])
+    """Mean accuracy by model and condition, and what the best CLCR exchanges."""
+    lines = {name: lines_of(config, name) for name in config.conditions()}
     print(f"\n| mean of {len(config.tasks.split(','))} tasks | {' | '.join(lines)} |")
     print("|---" * (len(lines) + 1) + "|")
-    for model in models:
-        cells = [f"{line[model].mean(MEAN):.3f} ± {line[model].half_width(MEAN):.3f}" for line in lines.values()]
+    for model in lines[CLEAN]:
+        cells = [
+            f"{line[model].mean(MEAN):.3f} ± {line[model].half_width(MEAN):.3f}" + " *" * (line[model].p[MEAN] < 0.05)
+            for line in lines.values()
+        ]
         print(f"| {model} | {' | '.join(cells)} |")
+    if config.trials and "clcr" in lines[CLEAN]:
+        print(f"| tokens exchanged | {' | '.join(f'{exchanged(config, name):.2f}' for name in lines)} |")
     picture = config.out / "robustness.png"
     write_figure(str(picture), figure(config, lines))
-    print(f"\ndrawn to {picture}")
+    first = next(iter(lines[CLEAN]))
+    print(f"\n* p < 0.05, paired t-test against {first}, corrected by condition. Drawn to {picture}")
 
 
-def lines_of(config: RobustnessConfig, runs: Path) -> dict[str, Line]:
+def lines_of(config: RobustnessConfig, condition: str) -> dict[str, Line]:
     """Every model's scores in one condition."""
-    names = ("full", *config.models.split(","))
-    results = {
-        name: {seed: read_json(f"{runs}/{name}-seed{seed}", "metrics.json") for seed in range(config.seeds)}
-        for name in names
-    }
-    return {line.name: line for line in compare_runs(results, names[0])}
+    results = {}
+    for model in config.models.split(","):
+        runs = folder_of(config, CLEAN if model == DEAF else condition) / "comparison"
+        results[model] = {
+            seed: read_json(f"{runs}/{model}-seed{seed}", "metrics.json") for seed in range(1, config.seeds + 1)
+        }
+    return {line.name: line for line in compare(results, next(iter(results)))}
+
+
+def exchanged(config: RobustnessConfig, condition: str) -> float:
+    """The share of tokens that the best trial of CLCR's sweep exchanges, mean over levels and modalities."""
+    trials = pq.read_table(folder_of(config, condition) / "comparison/sweep-clcr/trials.parquet").to_pylist()
+    return max(trials, key=lambda trial: (trial["status"] == "FINISHED", trial[SCORE] or 0))[COST]
 
 
 def figure(config: RobustnessConfig, lines: Mapping[str, Mapping[str, Line]]) -> Figure:
