@@ -10,6 +10,7 @@ import tyro
 
 import clcr
 from clcr import metrics as M
+from clcr.base import MultimodalModel
 from clcr.config import CLCRConfig
 from clcr.registry import MODELS
 from clcr.training import Epoch, OptimConfig, Trainer
@@ -89,6 +90,12 @@ class Learner:
         self.trainer.load_best()
         predictions, diagnostics = self.trainer.evaluate(self.loader("test").batches(0))
         return M.split_metrics(self.tasks, predictions), predictions, diagnostics
+
+
+def build_model(store: Store, recipe: Recipe) -> MultimodalModel:
+    """A recipe's model for a store, with fresh weights. Raises ConfigError for tasks or inputs that it cannot take."""
+    features = feature_specs(store, modalities_of(recipe.architecture, store))
+    return clcr.build(recipe.architecture, recipe.network(), features, task_specs(store, recipe.tasks))
 
 
 def modalities_of(architecture: str, store: Store) -> tuple[str, ...]:

@@ -34,8 +34,7 @@ from pipelines.cli import JobError, Progress, find_user_error, flatten, main, re
 from pipelines.cluster import start_ray
 from pipelines.figures import confusion_figure
 from pipelines.hostcache import open_store
-from pipelines.learner import SPLITS, Learner, Recipe, modalities_of
-from pipelines.loading import feature_specs, task_specs
+from pipelines.learner import SPLITS, Learner, Recipe, build_model
 from pipelines.machine import watched
 from pipelines.registered import register
 
@@ -105,8 +104,7 @@ def check(store_uri: str, recipe: Recipe) -> Store:
     """Everything about the input that can be wrong, before anything is started or written."""
     store = Store(store_uri)
     store.require_complete()
-    task_specs(store, recipe.tasks)
-    feature_specs(store, modalities_of(recipe.architecture, store))
+    build_model(store, recipe)
     rows = store.index(columns=["split"])["split"].value_counts().to_pylist()
     if missing := set(SPLITS) - {row["values"] for row in rows}:
         raise JobError(f"{store_uri}: no usable clip in split {', '.join(sorted(missing))}; see its failures")

@@ -18,12 +18,12 @@ from typing import Annotated
 
 import tyro
 
-import clcr
+from clcr.errors import ConfigError
 from features.files import read_text, resolve
 from features.store import Store
 from pipelines.cli import JobError, main, parse, require_at_least, resolve_uri
-from pipelines.learner import SPLITS, Recipe, modalities_of, model_names
-from pipelines.loading import feature_specs, task_specs
+from pipelines.learner import SPLITS, Recipe, build_model, model_names
+from pipelines.loading import task_specs
 from pipelines.tracking import Run, children_metrics
 from pipelines.train import check, claim, open_run, prepare
 from tuning.options import SweepConfig
@@ -43,8 +43,8 @@ class CompareConfig:
     out: str
     """folder of the comparison; path or URI"""
     models: tuple[str, ...] = (ALL,)
-    """models to compare, the first is the one that the others are tested against; all = every model, and each modality
-    alone"""
+    """models to compare, the first is the one that the others are tested against; all = every model that can learn
+    these tasks, and each modality alone"""
     trials: int = 12
     """trials of each model's sweep; 0 = no tuning, the recipe as given for all"""
     seeds: int = 5
@@ -80,9 +80,7 @@ def compare(config: CompareConfig) -> None:
     """The job: check, claim the output folder, tune every model, train the best of each over seeds, report."""
     config = replaced(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
     store = Store(config.store)
-    names = config.names(store)
-    for name in names:
-        check(config.store, replaced(config.recipe, architecture=name))
+    names = able(config, config.names(store))
     folds = store.folds() if config.folds else [config.recipe.loader.fold]
     require_labels(store, config.recipe.tasks, folds)
     started = claim(config, may_differ=("seeds", "models"))  # more of these may be asked for later
@@ -101,6 +99,21 @@ def compare(config: CompareConfig) -> None:
         per_fold = {fold: runs.results() for fold, runs in rounds.items()}
         results = {name: {fold: averaged(found[name]) for fold, found in per_fold.items()} for name in names}
         publish(config.out, run, results, "comparison", costs(store, [*rounds.values()]), "folds")
+
+
+def able(config: CompareConfig, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of `names` that can learn the tasks; raises ConfigError for one that cannot and was asked for by name."""
+    found = []
+    for name in names:
+        try:
+            check(config.store, replaced(config.recipe, architecture=name))
+        except ConfigError as error:
+            if name in config.models:
+                raise
+            print(f"{name} is left out: {error}", flush=True)
+        else:
+            found.append(name)
+    return tuple(found)
 
 
 def require_labels(store: Store, tasks: Collection[str], folds: Collection[int | None]) -> None:
@@ -184,9 +197,7 @@ def costs(store: Store, rounds: Sequence[SeedRuns]) -> dict[str, dict[str, str]]
 
 def parameters(store: Store, recipe: Recipe) -> int:
     """How many numbers a recipe's model learns."""
-    features = feature_specs(store, modalities_of(recipe.architecture, store))
-    model = clcr.build(recipe.architecture, recipe.network(), features, task_specs(store, recipe.tasks))
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in build_model(store, recipe).parameters())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from storefiles import make_clips, write_store
 from clcr.registry import MODELS
 from features.store import Store
 from pipelines.cli import JobError
-from tuning.compare import CompareConfig, require_labels
+from pipelines.learner import Recipe
+from tuning.compare import CompareConfig, able, require_labels
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--epochs", "2", "--tasks", "label"]
@@ -32,6 +33,16 @@ def test_all_means_every_model_and_each_modality_alone(store):
     assert CompareConfig("s", "o", models=("audio", "all")).names(opened)[0] == "audio"
     with pytest.raises(JobError, match="--models brain: known for this store are all, clcr"):
         CompareConfig("s", "o", models=("brain",)).names(opened)
+
+
+def test_all_leaves_out_what_cannot_learn_the_tasks_and_a_name_that_cannot_is_refused(store, tmp_path, capsys):
+    config = CompareConfig(store.uri, "o", recipe=Recipe(tasks=("mood",)))  # a number, no classes
+    names = config.names(store)
+    assert able(config, names) == tuple(name for name in names if name != "ogm_ge")
+    assert "ogm_ge is left out: ogm_ge measures modalities by the probability" in capsys.readouterr().out
+    done = run(store, tmp_path, "--models", "clcr,ogm_ge", "--tasks", "mood")
+    assert done.returncode == 1 and done.stderr.startswith("error: ogm_ge measures modalities by the probability")
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "comparison").exists()
 
 
 def test_a_task_that_a_fold_cannot_be_scored_by_is_refused_before_anything_runs(tmp_path):
