@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import tyro
 from matplotlib.figure import Figure
 
@@ -22,7 +21,7 @@ from features.noise import Options, add_noise_to_corpus
 from features.store.sheet import write_figure
 from tests.benchmarks.accuracy import job
 from tuning.report import MEAN, Line, compare
-from tuning.study import COST, SCORE
+from tuning.study import COST, StudyFile, reached
 
 CLEAN, DEAF = "clean", "video"  # the picture alone: noise changes nothing for it, so it is trained once
 
@@ -123,8 +122,8 @@ def lines_of(config: RobustnessConfig, condition: str) -> dict[str, Line]:
 
 def exchanged(config: RobustnessConfig, condition: str) -> float:
     """The share of tokens that the best trial of CLCR's sweep exchanges, mean over levels and modalities."""
-    trials = pq.read_table(folder_of(config, condition) / "comparison/sweep-clcr/trials.parquet").to_pylist()
-    return max(trials, key=lambda trial: (trial["status"] == "FINISHED", trial[SCORE] or 0))[COST]
+    study = StudyFile(str(folder_of(config, condition) / "comparison/sweep-clcr"))
+    return reached(study.open(("score",), seed=0, startup=1).best_trial)[COST]
 
 
 def figure(config: RobustnessConfig, lines: Mapping[str, Mapping[str, Line]]) -> Figure:
