@@ -93,7 +93,7 @@ class Corpus:
     def declare(self, tasks: str | Sequence[Declared] | None) -> "Corpus":
         """The same corpus, with the columns of text that tasks call events read as events.
 
-        A parquet column of list<struct<start, end, label>> needs no declaration.
+        A parquet column of list<struct<start, end, label>> needs no declaration, nor a csv's of JSON lists.
         """
         tasks = parse_tasks(tasks) if isinstance(tasks, str) else tasks or ()
         events = {task.name for task in tasks if task.kind == "events"}
@@ -252,27 +252,29 @@ def _csv_header(filesystem: FileSystem, path: str) -> list[str]:
 
 
 def _csv_schema(filesystem: FileSystem, path: str) -> pa.Schema:
-    """The narrowest of integer, float and text that holds all of a label column."""
+    """The narrowest of integer, float, events in JSON and text that holds all of a label column."""
     kinds: dict[str, pa.DataType | None] = dict.fromkeys(_csv_header(filesystem, path))
     for batch in _csv_batches(filesystem, path):
         for name in kinds:
             column = batch.column(name)
             if _reserved(name) or kinds[name] == pa.string() or column.null_count == len(column):
                 continue
-            kinds[name] = _narrowest(column, kinds[name] or pa.int64())
+            kinds[name] = _narrowest(column, kinds[name])
     return pa.schema([(name, _normal_type(name, kind or pa.string())) for name, kind in kinds.items()])
 
 
-def _narrowest(column: pa.Array, at_least: pa.DataType) -> pa.DataType:
+def _narrowest(column: pa.Array, before: pa.DataType | None) -> pa.DataType:
+    """before: what held the rows before these, None where there were none with a value."""
     for kind in (pa.int64(), pa.float64()):
-        if kind == pa.int64() and at_least != kind:
+        if before not in (None, pa.int64(), kind):
             continue
         try:
             column.cast(kind)
             return kind
         except pa.ArrowInvalid:
             pass
-    return pa.string()
+    in_json = before in (None, EVENTS) and pc.all(pc.match_substring_regex(column, r"^\s*\[\s*[{\]]")).as_py()
+    return EVENTS if in_json else pa.string()
 
 
 def _folder_table(filesystem: FileSystem, root: str, uri: str) -> pa.Table:

@@ -1,8 +1,10 @@
 """The Ray that a job runs on: the cluster that it was submitted to, or one of its own on this machine."""
 
 import logging
+import math
 import os
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
@@ -32,6 +34,22 @@ def start_ray(**options: Any) -> None:
     address = options.pop("address", None) or os.environ.get("RAY_ADDRESS") or ("auto" if submitted() else "local")
     _require_answer(address)
     retry_start(ray.init, **{"address": address, "log_to_driver": True, "logging_level": "warning"} | options)
+
+
+def room(need: Mapping[str, float]) -> int:
+    """How many processes with these resources (CPU, GPU) the cluster's nodes hold; one process lies on one node."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(math.floor(node.get(name, 0) / n + 1e-6) for name, n in need.items()) for node in nodes)
+
+
+def cpus_for(processes: int, need: Mapping[str, float]) -> int:
+    """The most CPUs that each of so many processes can have beside the rest of its need; 1 where there is no room."""
+    import ray
+
+    largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    return next((n for n in range(largest, 1, -1) if room({**need, "CPU": n}) >= processes), 1)
 
 
 def _require_answer(address: str) -> None:

@@ -8,7 +8,6 @@ nothing, or tries failed clips again (`--retry-failed`).
 
 import itertools
 import os
-import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -247,6 +246,4 @@ def print_failures(store: Store) -> None:
 
 
 if __name__ == "__main__":
-    started = time.monotonic()
     main(extract, ExtractConfig, "Decode a corpus into a feature store. Run again to go on where it stopped.")
-    print(f"done in {time.monotonic() - started:.0f} s")

@@ -31,7 +31,7 @@ from infra.doctor import mlflow_server, ray_access, require, storage, torch_pair
 from pipelines import tracking
 from pipelines.checkpoints import Checkpoints, restore
 from pipelines.cli import JobError, Progress, find_user_error, flatten, main, require_at_least, resolve_uri, to_yaml
-from pipelines.cluster import start_ray
+from pipelines.cluster import cpus_for, room, start_ray
 from pipelines.figures import confusion_figure
 from pipelines.hostcache import open_store
 from pipelines.learner import SPLITS, Learner, Recipe, build_model
@@ -58,7 +58,7 @@ class TrainConfig:
     min_workers: int = 0
     """go on with as few as these while the cluster has no room for more, and grow again when it has; 0 = --workers"""
     cpus_per_worker: int = 0
-    """CPUs of each worker; 0 = an equal share of the cluster's"""
+    """CPUs of each worker; 0 = as many as the nodes have for each"""
     checkpoint_seconds: float = 30.0
     """seconds between checkpoints, in mid-epoch too: what a dead worker or host costs at most"""
     log_every: int = 50
@@ -177,13 +177,13 @@ def launch(config: TrainConfig, run: tracking.Run) -> None:
 
 def ray_trainer(config: TrainConfig, run: tracking.Run) -> Callable[[], ray.train.torch.TorchTrainer]:
     """What makes the trainer of this cluster, on GPUs where there are any. Raises JobError when it has no room."""
-    resources, least = ray.cluster_resources(), config.min_workers or config.workers
-    use_gpu = resources.get("GPU", 0) >= least
-    cpus = config.cpus_per_worker or max(1, int(resources.get("CPU", 0)) // config.workers)
-    if cpus * least > resources.get("CPU", 0):
+    least = config.min_workers or config.workers
+    gpu = {"GPU": 1} if room({"GPU": 1}) >= least else {}
+    cpus = config.cpus_per_worker or cpus_for(config.workers, gpu)
+    if (fitting := room({"CPU": cpus, **gpu})) < least:
         raise JobError(
-            f"--{'min-' if config.min_workers else ''}workers {least} with {cpus} CPUs each need more than the "
-            f"cluster's {resources.get('CPU', 0):g} CPUs"
+            f"--{'min-' if config.min_workers else ''}workers {least} with {cpus} CPUs each: the cluster's nodes have "
+            f"room for {fitting} such workers"
         )
     fs, path = open_fs(config.out)
     return lambda: ray.train.torch.TorchTrainer(
@@ -191,8 +191,8 @@ def ray_trainer(config: TrainConfig, run: tracking.Run) -> Callable[[], ray.trai
         train_loop_config={"config": config, "run": run, "cpus": cpus},
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, config.workers) if config.min_workers else config.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus, "GPU": int(use_gpu)},
+            use_gpu=bool(gpu),
+            resources_per_worker={"CPU": cpus, **gpu},
         ),
         run_config=RunConfig(
             name="checkpoints",

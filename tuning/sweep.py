@@ -29,6 +29,7 @@ from ray.util.placement_group import get_current_placement_group
 
 from features.files import open_fs
 from pipelines.cli import JobError, find_user_error, main, resolve_uri
+from pipelines.cluster import room
 from pipelines.learner import Learner
 from pipelines.train import check, claim, open_run, prepare, worker_learner
 from tuning.options import SweepConfig
@@ -127,10 +128,9 @@ def allocate(config: SweepConfig) -> tuple[int, dict[str, float]]:
 
     Raises JobError where Tune would wait for ever.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpu = config.gpus_per_trial if any(node.get("GPU", 0) for node in nodes) else 0
+    gpu = config.gpus_per_trial if ray.cluster_resources().get("GPU", 0) else 0
     need = {"CPU": config.cpus_per_trial} | ({"GPU": gpu} if gpu else {})
-    slots = sum(min(math.floor(node.get(name, 0) / n + 1e-6) for name, n in need.items()) for node in nodes)
+    slots = room(need)
     fitting = slots // config.workers_per_trial
     concurrency = config.concurrency or min(fitting, config.trials or fitting)
     if concurrency < 1 or concurrency > fitting:

@@ -46,6 +46,15 @@ def test_events_are_the_same_from_json_from_a_sidecar_file_and_from_parquet(tmp_
     assert csv.schema.field("what").type == EVENTS
 
 
+def test_json_lists_in_a_csv_are_events_without_being_declared(tmp_path):
+    cells = [[], None, [DOG, CAT], [DOG]]
+    csv, parquet = (read_corpus(write(tmp_path / name, cells)) for name in ("a.csv", "a.parquet"))
+    assert csv.validate() == parquet.validate() and csv.validate().tasks[0].kind == "events"
+    for other in (["a path.json"], ["7"], ["[sic]"]):  # not all of them: a class, where nothing else is said
+        mixed = read_corpus(write(tmp_path / "mixed.csv", [*cells, *other]))
+        assert mixed.validate().tasks[0].kind == "classification"
+
+
 def test_classes_are_sorted_behind_background_whoever_names_it(manifest):
     cells = [[DOG, CAT], [{"start": 0, "end": 1, "label": "background"}], [DOG]]
     corpus = read_corpus(write(manifest, cells))

@@ -21,7 +21,7 @@ from clcr.batches import collate
 from clcr.config import ModelConfig
 from clcr.training import OptimConfig
 from pipelines.cli import JobError, run_job
-from pipelines.cluster import retry_start
+from pipelines.cluster import cpus_for, retry_start, room
 from pipelines.explain import ExplainConfig, explain, load_model, mean_weights
 from pipelines.learner import Learner, Recipe
 from pipelines.registered import load_model as load_registered
@@ -131,9 +131,13 @@ def test_another_run_in_the_same_folder_is_refused(trained):
         train(replace(trained, recipe=replace(trained.recipe, seed=7)))
 
 
-def test_more_workers_than_the_cluster_has_room_for_is_refused(two_nodes, store, tmp_path):
-    with pytest.raises(JobError, match="--workers 3"):
+def test_a_worker_gets_no_more_cpus_than_a_node_has_and_what_has_no_room_is_refused(two_nodes, store, tmp_path):
+    assert [cpus_for(workers, {}) for workers in (1, 2, 3)] == [1, 1, 1]  # one CPU a node, two in the cluster
+    assert [room({"CPU": cpus}) for cpus in (0.5, 1, 2)] == [4, 2, 0]
+    with pytest.raises(JobError, match=r"--workers 3 with 1 CPUs each: .* room for 2 such workers"):
         train(replace(job(store, tmp_path / "run"), workers=3))
+    with pytest.raises(JobError, match=r"--workers 1 with 2 CPUs each: .* room for 0 such workers"):
+        train(replace(job(store, tmp_path / "run"), cpus_per_worker=2))
 
 
 @pytest.mark.parametrize(
