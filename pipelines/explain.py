@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Explain: what a trained CLCR attends to, as three pictures in the run's folder and in its MLflow run.
 
-levels.png         which levels and modalities each task is answered from, on the test split
+levels.png         the levels that each task is answered from, and the weights of the modalities, on the test split
 participation.png  the share of tokens that take part, by level and modality, over training
 clips.png          some clips: which tokens the budget admits, under their frames and log-mel
 """

@@ -56,7 +56,7 @@ class CompareConfig:
     cpus_per_run: int = 1
     """CPUs of each trial and each training"""
     gpus_per_run: float = 1.0
-    """GPUs of each training, on a cluster that has any; a fraction shares one"""
+    """GPUs of each trial and each training, on a cluster that has any; a fraction shares one"""
     experiment: str = "clcr"
     """MLflow experiment"""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)

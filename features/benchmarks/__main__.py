@@ -37,7 +37,7 @@ class Options:
         Literal["crema_d", "kinetics_sounds", "ave", "ucf101", "mosi", "mosei", "memotion"], tyro.conf.Positional
     ]
     root: Path
-    """Folder of the media; what it has to look like stands at the head of features/benchmarks/NAME.py."""
+    """Folder of the media; what it has to look like stands at the head of its file in features/benchmarks."""
     out: Path
     """Manifest to write (.parquet); paths in it are relative to its folder."""
     lists: Path | None = None

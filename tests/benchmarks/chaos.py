@@ -3,8 +3,8 @@
     python -m tests.benchmarks.chaos [--kills 20] [--seed 0]
 
 Each round extracts a corpus of real clips into a new store on a cluster of two nodes, kills the driver, a worker or a
-node at a random pass of a random point (tests/faults.py), gives the same command again until it ends well, and compares
-every file with an undisturbed store's.
+node, in turn, at a random pass of each point in turn (tests/faults.py), gives the same command again until it ends
+well, and compares every file with an undisturbed store's.
 """
 
 import json

@@ -25,19 +25,18 @@ from features.specs import EncoderSpec
 from features.store import Store
 from pipelines.cluster import retry_start
 from pipelines.extract import ExtractConfig, extract
+from tests.benchmarks.chaos import write_corpus
 from tests.benchmarks.extraction import first_rows
 from tests.features.mediafiles import damage
 from tests.misbehaving import Misbehaving
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
 class DamageConfig:
     """What is measured."""
 
-    corpus: str = str(ROOT.parent / "shared" / "data" / "grid" / "corpus.csv")
-    """manifest of whole clips"""
+    corpus: str = ""
+    """manifest of whole clips; none given: synthetic ones"""
     clips: int = 100
     """how many of them"""
     copies: int = 300
@@ -53,7 +52,7 @@ def main() -> int:
     config = tyro.cli(DamageConfig, description=__doc__)
     retry_start(ray.init, address="local", include_dashboard=False, logging_level="error")
     with tempfile.TemporaryDirectory() as folder:
-        whole = Path(first_rows(config.corpus, config.clips, Path(folder)))
+        whole = Path(first_rows(config.corpus or str(write_corpus(Path(folder))), config.clips, Path(folder)))
         damaged = add_damaged(whole, config.copies, config.seed)
         lost = run(config, damaged, f"{folder}/damaged")[0]
         among = sum(name.startswith("damaged-") for name in lost)
