@@ -97,7 +97,7 @@ class VectorStem(nn.Module):
         if self.motion:
             values = _mask(values.float(), valid)
             moving = values - _clip_mean(values, valid)
-            self.moving.add(moving[valid], axes=1)
+            self.moving.add(moving[valid & _moves(valid, valid.ndim)], axes=1)
             self.steps.add((moving[:, 1:] - moving[:, :-1])[valid[:, 1:] & valid[:, :-1]], axes=1)
 
     def fit(self) -> None:
@@ -115,9 +115,9 @@ class VectorStem(nn.Module):
         if not self.motion:
             return _mask(self.project(x), valid)
         mean = _clip_mean(x, valid)
-        moving = x - mean.where(_moves(valid, x.ndim), 0.0)
-        steps = _differences(moving, valid) / self.step_std
-        tokens = self.project(torch.cat([moving / self.moving_std, steps], dim=-1))
+        moving = torch.where(_moves(valid, x.ndim), (x - mean) / self.moving_std, x)
+        steps = _differences(x, valid) / self.step_std
+        tokens = self.project(torch.cat([moving, steps], dim=-1))
         return _mask(tokens + self.scene(mean), valid)
 
 

@@ -59,7 +59,7 @@ class OptimConfig:
         for name in ("epochs", "batch_size", "lr"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
-        for name in ("patience", "micro_batch"):
+        for name in ("patience", "micro_batch", "weight_decay", "grad_clip"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 0 or more")
         if not 0 <= self.warmup < 1:

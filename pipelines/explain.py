@@ -16,11 +16,12 @@ import pyarrow.fs as pafs
 import torch
 import yaml
 from matplotlib.axes import Axes
+from mlflow.exceptions import MlflowException
 
 import clcr
 from clcr.batches import collate
-from features.files import open_fs, read_json, read_text
-from features.store import Store
+from features.files import open_fs, read_json, read_text, resolve
+from features.store import Store, StoreSpec
 from features.store.sheet import contact_sheet, write_figure
 from pipelines import tracking
 from pipelines.cli import JobError, main, require_at_least, resolve_uri
@@ -52,21 +53,44 @@ def explain(config: ExplainConfig) -> None:
     folder = resolve_uri("--run", config.run)
     store = Store(resolve_uri("--store", config.store))
     model, fold = load_model(folder), fold_of(folder)
+    require_learned(folder, model, store)
     figures = {
         "levels.png": weights_figure(*mean_weights(model, store, fold)),
         "clips.png": contact_sheet(store, config.clips, config.seed, "test", alpha_strips(model), fold),
     }
-    # A model folder may outlive its MLflow; what needs no history is drawn all the same.
-    if (started := read_json(folder, "run.json")) is not None:
-        run = tracking.Run(started["tracking_uri"], started["run_id"])
+    out, run = resolve("explained", folder), find_run(folder)
+    if run:
         figures["participation.png"] = participation_figure(participation_history(run, model))
-        for name, figure in figures.items():
-            run.log_figure(figure, f"explained/{name}")
-    fs, path = open_fs(f"{folder}/explained")
+    fs, path = open_fs(out)
     fs.create_dir(path, recursive=True)
     for name, figure in figures.items():
-        write_figure(f"{folder}/explained/{name}", figure)
-        print(f"{folder}/explained/{name}", flush=True)
+        write_figure(resolve(name, out), figure)
+        if run:
+            run.log_figure(figure, f"explained/{name}")
+        print(resolve(name, out), flush=True)
+
+
+def find_run(folder: str) -> tracking.Run | None:
+    """The training's run; None, and a line, where its folder has outlived MLflow: the history is not drawn then."""
+    if (started := read_json(folder, "run.json")) is None:
+        return None
+    run = tracking.Run(started["tracking_uri"], started["run_id"])
+    try:
+        run.client.get_run(run.run_id)
+    except MlflowException as error:
+        print(f"without participation.png and MLflow: {str(error).splitlines()[0]}", flush=True)
+        return None
+    return run
+
+
+def require_learned(folder: str, model: clcr.CLCR, store: Store) -> None:
+    """Raise JobError for a store that the model cannot read: other features than it learned from, or other tasks."""
+    learned = StoreSpec.from_dict(read_json(resolve("model", folder), "store.json"))
+    read = tuple(f"features.{name}." for name in model.features)
+    if differ := [line for line in learned.difference(store.spec) if line.startswith(read)]:
+        raise JobError(f"--store {store.uri} holds other features than the model learned from: {'; '.join(differ[:3])}")
+    if missing := model.tasks.keys() - {task.name for task in store.spec.tasks}:
+        raise JobError(f"--store {store.uri} has no task {', '.join(sorted(missing))}, which the model answers")
 
 
 def load_model(folder: str) -> clcr.CLCR:

@@ -15,7 +15,7 @@ from clcr.config import CLCRConfig
 from clcr.registry import MODELS
 from clcr.training import Epoch, OptimConfig, Trainer
 from features.store import Store
-from pipelines.cli import JobError
+from pipelines.cli import JobError, require_at_least
 from pipelines.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 
 SPLITS = ("train", "val", "test")
@@ -34,6 +34,10 @@ class Recipe(CLCRConfig):
     """of the initial weights, the order of the clips and dropout"""
     optim: Annotated[OptimConfig, tyro.conf.arg(name="")] = field(default_factory=OptimConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, {"seed": 0})
 
     def network(self) -> CLCRConfig:
         """The network's part."""

@@ -115,5 +115,6 @@ def is_outage(error: BaseException) -> bool:
         ValueError,
         LookupError,
         AttributeError,
+        ImportError,
     )
     return isinstance(error, Exception) and status >= 500 and not isinstance(error, for_good)

@@ -5,7 +5,9 @@ Without MLFLOW_TRACKING_URI the runs go to an embedded sqlite file beside the ru
 
 import logging
 import os
+import re
 import subprocess
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -26,6 +28,7 @@ from pipelines.outbox import Outbox, Point, insist
 
 LAST_WORDS = 5.0  # seconds that a run which failed waits for its points
 PARAMS_PER_CALL = 100  # MLflow's limit on one batch
+_making = threading.Lock()  # of outboxes: the machine's load is logged from a thread of its own
 
 
 def tracking_uri(out: str) -> str:
@@ -75,9 +78,12 @@ class Run:
         return self._client
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """All metrics of a step; returns at once. What an earlier start of the run logged is not logged again."""
+        """All metrics of a step; returns at once. What an earlier start of the run logged is not logged again.
+
+        Characters that MLflow does not take in a name, which a label's may hold, become `_`.
+        """
         now = int(time.time() * 1000)
-        self._send_later([(key, float(value), now, step) for key, value in metrics.items()])
+        self._send_later([(_key(name), float(value), now, step) for name, value in metrics.items()])
 
     def unsent(self) -> list[Point]:
         """Points that the server has not confirmed: to be kept in a checkpoint, and given to `log_again`."""
@@ -95,6 +101,14 @@ class Run:
     def log_figure(self, figure: Figure, name: str) -> None:
         """A picture among the run's artifacts."""
         insist(lambda: self.client.log_figure(self.run_id, figure, name), self._where)
+
+    def log_text(self, text: str, name: str) -> None:
+        """A text among the run's artifacts."""
+        insist(lambda: self.client.log_text(self.run_id, text, name), self._where)
+
+    def set_tag(self, name: str, value: str) -> None:
+        """A tag of the run."""
+        insist(lambda: self.client.set_tag(self.run_id, name, value), self._where)
 
     def log_folder(self, folder: str | Path, name: str) -> None:
         """A folder's files among the run's artifacts, under `name`."""
@@ -118,10 +132,11 @@ class Run:
         return f"MLflow at {self.uri}"
 
     def _send_later(self, points: list[Point]) -> None:
-        if points and self._outbox is None:
-            self._outbox = Outbox(self._send, self._where)
-        if points:
-            self._outbox.put(points)
+        if not points:
+            return
+        with _making:
+            self._outbox = self._outbox or Outbox(self._send, self._where)
+        self._outbox.put(points)
 
     def _send(self, points: list[Point]) -> None:
         if self._through is None:  # the last step of each metric that earlier starts of this run logged
@@ -151,28 +166,32 @@ def start_run(
     tags: Mapping[str, str],
     parent_run: str | None = None,
 ) -> Run:
-    """Make a run with its parameters and tags. Raises JobError when the tracking server cannot be used."""
+    """Make a run with its parameters and tags, once the server is there.
+
+    Raises JobError when it refuses, or has not been there for `outbox.PATIENCE` seconds.
+    """
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of every table that it makes
     try:
         # Two jobs that make the tables of one sqlite file at once would both fail.
         with FileLock(f"{uri.removeprefix('sqlite:///')}.lock") if uri.startswith("sqlite") else nullcontext():
-            client = MlflowClient(uri)
-            experiment_id = _experiment(client, uri, experiment)
+            client, where = Run(uri, "").client, f"MLflow at {uri}"
+            experiment_id = insist(lambda: _experiment(client, uri, experiment), where)
         all_tags = {**tags, **_origin()} | ({"mlflow.parentRunId": parent_run} if parent_run else {})
-        run = client.create_run(experiment_id, run_name=name, tags=all_tags)
+        run_id = insist(lambda: client.create_run(experiment_id, run_name=name, tags=all_tags), where).info.run_id
         entries = [Param(key, _text(value)) for key, value in params.items()]
         for first in range(0, len(entries), PARAMS_PER_CALL):
-            client.log_batch(run.info.run_id, params=entries[first : first + PARAMS_PER_CALL])
+            batch = entries[first : first + PARAMS_PER_CALL]
+            insist(lambda batch=batch: client.log_batch(run_id, params=batch), where)
     except MlflowException as error:
         raise JobError(f"MLflow at {uri}: {str(error).splitlines()[0]}; is MLFLOW_TRACKING_URI right?") from error
-    return Run(uri, run.info.run_id)
+    return Run(uri, run_id)
 
 
 def resume_run(uri: str, run_id: str) -> Run:
-    """A run that was interrupted, running again."""
+    """A run that was interrupted, running again. Raises JobError as `start_run` does."""
     run = Run(uri, run_id)
     try:
-        run.client.update_run(run_id, "RUNNING")
+        insist(lambda: run.client.update_run(run_id, "RUNNING"), f"MLflow at {uri}")
     except MlflowException as error:
         raise JobError(f"MLflow at {uri} does not know run {run_id} of --out: {str(error).splitlines()[0]}") from error
     return run
@@ -225,14 +244,25 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
 def _origin() -> dict[str, str]:
     """Where a run comes from: the code's commit, and the Ray job."""
     origin = {}
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    if commit := os.environ.get("GIT_COMMIT") or (git.stdout.strip() if git.returncode == 0 else ""):
+    if commit := os.environ.get("GIT_COMMIT") or _commit():
         origin["git.commit"] = commit
     if submitted():
         import ray
 
         origin["ray.job_id"] = ray.get_runtime_context().get_job_id()
     return origin
+
+
+def _commit() -> str:
+    """The checkout's commit, "" where there is none, or no git."""
+    with suppress(OSError):
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+        return git.stdout.strip() if git.returncode == 0 else ""
+    return ""
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[^\w\-. :/]", "_", name)
 
 
 def _text(value: Any) -> str:

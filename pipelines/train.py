@@ -77,15 +77,16 @@ class TrainConfig:
 def train(config: TrainConfig) -> None:
     """The job: check, claim the output folder, train on the cluster, print the test result."""
     config = replace(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
-    recipe, store = config.recipe, check(config.store, config.recipe)
+    recipe = config.recipe
+    check(config.store, recipe)
     started = claim(config, may_differ=CHANGEABLE)
     if (finished := read_json(config.out, "metrics.json")) is not None:
         print(f"{config.out} holds this run, finished:")
         print_metrics(config, finished)
         return register_model(config, tracking.Run(started["tracking_uri"], started["run_id"]))
     uri = prepare(config.out)
-    tags = {"model": recipe.architecture, "store.fingerprint": store.spec.fingerprint}
-    run = open_run(config, started, uri, f"{recipe.architecture}-seed{recipe.seed}", tags)
+    name = f"{recipe.architecture}-seed{recipe.seed}"
+    run = open_run(config, started, uri, name, {"model": recipe.architecture})
     print(
         f"training {recipe.architecture} on {config.workers} workers; MLflow run {run.run_id} at {run.uri}", flush=True
     )
@@ -104,17 +105,21 @@ def check(store_uri: str, recipe: Recipe) -> Store:
     """Everything about the input that can be wrong, before anything is started or written."""
     store = Store(store_uri)
     store.require_complete()
-    build_model(store, recipe)
-    rows = store.index(columns=["split"])["split"].value_counts().to_pylist()
-    if missing := set(SPLITS) - {row["values"] for row in rows}:
-        raise JobError(f"{store_uri}: no usable clip in split {', '.join(sorted(missing))}; see its failures")
+    tasks = build_model(store, recipe).tasks
+    for split in SPLITS:
+        labels = store.index(split, [f"label_{task}" for task in tasks], recipe.loader.fold)
+        if not len(labels):
+            raise JobError(f"{store_uri}: no usable clip in split {split}; see its failures")
+        if all(column.null_count == len(labels) for column in labels.columns):
+            raise JobError(f"{store_uri}: no clip in split {split} has a label of {', '.join(tasks)}")
     return store
 
 
 def claim(config: Any, may_differ: Sequence[str] = ()) -> dict[str, str] | None:
     """Make the folder `config.out` this run's. Returns what an earlier start of the same run left there.
 
-    may_differ: options that a later start may change. Raises JobError when another run's options lie there.
+    may_differ: options that a later start may change. Raises JobError when another run's options lie there, or a run on
+    another content of the store.
     """
     mine = to_yaml(config)
     if (theirs := read_text(config.out, "config.yaml")) is None:
@@ -127,7 +132,10 @@ def claim(config: Any, may_differ: Sequence[str] = ()) -> dict[str, str] | None:
     if changed := [k for k in compared if before.get(k) != now.get(k)]:
         what = ", ".join(f"{k} {before.get(k)} not {now.get(k)}" for k in changed[:4])
         raise JobError(f"--out {config.out} holds another run ({what}): give another --out, or the same options")
-    return read_json(config.out, "run.json")
+    started, content = read_json(config.out, "run.json"), Store(config.store).spec.fingerprint
+    if started and started.get("store", content) != content:
+        raise JobError(f"--out {config.out} holds a run on what {config.store} was before: give another --out")
+    return started
 
 
 def open_run(
@@ -136,8 +144,10 @@ def open_run(
     """The MLflow run of `config.out`: the one that an earlier start left there, as `claim` gave it, or a new one."""
     if started:
         return tracking.resume_run(started["tracking_uri"], started["run_id"])
+    content = Store(config.store).spec.fingerprint
+    tags = {**tags, "store.fingerprint": content}
     run = tracking.start_run(uri, config.experiment, name, flatten(config), tags)
-    write_text(config.out, "run.json", json.dumps({"run_id": run.run_id, "tracking_uri": run.uri}))
+    write_text(config.out, "run.json", json.dumps({"run_id": run.run_id, "tracking_uri": run.uri, "store": content}))
     return run
 
 

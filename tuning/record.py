@@ -12,7 +12,20 @@ from pipelines import tracking
 from pipelines.cli import Progress, to_yaml
 from pipelines.learner import Recipe
 from tuning.space import apply
-from tuning.study import COST, REACHED, SCORE, STATUS, StudyFile, StudySearch, outcome, reached, rows, tell
+from tuning.study import (
+    COST,
+    ENDED,
+    REACHED,
+    SCORE,
+    STATUS,
+    StudyFile,
+    StudySearch,
+    complete,
+    outcome,
+    reached,
+    rows,
+    tell,
+)
 
 GROUPS = ("train/", "val/", "diag/", "perf/")  # of metrics
 # MLflow's word for each: stopping early is a good end.
@@ -39,7 +52,7 @@ class Record(tune.Callback):
         # Made by a driver that was killed before it could write down whose they are: empty.
         tracking.delete_children(run, "trial", keep={t.user_attrs.get("run_id") for t in search.study.trials})
         for asked in list(search.interrupted):
-            if reached(asked).get("epoch") == recipe.optim.epochs:  # only its end was not written down
+            if complete(asked, recipe.optim.epochs):  # only its end was not written down
                 search.interrupted.remove(asked)
                 self._end(asked, tracking.resume_run(run.uri, asked.user_attrs["run_id"]))
 
@@ -53,7 +66,7 @@ class Record(tune.Callback):
             return
         name, tags = f"trial-{asked.number:03d}", {"model": self.recipe.architecture, "trial": str(asked.number)}
         run = tracking.start_run(self.run.uri, self.experiment, name, trial.config, tags, self.run.run_id)
-        run.client.log_text(run.run_id, to_yaml(apply(self.recipe, trial.config)), "recipe.yaml")
+        run.log_text(to_yaml(apply(self.recipe, trial.config)), "recipe.yaml")
         self.runs[trial.trial_id] = run
         asked.set_user_attr("run_id", run.run_id)
         self.file.save()
@@ -65,7 +78,7 @@ class Record(tune.Callback):
         asked, run = self.search.asked[trial.trial_id], self.runs[trial.trial_id]
         if "error" in result:
             asked.set_user_attr("error", result["error"])
-            run.client.log_text(run.run_id, result["traceback"], "error.txt")
+            run.log_text(result["traceback"], "error.txt")
             return
         if result["epoch"] <= reached(asked).get("epoch", 0):  # seen before the driver, or the trial, was killed
             return
@@ -73,10 +86,11 @@ class Record(tune.Callback):
         # First what the trial is worth: MLflow's parallel coordinates open with the metric that was logged first.
         metrics = worth | {name: value for name, value in result.items() if name.startswith(GROUPS)}
         run.log_metrics(metrics, result["epoch"] - 1)
-        asked.set_user_attr(REACHED, {"epoch": result["epoch"], **worth})
+        ended = {ENDED: True} if result.get(ENDED) else {}
+        asked.set_user_attr(REACHED, {"epoch": result["epoch"], **worth, **ended})
         if len(self.search.study.directions) == 1:
             asked.report(result[SCORE], result["epoch"])
-        self.best = max(result[SCORE], self.best or result[SCORE])
+        self.best = result[SCORE] if self.best is None else max(result[SCORE], self.best)
         if time.monotonic() - self.said > QUIET:
             self._say(0, f"trial {asked.number} at epoch {result['epoch']} of {self.recipe.optim.epochs}")
 
@@ -97,8 +111,8 @@ class Record(tune.Callback):
         """MLflow's description before the study is told, its status after: a kill in between costs neither."""
         study = self.search.study
         state = outcome(study, asked, self.recipe.optim.epochs)
-        run.client.set_tag(run.run_id, NOTE, describe(asked, STATUS[state], self.recipe))
-        run.client.set_tag(run.run_id, "ended", STATUS[state].lower())
+        run.set_tag(NOTE, describe(asked, STATUS[state], self.recipe))
+        run.set_tag("ended", STATUS[state].lower())
         tell(study, asked, state)
         run.finish(STATUSES[STATUS[state]])
         self.file.save()
@@ -124,11 +138,11 @@ def describe(trial: optuna.Trial, status: str, recipe: Recipe) -> str:
     """A child run's description, as MLflow shows it."""
     epochs, error = reached(trial).get("epoch", 0), trial.user_attrs.get("error")
     how = {
-        "FINISHED": f"Trained all {epochs} epochs.",
+        "FINISHED": f"Trained {epochs} of {recipe.optim.epochs} epochs, to its end.",
         "STOPPED": f"Stopped by ASHA after {epochs} of {recipe.optim.epochs} epochs.",
         "FAILED": f"Failed after {epochs} epochs: {error}",
     }[status]
-    values = [f"| `{name}` | {v:.4g} |" for name, v in reached(trial).items() if name != "epoch"]
+    values = [f"| `{name}` | {v:.4g} |" for name, v in reached(trial).items() if name not in ("epoch", ENDED)]
     point = [f"| `{name}` | {v:.4g} |" for name, v in trial.params.items()]
     table = ["| metric | |", "|---|---|", *values, "", "| searched | |", "|---|---|", *point]
     return f"Trial {trial.number}. {how}\n\n" + "\n".join(table)

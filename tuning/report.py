@@ -84,11 +84,12 @@ def publish(
     """
     lines, seeds = compare(results, next(iter(results))), tuple(sorted(next(iter(results.values()))))
     table, figure = markdown(lines, seeds, title, notes, among), interval_figure(lines, title, among)
-    run.log_metrics({f"test/{line.name}/{column}": line.mean(column) for line in lines for column in line.scores})
+    means = {f"test/{line.name}/{column}": line.mean(column) for line in lines for column in line.scores}
+    run.log_metrics(means, step=len(seeds))  # a later start with more of them goes on from here
     run.log_figure(figure, f"{title}.png")
     write_figure(resolve(f"{title}.png", out), figure)
     for name, text in ((f"{title}.md", table), (f"{title}-metrics.md", every_metric(results))):
-        run.client.log_text(run.run_id, text, name)
+        run.log_text(text, name)
         write_text(out, name, text)
     print(f"{table}\nwritten to {out}/{title}.md and {title}.png; every metric: {title}-metrics.md", flush=True)
 
@@ -166,7 +167,7 @@ def interval_figure(lines: list[Line], title: str, among: str = "seeds") -> Figu
 
 
 def _paired_p(values: np.ndarray, reference: np.ndarray) -> float:
-    """Two-sided; nan where there is nothing to test: a single seed, or no difference at all."""
-    if len(values) < 2 or np.allclose(values, reference):
+    """Two-sided; nan where there is nothing to test: a single seed, or the same difference (or none) in all."""
+    if len(values) < 2 or np.ptp(values - reference) < 1e-9:
         return float("nan")
     return float(stats.ttest_rel(values, reference).pvalue)

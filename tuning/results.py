@@ -57,11 +57,12 @@ def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple
             )
     # Named apart from the trials' metrics: in a comparison the parent is not one more of them.
     found = {metric.replace("best/", "sweep/best_"): best[metric] for metric in objectives_of(study)}
-    run.log_metrics(found | {"sweep/trials": len(trials), "sweep/epochs": sum(row["epochs"] for row in trials)})
-    run.client.set_tag(run.run_id, "best", json.dumps({"run_id": best["run_id"], "trial": best["trial"]}))
-    run.client.set_tag(run.run_id, NOTE, describe(config, run, trials, best))
+    found |= {"sweep/trials": len(trials), "sweep/epochs": sum(row["epochs"] for row in trials)}
+    run.log_metrics(found, step=len(trials))  # a later start with more of them goes on from here
+    run.set_tag("best", json.dumps({"run_id": best["run_id"], "trial": best["trial"]}))
+    run.set_tag(NOTE, describe(config, run, trials, best))
     text = to_yaml(recipes[best["trial"]])
-    run.client.log_text(run.run_id, text, "best.yaml")
+    run.log_text(text, "best.yaml")
     write_text(config.out, "best.yaml", text)
     print(summary(config, trials))
     file = resolve("best.yaml", config.out)

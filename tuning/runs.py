@@ -4,15 +4,17 @@ One Ray task per run, as many at a time as the cluster has room for. A run that 
 `pipelines/train.py` leaves one, so a comparison that was interrupted goes on with what is missing.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import ray
 import torch
 
-from features.files import open_fs, read_json, resolve
+from features.files import open_fs, read_json, resolve, write_text
 from pipelines import tracking
-from pipelines.cli import JobError, Progress, flatten
+from pipelines.cli import JobError, Progress, flatten, to_yaml
+from pipelines.cluster import room
 from pipelines.learner import Learner, Recipe
 from pipelines.train import finish
 
@@ -54,8 +56,10 @@ def run_all(runs: SeedRuns) -> dict[str, dict[int, Metrics]]:
     done = runs.results()
     missing = [(name, seed) for seed in runs.seeds for name in runs.recipes if seed not in done[name]]
     total = len(runs.recipes) * len(runs.seeds)
-    progress = Progress("runs", total, done=total - len(missing), unit="runs", interval=0)
     gpus = runs.gpus_per_run if ray.cluster_resources().get("GPU", 0) else 0
+    if room({"CPU": runs.cpus_per_run} | ({"GPU": gpus} if gpus else {})) < 1:
+        raise JobError(f"--cpus-per-run {runs.cpus_per_run}, --gpus-per-run {gpus:g}: no node has room for such a run")
+    progress = Progress("runs", total, done=total - len(missing), unit="runs", interval=0)
     task = train_and_test.options(num_cpus=runs.cpus_per_run, num_gpus=gpus)
     pending = {task.remote(runs, name, seed): (name, seed) for name, seed in missing}
     failed = []
@@ -89,4 +93,6 @@ def train_and_test(runs: SeedRuns, name: str, seed: int) -> None:
             run.log_metrics(epoch.metrics, epoch.number)
         fs, path = open_fs(out)
         fs.create_dir(path, recursive=True)
+        write_text(out, "config.yaml", to_yaml(recipe))
+        write_text(out, "run.json", json.dumps({"run_id": run.run_id, "tracking_uri": run.uri}))
         finish(learner, out, run, *learner.test())

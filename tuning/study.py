@@ -31,6 +31,7 @@ SCORE = "best/score"  # on the validation split
 COST = "best/tokens_exchanged"  # share of tokens that this model exchanges, mean over levels and modalities
 OBJECTIVES = {"score": (SCORE, "maximize"), "participation": (COST, "minimize")}
 REACHED = "reached"  # a trial's last epoch and what it was worth then
+ENDED = "ended"  # in it, and in a result: the training is over, by its epochs or by --patience
 
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "STOPPED", TrialState.FAIL: "FAILED"}
 NAME = "study.journal"
@@ -132,25 +133,30 @@ def reached(trial: FrozenTrial | Trial) -> dict[str, Any]:
     return trial.user_attrs.get(REACHED, {})
 
 
+def complete(trial: FrozenTrial | Trial, epochs: int) -> bool:
+    """Whether a trial's training came to its own end: after `epochs`, or where its patience ended."""
+    return reached(trial).get("epoch") == epochs or reached(trial).get(ENDED, False)
+
+
 def objectives_of(study: optuna.Study) -> list[str]:
     """The metrics that a study optimises."""
     return [metric for metric, _ in list(OBJECTIVES.values())[: len(study.directions)]]
 
 
 def outcome(study: optuna.Study, trial: Trial, epochs: int) -> TrialState:
-    """How a trial ends that will show no more: FAIL with an error (or never a finite score), PRUNED before `epochs`."""
+    """How a trial ends that will show no more: FAIL with an error (or never a finite score), PRUNED before its end."""
     values = [reached(trial).get(metric, math.nan) for metric in objectives_of(study)]
     if "error" not in trial.user_attrs and not all(map(math.isfinite, values)):
         trial.set_user_attr("error", "no epoch had a finite validation score")
     if "error" in trial.user_attrs:
         return TrialState.FAIL
-    return TrialState.COMPLETE if reached(trial)["epoch"] == epochs else TrialState.PRUNED
+    return TrialState.COMPLETE if complete(trial, epochs) else TrialState.PRUNED
 
 
 def tell(study: optuna.Study, trial: Trial, state: TrialState) -> None:
     """Write down that a trial ended: from here on it is never run again."""
     values = [reached(trial)[metric] for metric in objectives_of(study)] if state == TrialState.COMPLETE else None
-    study.tell(trial, values, state)
+    study.tell(trial, values, state, skip_if_finished=True)
 
 
 def rows(study: optuna.Study) -> list[dict[str, Any]]:

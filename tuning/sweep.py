@@ -36,7 +36,7 @@ from tuning.options import SweepConfig
 from tuning.record import HELD, Record
 from tuning.results import compare_hint, finish, train_final
 from tuning.space import apply, space
-from tuning.study import COST, SCORE, STATUS, StudyFile, StudySearch, replay
+from tuning.study import COST, ENDED, SCORE, STATUS, StudyFile, StudySearch, replay
 
 SEARCHED = ("train", "val")  # what a trial may read
 # What may differ from one start to the next: how much is tried, what comes after it, and what it runs on.
@@ -212,7 +212,8 @@ def results(learner: Learner) -> Iterator[dict[str, Any]]:
         shares = [value for name, value in epoch.metrics.items() if name.startswith("diag/participation/")]
         if epoch.improved and shares:
             cost = {COST: sum(shares) / len(shares)}
-        yield {**epoch.metrics, **cost, SCORE: learner.trainer.best_score, "epoch": epoch.number + 1}
+        worth = {SCORE: learner.trainer.best_score, ENDED: learner.trainer.finished}
+        yield {**epoch.metrics, **cost, **worth, "epoch": epoch.number + 1}
 
 
 def failure(error: Exception) -> dict[str, Any]:

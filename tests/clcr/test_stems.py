@@ -94,6 +94,19 @@ def test_a_lone_vector_is_kept():
     assert not torch.allclose(stem(values[:1], lone)[0, 0], stem(values[1:], lone)[0, 0])
 
 
+def test_lone_vectors_are_standardised_and_do_not_count_as_clips_that_stand_still():
+    stem, scale = VectorStem(3, 8, motion=True), torch.tensor([0.01, 1.0, 1000.0])
+    values = torch.randn(64, 20, 3) * scale
+    valid = torch.arange(20) < torch.tensor([1, 20]).repeat(32)[:, None]
+    stem.observe(values, valid)
+    stem.fit()
+    assert torch.allclose(stem.moving_std, torch.ones(3), atol=0.1)
+    shown = {}
+    stem.project.register_forward_pre_hook(lambda _, given: shown.update(given=given[0]))
+    stem(values, valid)
+    assert torch.allclose(shown["given"][::2, 0, :3].std(dim=0), torch.ones(3), atol=0.4)
+
+
 def test_vectors_without_a_time_and_those_asked_not_to_do_not_move():
     timed, untimed = (FeatureSpec((3,), rate, "float32") for rate in (50.0, 0.0))
     assert build_stem(timed, StemConfig(), 8).motion and not build_stem(untimed, StemConfig(), 8).motion

@@ -80,6 +80,24 @@ def test_what_a_killed_process_had_not_sent_is_sent_by_the_next_and_nothing_twic
     assert history(direct, run, "loss") == [(step, float(step)) for step in range(4)]
 
 
+def test_runs_their_tags_and_texts_wait_for_the_server(direct, away):
+    """What a sweep does whenever a trial begins or ends: an outage must not end it, nor train the trial again."""
+
+    def through(call):
+        away.set(REFUSE)
+        threading.Timer(2, away.set, [FORWARD]).start()
+        return call()
+
+    run = through(lambda: start_run(away.endpoint, "outage", "x", {"lr": 1}, {}))
+    through(lambda: run.set_tag("ended", "finished"))
+    through(lambda: run.log_text("why", "error.txt"))
+    through(lambda: resume_run(away.endpoint, run.run_id))
+    client = MlflowClient(f"http://127.0.0.1:{direct}")
+    found = client.get_run(run.run_id)
+    assert found.data.tags["ended"] == "finished" and found.data.params == {"lr": "1"}
+    assert [file.path for file in client.list_artifacts(run.run_id)] == ["error.txt"]
+
+
 def test_pictures_and_folders_wait_for_the_server(direct, away, tmp_path):
     run = start_run(away.endpoint, "outage", "x", {}, {})
     (tmp_path / "notes.txt").write_text("kept")

@@ -44,6 +44,21 @@ def test_children_that_a_killed_job_left_running_are_marked_and_others_left_alon
     assert list(status.values()) == ["RUNNING", "KILLED", "FINISHED", "RUNNING"]
 
 
+def test_names_that_mlflow_does_not_take_are_spelled_so_that_it_does(tmp_path):
+    run = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "run", {}, {})
+    run.log_metrics({"val/valence (1-9)/mae": 0.5, "val/happy?/accuracy": 0.7, "val/été/accuracy": 0.9})
+    run.finish()
+    metrics = run.client.get_run(run.run_id).data.metrics
+    assert metrics == {"val/valence _1-9_/mae": 0.5, "val/happy_/accuracy": 0.7, "val/été/accuracy": 0.9}
+
+
+def test_a_machine_without_git_tracks_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("GIT_COMMIT", raising=False)
+    run = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "run", {}, {})
+    assert "git.commit" not in run.client.get_run(run.run_id).data.tags
+
+
 def test_the_machine_is_watched_while_a_block_runs(tmp_path):
     run = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "run", {}, {})
     with watched(run, interval=1.0):

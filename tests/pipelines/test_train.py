@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,17 +16,18 @@ import ray
 import torch
 from mlflow.tracking import MlflowClient
 from ray.cluster_utils import Cluster
+from storefiles import make_clips, write_store
 
 import clcr
 from clcr.batches import collate
 from clcr.config import ModelConfig
 from clcr.training import OptimConfig
-from pipelines.cli import JobError, run_job
+from pipelines.cli import JobError, run_job, to_yaml
 from pipelines.cluster import cpus_for, retry_start, room
 from pipelines.explain import ExplainConfig, explain, load_model, mean_weights
 from pipelines.learner import Learner, Recipe
 from pipelines.registered import load_model as load_registered
-from pipelines.train import TrainConfig, train
+from pipelines.train import CHANGEABLE, TrainConfig, check, claim, train
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -114,9 +116,27 @@ def test_explained_weights_sum_to_one_over_every_test_clip(trained, store):
     assert set(weights) == {"beta video", "beta audio", "eta video", "eta audio"}
 
 
-def test_explain_needs_a_finished_run(tmp_path, store):
+def test_explain_needs_a_finished_run_and_a_store_that_its_model_can_read(trained, store, tmp_path):
     with pytest.raises(JobError, match="holds no finished training"):
         explain(ExplainConfig(run=str(tmp_path), store=store.uri))
+    other = write_store(tmp_path / "other", make_clips(12, 3, 3))
+    spec = json.loads((tmp_path / "other" / "store.json").read_text())
+    faster = spec["features"] | {"video": spec["features"]["video"] | {"rate": 7.0}}
+    fewer = [task for task in spec["tasks"] if task["name"] == "mood"]
+    for changed, message in (({"tasks": fewer}, "has no task label"), ({"features": faster}, r"other .*video\.rate")):
+        (tmp_path / "other" / "store.json").write_text(json.dumps(spec | changed))
+        with pytest.raises(JobError, match=message):
+            explain(ExplainConfig(run=trained.out, store=other.uri))
+
+
+def test_a_run_that_has_outlived_its_mlflow_is_drawn_all_the_same(trained, store, tmp_path, capsys):
+    shutil.copytree(trained.out, tmp_path / "run")
+    started = {"run_id": "0" * 32, "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(started))
+    explain(ExplainConfig(run=str(tmp_path / "run"), store=store.uri, clips=1))
+    first, *drawn = capsys.readouterr().out.splitlines()
+    assert "without participation.png and MLflow" in first
+    assert [Path(line).name for line in drawn] == ["levels.png", "clips.png"]
 
 
 def test_running_it_again_trains_nothing_and_says_so(trained, capsys):
@@ -129,6 +149,27 @@ def test_running_it_again_trains_nothing_and_says_so(trained, capsys):
 def test_another_run_in_the_same_folder_is_refused(trained):
     with pytest.raises(JobError, match=r"holds another run .*seed"):
         train(replace(trained, recipe=replace(trained.recipe, seed=7)))
+
+
+def test_a_store_that_was_extracted_anew_is_refused_by_a_run_on_the_old_one(trained, store, tmp_path):
+    shutil.copytree(trained.out, tmp_path / "run")
+    copy = replace(trained, out=str(tmp_path / "run"))
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(copy))
+    claim(copy, CHANGEABLE)
+    started = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert started["store"] == store.spec.fingerprint
+    (tmp_path / "run" / "run.json").write_text(json.dumps(started | {"store": "0" * 64}))
+    with pytest.raises(JobError, match=r"holds a run on what .* was before"):
+        claim(copy, CHANGEABLE)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_that_nothing_can_be_scored_by_is_refused_before_anything_is_trained(tmp_path, split):
+    clips = make_clips(24, 3, 3)
+    clips = [replace(clip, labels=dict.fromkeys(clip.labels)) if clip.split == split else clip for clip in clips]
+    unlabelled = write_store(tmp_path / "store", clips)
+    with pytest.raises(JobError, match=f"no clip in split {split} has a label of label, mood"):
+        check(unlabelled.uri, Recipe())
 
 
 def test_a_worker_gets_no_more_cpus_than_a_node_has_and_what_has_no_room_is_refused(two_nodes, store, tmp_path):
@@ -147,6 +188,9 @@ def test_a_worker_gets_no_more_cpus_than_a_node_has_and_what_has_no_room_is_refu
         (["--model", "resnet"], "--model resnet"),
         (["--model.width", "7", "--model.heads", "2"], "heads"),
         (["--epochs", "0"], "--epochs 0"),
+        (["--grad-clip", "-1"], "--grad-clip -1.0: must be 0 or more"),
+        (["--seed", "-1"], "--seed -1: must be 0 or more"),
+        (["--loader.fold", "9"], "has no cross-validation"),
         (["--workers", "0"], "--workers 0: must be 1 or more"),
         (["--store", "nowhere"], "no feature store"),
     ],

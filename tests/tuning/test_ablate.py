@@ -43,6 +43,12 @@ def test_what_cannot_be_ablated_is_named(options, message):
         AblateConfig(store="s", out="o", **options)
 
 
+@pytest.mark.slow
+def test_a_run_that_no_node_has_room_for_is_refused(store, tmp_path):
+    done = run(store, tmp_path, "--seeds", "1", "--variants", "no-exchange", "--cpus-per-run", "999")
+    assert done.returncode == 1 and "error: --cpus-per-run 999" in done.stderr and "Traceback" not in done.stderr
+
+
 def run(store, folder, *options):
     command = [sys.executable, "tuning/ablate.py", "--store", store.uri, "--out", str(folder / "ablation"), *SMALL]
     return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)

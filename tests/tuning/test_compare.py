@@ -15,6 +15,7 @@ from storefiles import make_clips, write_store
 from clcr.registry import MODELS
 from features.store import Store
 from pipelines.cli import JobError
+from pipelines.explain import fold_of
 from pipelines.learner import Recipe
 from tuning.compare import CompareConfig, able, require_labels
 
@@ -111,6 +112,7 @@ def test_every_fold_is_tested_once_by_models_of_its_own(tmp_path):
         seeds = [json.loads((folder / f"fold{fold}/concat-seed{s}/metrics.json").read_text())["label"] for s in (1, 2)]
         assert {m["n"] for m in seeds} == {sum(c.fold == fold and c.labels["label"] is not None for c in clips)}
         accuracy[fold] = mean(m["accuracy"] for m in seeds)
+        assert fold_of(f"{folder}/fold{fold}/concat-seed1") == fold  # as explain finds the split to draw
     table = (folder / "comparison.md").read_text()
     assert "Test split, folds 0, 1, 2:" in table and table in done.stdout
     row = next(row for row in table.splitlines() if row.startswith("| concat"))

@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 from pipelines.cli import JobError
 from pipelines.learner import Recipe
 from tuning.pictures import write_pictures
-from tuning.study import COST, LOCK_SECONDS, REACHED, SCORE, StudyFile, StudySearch, outcome, replay, rows, tell
+from tuning.study import COST, ENDED, LOCK_SECONDS, REACHED, SCORE, StudyFile, StudySearch, outcome, replay, rows, tell
 from tuning.sweep import SweepConfig, failure
 
 SPACE = {"x": FloatDistribution(0, 1), "y": FloatDistribution(1e-3, 1, log=True)}
@@ -59,6 +59,16 @@ def test_a_trial_whose_driver_died_while_it_asked_keeps_what_was_drawn_and_gets_
     point = search.suggest("a")
     assert point.keys() == SPACE.keys() and point["x"] == drawn
     assert search.asked["a"].params == point and search.suggest("b") == Searcher.FINISHED
+
+
+def test_a_trial_that_its_patience_ended_is_complete_and_one_that_was_stopped_is_not(tmp_path):
+    study = opened(tmp_path)
+    patient, stopped = study.ask(SPACE), study.ask(SPACE)
+    for trial, ended in ((patient, {ENDED: True}), (stopped, {})):
+        trial.set_user_attr(REACHED, {"epoch": 5, SCORE: 0.9, **ended})
+        tell(study, trial, outcome(study, trial, EPOCHS))
+    assert [row["status"] for row in rows(opened(tmp_path))] == ["FINISHED", "STOPPED"]
+    assert study.best_trial.number == patient.number
 
 
 def test_a_lock_of_a_driver_that_was_killed_is_broken_and_one_of_a_driver_that_lives_is_not(tmp_path):
