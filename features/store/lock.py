@@ -87,13 +87,15 @@ class StoreLock:
         try:
             with (fs or self.fs).open_input_file(self.path) as f:
                 return json.loads(f.read())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # a power cut leaves an empty file, and no owner
             return None
 
     def _write(self, fs: pafs.FileSystem) -> None:
         self._beats += 1
         me = {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(), "beats": self._beats}
-        write_atomic(fs, self.path, json.dumps(me | {"started": psutil.Process().create_time()}).encode())
+        me["started"] = psutil.Process().create_time()
+        # No wait for the disk: the longer a write takes, the likelier another job wrote since we looked.
+        write_atomic(fs, self.path, json.dumps(me).encode(), sync=False)
 
 
 def _gone(holder: dict) -> bool:

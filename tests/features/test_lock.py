@@ -79,6 +79,14 @@ def test_a_process_number_used_again_is_not_the_owner(tmp_path):
         assert time.monotonic() - begun < 1
 
 
+@pytest.mark.parametrize("left", [b"", bytes(90), b'{"owner": "a'], ids=["empty", "zeros", "half"])
+def test_a_lock_that_a_power_cut_emptied_is_nobodys(tmp_path, left):
+    (tmp_path / "lock.json").write_bytes(left)
+    begun = time.monotonic()
+    with StoreLock(str(tmp_path)):
+        assert time.monotonic() - begun < 1 and lock_of(tmp_path)["pid"] == psutil.Process().pid
+
+
 def test_an_owner_on_another_host_counts_as_dead_without_a_heartbeat(tmp_path, monkeypatch):
     monkeypatch.setattr(features.store.lock, "STALE", 1.5)
     with StoreLock(str(tmp_path)):
