@@ -30,6 +30,7 @@ TYPES = {
     "fold": pa.int64(),
 }
 BATCH = 65_536  # rows
+CODE = r"(?i)^(\+\d+|-?0\d+|-?0x[\da-f]+)$"  # digits that are no whole number as one is written: 007 is not 7
 SUFFIXES = {
     **dict.fromkeys(("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "flv", "3gp", "ogv", "wmv"), "video"),
     **dict.fromkeys(("wav", "flac", "mp3", "m4a", "aac", "ogg", "opus"), "audio"),
@@ -265,8 +266,9 @@ def _csv_schema(filesystem: FileSystem, path: str) -> pa.Schema:
 
 def _narrowest(column: pa.Array, before: pa.DataType | None) -> pa.DataType:
     """before: what held the rows before these, None where there were none with a value."""
+    codes = pc.any(pc.match_substring_regex(column, CODE)).as_py()
     for kind in (pa.int64(), pa.float64()):
-        if before not in (None, pa.int64(), kind):
+        if codes or before not in (None, pa.int64(), kind):
             continue
         try:
             column.cast(kind)
