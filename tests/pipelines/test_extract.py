@@ -237,6 +237,11 @@ MISTAKES = {
     "an unknown option": (GOOD, ["--shard-row", "3"], "did you mean --shard-rows?"),
     "a wrong value": (GOOD, ["--video.fps", "-3"], "fps -3"),
     "media that are nowhere": (GOOD, [], "none of the first 3 media files is there, such as "),
+    "no end of time": (GOOD, ["--timeout", "inf"], "--timeout inf: must be a finite number"),
+    "no end of memory": (GOOD, ["--memory-gb", "inf"], "--memory-gb inf: must be a finite number"),
+    "a share that is no number": (GOOD, ["--max-failed", "nan"], "--max-failed nan: must be a finite number"),
+    "no end of frames": (GOOD, ["--video.fps", "inf"], "fps inf"),
+    "no end of a window": (GOOD, ["--audio.hop", "inf", "--audio.window", "inf"], "hop <= window < inf"),
     "too few of something": (GOOD, ["--shard-rows", "0"], "--shard-rows 0: must be 1 or more"),
 }
 
