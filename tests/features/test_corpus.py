@@ -258,6 +258,12 @@ def test_a_folder_of_class_folders_is_a_corpus(tmp_path):
     assert read_corpus(str(tmp_path)).validate().digest == summary.digest
 
 
+def test_the_files_of_a_clip_need_not_be_neighbours(tmp_path):
+    touch(tmp_path, "dog/a.mp4", "dog/a.old.mp4", "dog/a.wav")
+    clips = [(clip.clip_id, clip.video, clip.audio) for clip in read_corpus(str(tmp_path)).clips()]
+    assert clips == [("dog/a", "dog/a.mp4", "dog/a.wav"), ("dog/a.old", "dog/a.old.mp4", None)]
+
+
 def test_split_folders_are_the_splits(tmp_path):
     touch(tmp_path, "train/dog/1.mp4", "val/dog/2.mp4", "test/cat/3.mp4")
     clips = list(read_corpus(str(tmp_path)).clips())
