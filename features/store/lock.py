@@ -6,6 +6,7 @@ that was killed never blocks the next one. Storage that is away stops every hear
 
 import contextlib
 import json
+import math
 import os
 import socket
 import threading
@@ -64,17 +65,14 @@ class StoreLock:
 
     def _wait_until_stale(self, holder: dict) -> None:
         print(f"waiting: {self.uri} is locked by {_describe(holder)}", flush=True)
-        seen_from = time.monotonic()
-        while time.monotonic() - seen_from < STALE:
+        # Counted in looks, for while the storage is away, perhaps for the owner as well, one look takes long.
+        for _ in range(math.ceil(STALE / POLL)):
             time.sleep(POLL)
-            asked = time.monotonic()
             now = self._read()
             if now is None or _gone(now):
                 return
             if (now["owner"], now["beats"]) != (holder["owner"], holder["beats"]):
                 raise StoreError(f"{self.uri} is being written by {_describe(now)}: wait for it, or stop it")
-            if time.monotonic() - asked > POLL:  # the storage was away, for the owner perhaps as well
-                seen_from = time.monotonic()
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
