@@ -30,6 +30,7 @@ TYPES = {
     "fold": pa.int64(),
 }
 BATCH = 65_536  # rows
+CODE = r"(?i)^(\+\d+|-?0\d+|-?0x[\da-f]+)$"  # digits that are no whole number as one is written: 007 is not 7
 SUFFIXES = {
     **dict.fromkeys(("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "flv", "3gp", "ogv", "wmv"), "video"),
     **dict.fromkeys(("wav", "flac", "mp3", "m4a", "aac", "ogg", "opus"), "audio"),
@@ -265,8 +266,9 @@ def _csv_schema(filesystem: FileSystem, path: str) -> pa.Schema:
 
 def _narrowest(column: pa.Array, before: pa.DataType | None) -> pa.DataType:
     """before: what held the rows before these, None where there were none with a value."""
+    codes = pc.any(pc.match_substring_regex(column, CODE)).as_py()
     for kind in (pa.int64(), pa.float64()):
-        if before not in (None, pa.int64(), kind):
+        if codes or before not in (None, pa.int64(), kind):
             continue
         try:
             column.cast(kind)
@@ -287,6 +289,7 @@ def _folder_table(filesystem: FileSystem, root: str, uri: str) -> pa.Table:
         raise CorpusError(f"corpus {uri} has no media file ({', '.join(SUFFIXES)}) below it")
     split_folders = {p.split("/")[0] for p in paths} <= set(SPLITS)
     rows: dict[str, list] = {name: [] for name in ("clip_id", "video", "audio", "image", "split", "label")}
+    row_of: dict[str, int] = {}  # by clip_id: a.old.mp4 sorts between a.mp4 and a.wav
     for path in paths:
         clip_id, _, suffix = path.rpartition(".")
         folders = clip_id.split("/")[:-1]
@@ -294,13 +297,15 @@ def _folder_table(filesystem: FileSystem, root: str, uri: str) -> pa.Table:
             where = "ROOT/SPLIT/CLASS/" if split_folders else "ROOT/CLASS/"
             raise CorpusError(f"corpus {uri}: {path} lies in no class folder; put it in {where} or name a manifest")
         modality = SUFFIXES[suffix.lower()]
-        if not (rows["clip_id"] and rows["clip_id"][-1] == clip_id and rows[modality][-1] is None):
+        row = row_of.get(clip_id)
+        if row is None or rows[modality][row] is not None:
+            row = row_of[clip_id] = len(rows["clip_id"])
             split = folders[0] if split_folders else _split_by_hash(clip_id)
             for name, value in {"clip_id": clip_id, "split": split, "label": folders[split_folders]}.items():
                 rows[name].append(value)
             for name in ("video", "audio", "image"):
                 rows[name].append(None)
-        rows[modality][-1] = path
+        rows[modality][row] = path
     return pa.table({name: pa.array(values, pa.string()) for name, values in rows.items()})
 
 

@@ -92,13 +92,28 @@ def temporary_path(fs: pafs.FileSystem, path: str) -> str:
     return f"{path}.{uuid.uuid4().hex}.tmp" if fs.type_name == "local" else path
 
 
-def write_atomic(fs: pafs.FileSystem, path: str, payload: bytes) -> None:
-    """Write a whole file or nothing. Object stores show a file only when it is closed; local ones need a rename."""
+def publish(fs: pafs.FileSystem, temporary: str, path: str, sync: bool = True) -> None:
+    """Give a closed file its name. Object stores show a file only when it is closed; local ones need a rename.
+
+    sync: wait until the disk has its bytes, for after a power cut the name alone may be there.
+    """
+    if temporary == path:
+        return
+    if sync:
+        file = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+    fs.move(temporary, path)
+
+
+def write_atomic(fs: pafs.FileSystem, path: str, payload: bytes, sync: bool = True) -> None:
+    """Write a whole file or nothing. sync: as in `publish`."""
     temporary = temporary_path(fs, path)
     with fs.open_output_stream(temporary) as f:
         f.write(payload)
-    if temporary != path:
-        fs.move(temporary, path)
+    publish(fs, temporary, path, sync)
 
 
 def read_text(folder: str, name: str) -> str | None:

@@ -26,7 +26,7 @@ from features.store.shards import Failure
 
 Encode = Callable[[Clip, Mapping[str, str], EncoderSpec], Sample]
 CRASH, TIMEOUT, MEMORY = "Crash", "Timeout", "Memory"  # classes of failures
-GRACE = 1.0  # seconds beyond the timeout after which a child that nobody stopped stops itself
+GRACE = 1.0  # seconds: beyond the timeout until a child that nobody stopped stops itself; from its last word to its end
 
 
 class IsolatedEncoder:
@@ -66,6 +66,8 @@ class IsolatedEncoder:
                     self.close()  # what it holds by now, it may hold for ever
                 return outcome
         except (EOFError, OSError):  # the child's end of the pipe is gone
+            self._child.join(GRACE)
+            self._child.kill()  # it may hang in its exit
             self._child.join()
             return Failure("decode", CRASH, f"the decoder's process died with exit code {self._child.exitcode}")
         self.close()

@@ -47,8 +47,8 @@ class VideoSpec:
         left, top, right, bottom = self.crop or (0.0, 0.0, 1.0, 1.0)
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise ValueError(f"crop {self.crop} is not left < right, top < bottom within 0 and 1")
-        if not (self.fps > 0 and self.size > 0):
-            raise ValueError(f"fps {self.fps} and size {self.size} must be above 0")
+        if not (0 < self.fps < math.inf and self.size > 0):
+            raise ValueError(f"fps {self.fps} and size {self.size} must be above 0, and finite")
         if self.decoder == "decord" and self.sampling != "exact":
             raise ValueError(f"decord decodes every frame; sampling {self.sampling} needs decoder auto or pyav")
         if self.decoder == "decord" and decord_misreads(self.window()[0]):
@@ -83,8 +83,8 @@ class AudioSpec:
     """Seconds of sound that one log-mel frame sees."""
 
     def __post_init__(self) -> None:
-        if not (self.sample_rate > 0 and self.mels > 0 and 0 < self.hop <= self.window):
-            raise ValueError(f"{self}: sample_rate and mels must be above 0, and 0 < hop <= window")
+        if not (self.sample_rate > 0 and self.mels > 0 and 0 < self.hop <= self.window < math.inf):
+            raise ValueError(f"{self}: sample_rate and mels must be above 0, and 0 < hop <= window < inf")
         if abs(self.hop * self.sample_rate - round(self.hop * self.sample_rate)) > 1e-6:
             raise ValueError(f"hop {self.hop} s is not a whole number of samples at {self.sample_rate} Hz")
 

@@ -171,10 +171,15 @@ def _check_label(corpus: "Corpus", task: Declared, batch: pa.RecordBatch, before
     column, fault = batch.column(task.name), None
     if task.kind == "events":
         fault = find_fault(column, _seconds(batch))
-    elif task.kind == "sentiment":
-        row = _first(pc.fill_null(pc.greater(pc.abs(column), SENTIMENT), False))
+    elif task.kind in NUMBERS:
+        row = _first(pc.fill_null(pc.is_inf(column), False))
         if row is not None:
-            fault = row, f"{column[row].as_py():g} lies beyond the scale of -3 to 3; rescale it or call it a regression"
+            fault = row, f"{column[row].as_py():g} cannot be learned; leave the field empty where there is no number"
+        elif task.kind == "sentiment":
+            row = _first(pc.fill_null(pc.greater(pc.abs(column), SENTIMENT), False))
+            if row is not None:
+                value = f"{column[row].as_py():g}"
+                fault = row, f"{value} lies beyond the scale of -3 to 3; rescale it or call it a regression"
     if fault is not None:
         row, what = fault
         raise CorpusError(f"corpus {corpus.uri}: row {before + row + 1}, column {task.name!r}: {what}")

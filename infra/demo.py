@@ -70,7 +70,8 @@ def run_jobs(head: Head) -> int:
 
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        if code := max(pool.map(train, MODELS)):
+        codes = list(pool.map(train, MODELS))
+        if code := next(filter(None, codes), 0):  # below 0 where a signal ended the client
             return code
     finally:  # who interrupts the demo does not wait for its jobs: the head node takes them with it
         pool.shutdown(wait=False, cancel_futures=True)

@@ -187,7 +187,7 @@ class LocalCluster:
 
 
 def up(folder: str, hosts: int, cpus: int, dead_after: float) -> LocalCluster:
-    """Start a cluster and wait until it takes jobs. Raises ClusterError, with nothing left behind."""
+    """Start a cluster and wait until it takes jobs. Raises ClusterError, with nothing left behind but the logs."""
     require_tools()
     if Path(folder).exists():
         raise ClusterError(f"{folder} holds a cluster already: end it (down), or give another --folder")
@@ -252,7 +252,9 @@ def load(folder: str) -> LocalCluster:
 
 
 def put(cluster: LocalCluster, source: str | None, target: str) -> None:
-    """Copy a local folder to the cluster's S3 server; no source only makes the bucket."""
+    """Copy a local folder to the cluster's S3 server; no source only makes the bucket. Raises ClusterError for none."""
+    if source is not None and not os.path.isdir(source):
+        raise ClusterError(f"{source} is no folder: name the one to copy")
     query = f"scheme=http&endpoint_override={cluster.address(STORAGE)}:9000&allow_bucket_creation=true"
     fs, path = open_fs(f"s3://local:local@{target.removeprefix('s3://')}?{query}")
     fs.create_dir(path, recursive=True)
@@ -296,11 +298,14 @@ def down_command(folder: Folder = FOLDER) -> int:
 
 def status_command(folder: Folder = FOLDER) -> int:
     """Each host: its address, whether it is up, and whether Ray counts it as alive."""
-    cluster = load(os.path.abspath(folder))
-    nodes = cluster.nodes()
+    cluster, nodes = load(os.path.abspath(folder)), {}
+    with suppress(OSError):  # Ray dies with its head node
+        nodes = cluster.nodes()
     for host in cluster.hosts:
         running = "up" if find_init(cluster.folder, host) else "down"
-        print(f"{host} {cluster.address(host)} {running}, {'alive' if nodes[host] else 'dead'} to Ray")
+        print(f"{host} {cluster.address(host)} {running}, {'alive' if nodes.get(host) else 'dead'} to Ray")
+    if not nodes:
+        raise ClusterError(f"Ray's head node {cluster.hosts[0]} does not answer (log: {folder}/{cluster.hosts[0]}.log)")
     return 0
 
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import math
 import os
 import sys
 import time
@@ -124,10 +125,12 @@ def override(config: Config, options: Mapping[str, Any]) -> Config:
 
 
 def require_at_least(config: Any, least: Mapping[str, float]) -> None:
-    """Raise JobError for the first option that is below its least value; least: by field name."""
+    """Raise JobError for the first option that is below its least value, or not finite; least: by field name."""
     for name, value in least.items():
-        if getattr(config, name) < value:
-            raise JobError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be {value:g} or more")
+        given = getattr(config, name)
+        if not (given >= value and math.isfinite(given)):
+            what = f"{value:g} or more" if math.isfinite(given) else "a finite number"
+            raise JobError(f"--{name.replace('_', '-')} {given}: must be {what}")
 
 
 def to_yaml(config: Any) -> str:
@@ -220,7 +223,7 @@ def _yaml_options(config_class: type, path: str) -> Iterator[str]:
         tree = yaml.safe_load(Path(path).read_text()) or {}
     except OSError as error:
         raise JobError(f"--config {path}: {error.strerror}; give a YAML file of options") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise JobError(f"--config {path}: not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise JobError(f"--config {path}: expected `option: value` lines")

@@ -14,7 +14,6 @@ from typing import Annotated
 
 import ray
 from pyarrow.fs import FileType
-from rich.console import Console
 from rich.table import Table
 
 from features import text, vectors
@@ -24,6 +23,7 @@ from features.files import open_fs, split_place
 from features.quality import QualitySpec
 from features.specs import AudioSpec, EncoderSpec, ImageSpec, TextSpec, VectorSpec, VideoSpec
 from features.store import Store, StoreSpec
+from features.store.inspect import make_console
 from features.store.lock import StoreLock
 from features.store.plan import write_plan
 from features.store.shards import create_store, failed_shards, find_store, sweep_litter
@@ -101,7 +101,7 @@ def extract(config: ExtractConfig) -> None:
         committed = store.committed()
         pending = [name for name in spec.shards() if name not in committed]
         if config.retry_failed is not None:
-            pending += shards_to_retry(store, config.retry_failed)
+            pending += shards_to_retry(store, config.retry_failed, pending)
         run(config, corpus, store, encoder, pending, lock)
         sweep_litter(store)  # of workers that died
     summarize(store, config.max_failed)
@@ -166,11 +166,17 @@ def _is_there(uri: str) -> bool:
     return fs.get_file_info(path).type == FileType.File
 
 
-def shards_to_retry(store: Store, classes: tuple[str, ...]) -> list[str]:
-    """Committed shards with failures to try again. Raises JobError for a class that no failure is of."""
+def shards_to_retry(store: Store, classes: tuple[str, ...], pending: Collection[str]) -> list[str]:
+    """Committed shards with failures to try again.
+
+    Raises JobError for a class that no failure is of, where nothing is pending either: what is pending may be what is
+    left of a run that was killed, and that had cured all of that class.
+    """
+    if not store.counts()[1]:
+        return []
     failures = store.failures().select(["stage", "error"])
     known = {value for column in failures.columns for value in column.unique().to_pylist()}
-    if unknown := sorted(set(classes) - known):
+    if not pending and (unknown := sorted(set(classes) - known)):
         raise JobError(f"--retry-failed {','.join(unknown)}: {store.uri} has failures of {', '.join(sorted(known))}")
     counts = failed_shards(store, classes)
     print(f"trying again {sum(counts.values())} failed clips in {len(counts)} shards")
@@ -241,7 +247,7 @@ def print_failures(store: Store) -> None:
     for group in groups.sort_by([("clip_id_count", "descending")]).to_pylist():
         example = f"{group['clip_id_first']}: {group['message_first']}"
         table.add_row(str(group["clip_id_count"]), group["stage"], group["error"], example)
-    Console(width=140).print(table)
+    make_console().print(table)
     print(f"all of them: {store.uri}/failures/*.parquet; --retry-failed [CLASS] tries them again", flush=True)
 
 

@@ -213,7 +213,7 @@ def number(value: float | None) -> str:
     """A figure for a table: whole numbers whole, others to four digits; - where there is none."""
     if value is None:
         return "-"
-    return f"{value:.0f}" if value == round(value) else f"{value:.4g}"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def human_bytes(count: float) -> str:

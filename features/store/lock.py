@@ -6,6 +6,7 @@ that was killed never blocks the next one. Storage that is away stops every hear
 
 import contextlib
 import json
+import math
 import os
 import socket
 import threading
@@ -64,17 +65,14 @@ class StoreLock:
 
     def _wait_until_stale(self, holder: dict) -> None:
         print(f"waiting: {self.uri} is locked by {_describe(holder)}", flush=True)
-        seen_from = time.monotonic()
-        while time.monotonic() - seen_from < STALE:
+        # Counted in looks, for while the storage is away, perhaps for the owner as well, one look takes long.
+        for _ in range(math.ceil(STALE / POLL)):
             time.sleep(POLL)
-            asked = time.monotonic()
             now = self._read()
             if now is None or _gone(now):
                 return
             if (now["owner"], now["beats"]) != (holder["owner"], holder["beats"]):
                 raise StoreError(f"{self.uri} is being written by {_describe(now)}: wait for it, or stop it")
-            if time.monotonic() - asked > POLL:  # the storage was away, for the owner perhaps as well
-                seen_from = time.monotonic()
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
@@ -87,13 +85,15 @@ class StoreLock:
         try:
             with (fs or self.fs).open_input_file(self.path) as f:
                 return json.loads(f.read())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # a power cut leaves an empty file, and no owner
             return None
 
     def _write(self, fs: pafs.FileSystem) -> None:
         self._beats += 1
         me = {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(), "beats": self._beats}
-        write_atomic(fs, self.path, json.dumps(me | {"started": psutil.Process().create_time()}).encode())
+        me["started"] = psutil.Process().create_time()
+        # No wait for the disk: the longer a write takes, the likelier another job wrote since we looked.
+        write_atomic(fs, self.path, json.dumps(me).encode(), sync=False)
 
 
 def _gone(holder: dict) -> bool:

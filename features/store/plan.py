@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 
 from features.corpus import Corpus
 from features.errors import StoreError
-from features.files import temporary_path
+from features.files import publish, temporary_path
 from features.store.reader import Store
 
 OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -82,8 +82,7 @@ def _plan_file(store: Store, split: str, schema: pa.Schema) -> Iterator[_Part]:
         with contextlib.suppress(OSError):
             store.fs.delete_file(temporary)
         raise
-    if temporary != path:
-        store.fs.move(temporary, path)
+    publish(store.fs, temporary, path)
 
 
 def _path(store: Store, split: str) -> str:

@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 
 from features.corpus import VECTORS, Clip
 from features.errors import StoreError
-from features.files import list_files, open_fs, temporary_path, write_atomic
+from features.files import list_files, open_fs, publish, temporary_path, write_atomic
 from features.quality import quality_schema
 from features.store import Store, StoreSpec
 from features.store.samples import PackedSample
 
 FOLDERS = ("shards", "index", "failures")  # of one file per shard
+PARQUET_END = b"PAR1"
 TAR_END = 2 * tarfile.BLOCKSIZE  # zeros, and more of them until a record is full
 FAILURE_SCHEMA = pa.schema(
     [
@@ -149,8 +150,7 @@ class ShardWriter:
         if self._tar is not None:
             self._tar.write(bytes(TAR_END + -(self._tar.tell() + TAR_END) % tarfile.RECORDSIZE))
             self._tar.close()
-            if self._temporary != self._tar_path:
-                self.fs.move(self._temporary, self._tar_path)
+            publish(self.fs, self._temporary, self._tar_path)
             self._tar = None
         self._write_part("failures", self.failed, FAILURE_SCHEMA)
         self._write_part("index", self.rows, self.schema)
@@ -236,13 +236,13 @@ def create_store(uri: str, spec: StoreSpec) -> Store:
 def sweep_litter(store: Store) -> int:
     """Delete what dead runs left and return how many files: temporary ones, tars and failures without an index part.
 
-    Also an index part whose tar is gone: a worker that outlived its job by a moment wrote it, or a copy broke off.
+    Also an index part whose tar or failures are gone: a worker that outlived its job by a moment wrote it, a copy broke
+    off, or the power was cut.
     """
     files = {folder: _every_file(store, folder) for folder in FOLDERS}
-    tars = {info.base_name for info in files["shards"]}
-    parts = {info.base_name.removesuffix(".parquet"): info for info in list_files(store.fs, f"{store.path}/index")}
-    committed = {name for name, info in parts.items() if f"{name}.tar" in tars or not _rows(store, info)}
-    litter = [info for infos in files.values() for info in infos if info.base_name.rsplit(".", 1)[0] not in committed]
+    tars, parts, failures = ({_stem(i): i for i in infos if _is_whole(store, i)} for infos in files.values())
+    committed = {name for name, part in parts.items() if name in failures and (name in tars or not _rows(store, part))}
+    litter = [info for infos in files.values() for info in infos if _stem(info) not in committed]
     litter += [info for info in _every_file(store, "") if info.base_name.startswith("store.json.")]
     litter += [info for info in _every_file(store, "plan") if info.base_name.endswith(".tmp")]
     for info in litter:
@@ -253,6 +253,21 @@ def sweep_litter(store: Store) -> int:
 def _every_file(store: Store, folder: str) -> list[pafs.FileInfo]:
     selector = pafs.FileSelector(f"{store.path}/{folder}".rstrip("/"), allow_not_found=True)
     return [info for info in store.fs.get_file_info(selector) if info.type == pafs.FileType.File]
+
+
+def _stem(info: pafs.FileInfo) -> str:
+    return info.base_name.rsplit(".", 1)[0]
+
+
+def _is_whole(store: Store, info: pafs.FileInfo) -> bool:
+    """False for what a power cut leaves of a file. Object stores have whole ones alone, and each look costs a request.
+
+    A parquet file ends in its footer.
+    """
+    if not info.size or info.extension != "parquet" or store.fs.type_name != "local":
+        return info.size > 0
+    with store.fs.open_input_file(info.path) as file:
+        return file.read_at(len(PARQUET_END), max(0, info.size - len(PARQUET_END))) == PARQUET_END
 
 
 def _rows(store: Store, part: pafs.FileInfo) -> int:

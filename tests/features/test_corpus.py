@@ -168,6 +168,7 @@ def test_tasks_that_do_not_fit_say_why(manifest, tasks, message):
         ({"start": [2.0, None, None, 2.0]}, "clip '00123' goes from 2.0 s to 1.5 s"),
         ({"start": [-1.0, None, None, 2.0]}, "clip '00123' goes from -1.0 s"),
         ({"color": pa.nulls(4, pa.string())}, "'color' has no value in any row"),
+        ({"mood": [0.5, float("nan"), 1.0, float("-inf")]}, "row 4, column 'mood': -inf cannot be learned; leave"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(manifest, changes, message):
@@ -197,6 +198,23 @@ def test_a_csv_column_has_the_type_that_holds_all_of_it(tmp_path):
     assert summary.tasks == (Task("a", "classification", ("0", "1", "2", "3", "4", "unknown")), Task("b", "regression"))
     *_, last = read_corpus(str(tmp_path / "c.csv")).clips()
     assert (last.clip_id, last.labels) == ("007", {"a": None, "b": None})
+
+
+@pytest.mark.parametrize(
+    ("codes", "tasks"),
+    [
+        (["001", "01", "1", "1"], (Task("color", "classification", ("001", "01", "1")),)),
+        (["0x10", "16", "0", "-5"], (Task("color", "classification", ("-5", "0", "0x10", "16")),)),
+        (["+5", "5", "0.5", "5"], (Task("color", "classification", ("+5", "0.5", "5")),)),
+        (["007", "7", "0.5", "7"], (Task("color", "classification", ("0.5", "007", "7")),)),
+        (["0", "-5", "10", "9"], (Task("color", "classification", ("-5", "0", "9", "10")),)),
+        (["0.50", "+.5", "-0", "1e3"], (Task("color", "regression"),)),
+    ],
+)
+def test_a_csv_keeps_labels_apart_that_are_the_same_number_only_by_value(tmp_path, codes, tasks):
+    rows = [f"{n},v.mp4,{split},{code}" for n, (split, code) in enumerate(zip(ROWS["split"], codes, strict=True))]
+    (tmp_path / "c.csv").write_text("\n".join(["clip_id,video,split,color", *rows]))
+    assert read_corpus(str(tmp_path / "c.csv")).validate().tasks == tasks
 
 
 @pytest.mark.parametrize(
@@ -238,6 +256,12 @@ def test_a_folder_of_class_folders_is_a_corpus(tmp_path):
     assert (first.clip_id, first.video, first.audio) == ("cat/00", "cat/00.mp4", "cat/00.wav")
     assert first.media(corpus.folder)["video"] == str(tmp_path / "cat/00.mp4")
     assert read_corpus(str(tmp_path)).validate().digest == summary.digest
+
+
+def test_the_files_of_a_clip_need_not_be_neighbours(tmp_path):
+    touch(tmp_path, "dog/a.mp4", "dog/a.old.mp4", "dog/a.wav")
+    clips = [(clip.clip_id, clip.video, clip.audio) for clip in read_corpus(str(tmp_path)).clips()]
+    assert clips == [("dog/a", "dog/a.mp4", "dog/a.wav"), ("dog/a.old", "dog/a.old.mp4", None)]
 
 
 def test_split_folders_are_the_splits(tmp_path):

@@ -16,7 +16,7 @@ from features.errors import StoreError
 from features.specs import Sample
 from features.store import Feature
 from features.store.__main__ import main
-from features.store.inspect import LINES, inspect, print_report
+from features.store.inspect import LINES, inspect, number, print_report
 from features.store.samples import pack
 from features.store.shards import Failure, ShardWriter, create_store
 from features.store.sheet import choose, contact_sheet, write_figure
@@ -112,6 +112,11 @@ def test_the_tables_show_every_figure_and_take_names_as_text(tmp_path):
         writer.commit()
     text = printed(inspect(store))
     assert all(word in text for word in ("[bold]:smile:", "[red]y", "is empty", "uint8 [4, 4, 3]", "mels 8", "144 B"))
+
+
+def test_every_figure_can_be_written():
+    assert [number(value) for value in (None, 3, 2.0, 0.12345, float("inf"), float("nan"))] == [
+        "-", "3", "2", "0.1235", "inf", "nan"]  # fmt: skip
 
 
 def test_of_many_classes_the_largest_are_listed_and_the_others_summed(store):

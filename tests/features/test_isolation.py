@@ -61,6 +61,14 @@ def test_a_crash_that_does_not_come_again_costs_nothing(encoder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_a_child_that_hangs_in_its_exit_is_killed(encoder):
+    crash, good = encode(encoder, "hangs up", "1")
+    assert crash == Failure("decode", "Crash", "the decoder's process died with exit code -9", attempts=2)
+    assert isinstance(good, PackedSample)
+
+
+@pytest.mark.slow
 def test_the_timeout_is_the_clips_own_and_not_the_childs_start(encoder):
     assert isinstance(encode(encoder, "1")[0], PackedSample)  # importing the decoders takes longer than a clip may
     encoder.timeout = 0.3

@@ -1,5 +1,6 @@
 """One writer per store: a dead owner's lock is taken over, a living one's is respected."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -79,6 +80,14 @@ def test_a_process_number_used_again_is_not_the_owner(tmp_path):
         assert time.monotonic() - begun < 1
 
 
+@pytest.mark.parametrize("left", [b"", bytes(90), b'{"owner": "a'], ids=["empty", "zeros", "half"])
+def test_a_lock_that_a_power_cut_emptied_is_nobodys(tmp_path, left):
+    (tmp_path / "lock.json").write_bytes(left)
+    begun = time.monotonic()
+    with StoreLock(str(tmp_path)):
+        assert time.monotonic() - begun < 1 and lock_of(tmp_path)["pid"] == psutil.Process().pid
+
+
 def test_an_owner_on_another_host_counts_as_dead_without_a_heartbeat(tmp_path, monkeypatch):
     monkeypatch.setattr(features.store.lock, "STALE", 1.5)
     with StoreLock(str(tmp_path)):
@@ -87,6 +96,24 @@ def test_an_owner_on_another_host_counts_as_dead_without_a_heartbeat(tmp_path, m
     begun = time.monotonic()
     with StoreLock(str(tmp_path)):
         assert time.monotonic() - begun >= 1.5
+
+
+def test_slow_storage_does_not_keep_a_dead_owner_alive(tmp_path, monkeypatch):
+    monkeypatch.setattr(features.store.lock, "POLL", 0.1)
+    monkeypatch.setattr(features.store.lock, "STALE", 0.5)
+    with StoreLock(str(tmp_path)):
+        lock = lock_of(tmp_path)
+    (tmp_path / "lock.json").write_text(json.dumps(lock | {"host": "elsewhere"}))
+    read, reads = StoreLock._read, itertools.count()
+
+    def slowly(self, fs=None):
+        assert next(reads) < 20, "waited without end"
+        time.sleep(0.15)
+        return read(self, fs)
+
+    monkeypatch.setattr(StoreLock, "_read", slowly)
+    with StoreLock(str(tmp_path)):
+        assert lock_of(tmp_path)["owner"] != lock["owner"]
 
 
 def test_the_owner_gives_a_heartbeat(tmp_path, monkeypatch):

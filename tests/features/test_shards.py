@@ -1,6 +1,7 @@
 """A shard is committed whole or is not there, and the same samples are the same bytes."""
 
 import json
+import os
 import tarfile
 
 import pyarrow.parquet as pq
@@ -67,7 +68,7 @@ def test_nothing_of_a_shard_is_there_before_it_is_committed(tmp_path):
     assert list(files_of(tmp_path)) == ["store.json"]
 
 
-@pytest.mark.parametrize("lost", ["index", "shards"])
+@pytest.mark.parametrize("lost", ["index", "shards", "failures"])
 def test_a_shard_that_lost_a_part_does_not_count_and_is_swept(tmp_path, lost):
     clips = make_clips(8)
     store = write_store(tmp_path, clips)
@@ -82,6 +83,29 @@ def test_a_shard_that_lost_a_part_does_not_count_and_is_swept(tmp_path, lost):
     write_shard(tmp_path, "train-000001", list(enumerate(clips))[4:], store.spec)
     assert files_of(tmp_path) == whole
     assert sweep_litter(store) == 0
+
+
+@pytest.mark.parametrize("folder", ["index", "shards", "failures"])
+def test_a_shard_that_a_power_cut_emptied_a_part_of_is_swept(tmp_path, folder):
+    store = write_store(tmp_path, make_clips(8))
+    (part,) = (tmp_path / folder).glob("train-000001.*")
+    part.write_bytes(b"" if folder == "shards" else part.read_bytes()[:-9])
+    assert sweep_litter(store) == 3
+    assert store.committed() == {"train-000000"} and store.counts() == (4, 0)
+
+
+def test_every_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, fsync = {}, os.fsync
+
+    def spy(file):
+        fsync(file)
+        number = os.fstat(file).st_ino
+        synced[number] = [path.suffix for path in tmp_path.rglob("*") if path.stat().st_ino == number]
+
+    monkeypatch.setattr(os, "fsync", spy)
+    write_store(tmp_path, make_clips(1))
+    assert synced == {path.stat().st_ino: [".tmp"] for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(synced) == 4
 
 
 def test_a_shard_of_which_every_clip_failed_is_committed_too(tmp_path):

@@ -5,6 +5,8 @@ import os
 import re
 import shlex
 import subprocess
+import sys
+from pathlib import Path
 
 import boto3
 import pytest
@@ -150,3 +152,29 @@ def test_scripts_parse_and_stop_at_the_first_error(script):
 def test_sbatch_without_a_job_is_one_line():
     done = subprocess.run([FILES / "slurm.sh"], capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "give the job" in done.stderr
+
+
+FAKES = {
+    "scontrol": "printf 'a\\nb\\n'",
+    "srun": """echo "$SRUN_CPUS_PER_TASK" >> cpus
+case "$*" in
+  *hostname*) echo 10.0.0.1 ;;
+  *--head*) exec sleep 60 ;;
+  *) exit 1 ;;
+esac""",
+    "ray": "echo '[1]'",  # health-check, and list nodes
+}
+
+
+def test_a_slurm_job_ends_when_ray_does_not_start_on_every_host(tmp_path):
+    for name, body in FAKES.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "[a-b]", "SLURM_CPUS_PER_TASK": "8"}
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [FILES / "slurm.sh", "true"],
+        cwd=tmp_path, env={**os.environ, **slurm, "PATH": path}, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "error: Ray did not start on all of a b\n")
+    assert set((tmp_path / "cpus").read_text().split()) == {"8"}

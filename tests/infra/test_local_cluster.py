@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from features.files import open_fs, read_json
 from infra.head import ROOT
 from infra.hosts import ClusterError, find_init, host_processes, require_tools, wait_until
-from infra.local_cluster import down, main, put, up
+from infra.local_cluster import LocalCluster, down, main, put, up
 
 pytestmark = pytest.mark.slow
 CLIPS = 40
@@ -242,3 +242,19 @@ def test_a_host_that_is_not_there_is_one_line(cluster, capsys):
         assert main([*command, "--folder", cluster.folder]) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert main(["status", "--folder", "/nowhere"]) == 1 and "no cluster in /nowhere" in capsys.readouterr().err
+
+
+def test_a_head_node_that_is_dead_and_a_folder_that_is_missing_are_one_line(tmp_path, monkeypatch, capsys):
+    fields = {"folder": str(tmp_path), "network": "10.77.0", "token": "", "hosts": ["host1", "host2"], "cpus": 1}
+    (tmp_path / "cluster.json").write_text(json.dumps({**fields, "dead_after": 15.0}))
+
+    def refuse(cluster):
+        raise urllib.error.URLError("refused")
+
+    monkeypatch.setattr(LocalCluster, "nodes", refuse)
+    assert main(["status", "--folder", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert "host2 10.77.0.12 down, dead to Ray" in printed.out and printed.err.count("\n") == 1
+    assert "head node host1 does not answer" in printed.err
+    assert main(["put", str(tmp_path / "none"), "s3://data/x", "--folder", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/none is no folder: name the one to copy\n"

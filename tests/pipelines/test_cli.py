@@ -142,6 +142,12 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path, monkeypatch, 
         parse(Options, sys.argv[1:])
 
 
+def test_a_config_file_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "job.yaml").write_bytes(b"PAR1\x89\xff")
+    with pytest.raises(JobError, match=r"job\.yaml: not YAML"):
+        parse(Options, ["--config", str(tmp_path / "job.yaml")])
+
+
 def test_help_into_a_closed_pipe_ends_without_a_word():
     job = subprocess.Popen([sys.executable, "pipelines/train.py", "--help"], cwd=ROOT, stdout=PIPE, stderr=PIPE)
     job.stdout.close()

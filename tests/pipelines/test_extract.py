@@ -15,12 +15,13 @@ import psutil
 import pytest
 import ray
 from mediafiles import write_manifest
-from storefiles import files_of
+from storefiles import LABELS, files_of, make_clips, make_spec
 
 from features.store import Store
-from pipelines.cli import run_job
+from features.store.shards import Failure, ShardWriter, create_store
+from pipelines.cli import JobError, run_job
 from pipelines.cluster import start_ray
-from pipelines.extract import ExtractConfig, extract
+from pipelines.extract import ExtractConfig, extract, print_failures, shards_to_retry
 
 ROOT = Path(__file__).parents[2]
 JOB = [sys.executable, str(ROOT / "pipelines/extract.py")]
@@ -180,6 +181,31 @@ def test_failed_clips_are_tried_again_and_no_others(first_run, corpus, cluster, 
     }
 
 
+def store_with(folder, **failures):
+    """A store of the shards train-000000, train-000001, ... of one clip each, which failed so: class=message."""
+    clips = make_clips(len(failures) + 1)
+    store = create_store(str(folder), make_spec(clips, shard_rows=1))
+    for clip, name, (error, message) in zip(clips, store.spec.shards(), failures.items(), strict=False):
+        with ShardWriter(str(folder), name, store.spec, LABELS) as writer:
+            writer.fail(clip, Failure("open", error, message))
+            writer.commit()
+    return store
+
+
+def test_a_retry_that_was_killed_goes_on_when_its_class_is_gone_and_a_first_run_that_was_has_nothing_to_retry(tmp_path):
+    fresh, store = store_with(tmp_path / "fresh"), store_with(tmp_path / "store", Timeout="slow", Crash="exit code -6")
+    assert shards_to_retry(fresh, ("Timeout",), ["train-000000"]) == shards_to_retry(fresh, (), []) == []
+    assert shards_to_retry(store, ("Timeout", "Memory"), ["train-000002"]) == ["train-000000"]
+    assert shards_to_retry(store, ("Memory",), ["train-000002"]) == []
+    with pytest.raises(JobError, match=r"--retry-failed Memory: .* has failures of Crash, Timeout, open"):
+        shards_to_retry(store, ("Timeout", "Memory"), [])
+
+
+def test_the_failures_table_takes_what_files_are_called_as_text(tmp_path, capsys):
+    print_failures(store_with(tmp_path, Crash="Some song [dqw4w9WgXcQ].mp4 [/x]"))
+    assert "Some song [dqw4w9WgXcQ].mp4 [/x]" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_store_that_cannot_be_written_stops_the_job_in_one_line(
     first_run, corpus, cluster, tmp_path, monkeypatch, capsys
@@ -211,6 +237,11 @@ MISTAKES = {
     "an unknown option": (GOOD, ["--shard-row", "3"], "did you mean --shard-rows?"),
     "a wrong value": (GOOD, ["--video.fps", "-3"], "fps -3"),
     "media that are nowhere": (GOOD, [], "none of the first 3 media files is there, such as "),
+    "no end of time": (GOOD, ["--timeout", "inf"], "--timeout inf: must be a finite number"),
+    "no end of memory": (GOOD, ["--memory-gb", "inf"], "--memory-gb inf: must be a finite number"),
+    "a share that is no number": (GOOD, ["--max-failed", "nan"], "--max-failed nan: must be a finite number"),
+    "no end of frames": (GOOD, ["--video.fps", "inf"], "fps inf"),
+    "no end of a window": (GOOD, ["--audio.hop", "inf", "--audio.window", "inf"], "hop <= window < inf"),
     "too few of something": (GOOD, ["--shard-rows", "0"], "--shard-rows 0: must be 1 or more"),
 }
 
