@@ -6,6 +6,7 @@ that do not decode become silence.
 """
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,7 +33,8 @@ from features.media import (
 from features.specs import AudioSpec
 
 PREROLL = 0.5  # s decoded before a segment: AAC and MP3 frames need the ones before them
-GAP = 0.05  # s by which sound may drift from its timestamps before silence fills the gap
+GAP = 0.05  # s by which sound may drift from its timestamps before silence fills the gap, or what overlaps is cut
+RESTART = 1.0  # s; timestamps that go back further begin anew: what follows is no overlap
 QUIET = 1e-3  # of full scale (-60 dB): a log-mel frame without a louder sample is silence
 FLOOR = 1e-6  # added to the mel power, so that silence has a logarithm
 
@@ -126,17 +128,16 @@ def _join(
     And how many seconds between first and last did not decode.
     """
     zero, rate = clock_zero(container), stream.rate
-    longest = ((container.duration or 0) / av.time_base + 1) * rate  # a timestamp that jumps further is a broken one
+    # A timestamp that jumps further is a broken one; a file as it was streamed declares no duration.
+    longest = (container.duration / av.time_base + 1) * rate if container.duration else math.inf
     stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
-    # Without the limit FFmpeg mixes floats to more than full scale: equal channels would come out 1.4 times as loud.
-    mono = av.AudioResampler(format="fltp", layout="mono", rate=rate, options={"rematrix_maxval": "1.0"})
+    mixer = _Mixer(rate)
     chunks, origin, end, lost = [], 0, 0, 0.0
     for packet, frame in _frames(container, stream):
         time = packet_time(packet) if frame is None else frame.time
         position = end if time is None else round((time - zero) * rate)
-        if last is not None and position >= last and chunks:
-            break
-        if frame is None:
+        beyond = last is not None and position >= last and bool(chunks)
+        if frame is None and not beyond:
             lost += float((packet.duration or 0) * packet.time_base) if position >= first else 0.0
             continue
         if not chunks:
@@ -144,10 +145,34 @@ def _join(
         if GAP * rate < position - end < longest:
             chunks.append(np.zeros(position - end, np.float32))
             end = position
-        for part in [frame] if frame.format.name == "fltp" and frame.layout.nb_channels == 1 else mono.resample(frame):
-            chunks.append(part.to_ndarray()[0])
-            end += len(chunks[-1])
+        if beyond:
+            break
+        samples = mixer.mix(frame)
+        if GAP * rate < end - position < RESTART * rate:
+            samples = samples[end - position :]
+        chunks.append(samples)
+        end += len(samples)
     return origin, np.concatenate(chunks) if chunks else np.empty(0, np.float32), lost
+
+
+class _Mixer:
+    """Frames of any format, layout and rate, which may change within a file, to mono at one rate."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self.given: tuple[str, str, int] | None = None
+
+    def mix(self, frame: av.AudioFrame) -> np.ndarray:
+        """(N,) float32: the frame, less the few samples that a resampler holds back for the next one."""
+        given, parts = (frame.format.name, frame.layout.name, frame.sample_rate), []
+        if given != self.given:
+            parts = self.resampler.resample(None) if self.given else []
+            self.given = given
+            # Without the limit FFmpeg mixes floats beyond full scale: equal channels come out 1.4 times as loud.
+            self.resampler = av.AudioResampler("fltp", "mono", self.rate, options={"rematrix_maxval": "1.0"})
+        parts += self.resampler.resample(frame)
+        parts = [part.to_ndarray()[0] for part in parts if part is not None]  # None: nothing was held back
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
 def _frames(container: InputContainer, stream: AudioStream) -> Iterator[tuple[av.Packet, av.AudioFrame | None]]:

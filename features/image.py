@@ -38,15 +38,22 @@ def encode_image(uri: str, spec: ImageSpec) -> Encoded:
 
 
 def decode_image(uri: str, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 RGB of any file that Pillow reads; of moving ones the first picture."""
+    """(size, size, 3) uint8 RGB of any file that Pillow reads; of moving ones the first picture.
+
+    Raises MediaError (stage open or image), also for pixels of 32 bits, whose range no file states.
+    """
     source = open_source(uri)
     try:
         with Image.open(source) as image:
             image = ImageOps.exif_transpose(image)
+            if image.mode in ("I", "F"):
+                raise MediaError("image", f"{uri}: no telling which value is white (mode {image.mode}); save it as PNG")
+            if image.mode.startswith("I;16"):  # Pillow would cut every number off at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
-    except MemoryError:
+    except (MemoryError, MediaError):
         raise
     except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them raise
         raise MediaError("image", f"{uri} is not an image that Pillow reads: {one_line(error)}") from error

@@ -47,8 +47,9 @@ def open_source(uri: str) -> Source:
     except MediaError:
         raise
     except (FeaturesError, ArrowException, OSError) as error:
-        if is_transient(error):
-            raise StorageError(f"{uri} cannot be read: {one_line(error)}; run the same command again later") from error
+        cause = error.__cause__ or error  # the bucket's region is looked up where open_fs explains what fails
+        if is_transient(cause):
+            raise StorageError(f"{uri} cannot be read: {one_line(cause)}; run the same command again later") from error
         raise MediaError("open", f"{uri} cannot be read: {one_line(error)}") from error
 
 

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,13 +28,13 @@ from pyarrow import parquet
 from torchaudio.functional import add_noise, resample
 
 from features.audio import Sound, decode_sound
-from features.corpus import Clip, read_corpus
+from features.corpus import Clip, Corpus, read_corpus
 from features.errors import CorpusError, FeaturesError, MediaError
 from features.files import resolve
 from features.progress import counted
 
 Kind = Literal["white", "babble"]
-SPARE = 2  # candidates per voice of babble: some clips have no sound, or a damaged one
+CHUNKS = 64  # per process: each carries the list of all files along
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,17 @@ def add_noise_to_corpus(options: Options) -> tuple[int, int]:
     clips = list(corpus.clips())
     sound.mkdir(parents=True, exist_ok=True)
     uris = [sound_of(clip, corpus.folder) for clip in clips]
-    tasks = zip(clips, uris, babblers(clips, uris, options), strict=True)
-    write, processes = partial(_write_one, options), min(options.processes or os.cpu_count() or 1, len(clips))
+    splits: dict[str, list[str]] = {}
+    for clip, uri in zip(clips, uris, strict=True):
+        if uri:
+            splits.setdefault(clip.split, []).append(uri)
+    write, processes = partial(_write_one, options, splits), min(options.processes or os.cpu_count() or 1, len(clips))
+    chunk = -(-len(clips) // (CHUNKS * processes)) if processes else 1
     # spawn: PyAV's and torch's threads do not survive fork.
     with multiprocessing.get_context("spawn").Pool(processes) if processes > 1 else nullcontext() as pool:
-        noisy = list(counted(pool.imap(write, tasks, chunksize=8) if pool else map(write, tasks), len(clips)))
-    _write_manifest(manifest, pa.Table.from_batches(corpus.batches(), corpus.schema), corpus.folder, noisy)
+        tasks = zip(clips, uris, strict=True)
+        noisy = list(counted(pool.imap(write, tasks, chunk) if pool else map(write, tasks), len(clips)))
+    _write_manifest(manifest, corpus, clips, noisy)
     return sum(path is not None for path in noisy), noisy.count(None)
 
 
@@ -90,17 +95,9 @@ def sound_of(clip: Clip, folder: str) -> str | None:
     return media.get("audio") or media.get("video")
 
 
-def babblers(clips: Sequence[Clip], uris: Sequence[str | None], options: Options) -> Iterator[list[str]]:
-    """For every clip the files of others of its split that may babble over it; none for white noise."""
-    rows: dict[str, list[int]] = {}
-    for row, clip in enumerate(clips):
-        rows.setdefault(clip.split, []).append(row)
-    for row, clip in enumerate(clips):
-        same = rows[clip.split]
-        wanted = min(len(same) - 1, SPARE * options.voices) if options.kind == "babble" else 0
-        picks = generator(clip, options.seed, 0).choice(len(same), wanted + 1, replace=False) if wanted else []
-        others = [same[pick] for pick in picks if same[pick] != row][:wanted]
-        yield [uris[other] for other in others if uris[other]]
+def babblers(clip: Clip, uri: str, same: Sequence[str], seed: int) -> Iterator[str]:
+    """The files that may babble over a clip, in random order: those of its split (same) but its own (uri)."""
+    return (same[pick] for pick in generator(clip, seed, 0).permutation(len(same)) if same[pick] != uri)
 
 
 def generator(clip: Clip, seed: int, use: int) -> np.random.Generator:
@@ -108,20 +105,28 @@ def generator(clip: Clip, seed: int, use: int) -> np.random.Generator:
     return np.random.default_rng([seed, use, zlib.crc32(clip.clip_id.encode())])
 
 
-def noise_of(kind: Kind, sound: Sound, others: Sequence[str], voices: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise as long as a sound, (N,) float32. Raises MediaError where no other clip's sound decodes."""
-    if kind == "white":
+def noise_of(clip: Clip, sound: Sound, others: Iterable[str], options: Options) -> np.ndarray:
+    """Noise as long as a clip's sound, (N,) float32; others: files to babble, as many as have sound for the voices.
+
+    Raises CorpusError where none of them has.
+    """
+    rng = generator(clip, options.seed, 1)
+    if options.kind == "white":
         return rng.standard_normal(len(sound.samples)).astype(np.float32)
     mixed, heard = np.zeros(len(sound.samples), np.float32), 0
     for uri in others:
-        voice = _voice(uri, sound.rate)
-        if voice is None or heard == voices:
+        if heard == options.voices:
+            break
+        if (voice := _voice(uri, sound.rate)) is None:
             continue
         begin = rng.integers(len(voice))
         mixed += np.resize(np.roll(voice, -begin), len(mixed))
         heard += 1
     if not heard:
-        raise MediaError("audio", "no other clip of its split has sound to make babble of")
+        raise CorpusError(
+            f"clip {clip.clip_id!r}: no other clip of split {clip.split!r} has sound to make babble of; "
+            "give the split more clips, or take --kind white"
+        )
     return mixed
 
 
@@ -136,9 +141,12 @@ def _voice(uri: str, rate: int) -> np.ndarray | None:
     return resample(torch.from_numpy(sound.samples), sound.rate, rate).numpy() / power**0.5
 
 
-def _write_one(options: Options, task: tuple[Clip, str | None, list[str]]) -> str | None:
-    """One clip's noisy sound; its path below the folder, None where there is no sound to mix noise into."""
-    clip, uri, others = task
+def _write_one(options: Options, splits: Mapping[str, list[str]], task: tuple[Clip, str | None]) -> str | None:
+    """One clip's noisy sound; its path below the folder, None where there is no sound to mix noise into.
+
+    splits: the files with sound of each split.
+    """
+    clip, uri = task
     torch.set_num_threads(1)
     try:
         sound = decode_sound(uri) if uri else None
@@ -146,7 +154,7 @@ def _write_one(options: Options, task: tuple[Clip, str | None, list[str]]) -> st
         return None
     if sound is None:
         return None
-    noise = noise_of(options.kind, sound, others, options.voices, generator(clip, options.seed, 1))
+    noise = noise_of(clip, sound, babblers(clip, uri, splits[clip.split], options.seed), options)
     mixed = add_noise(torch.from_numpy(sound.samples), torch.from_numpy(noise), torch.tensor(options.snr))
     name = f"sound/{quote(clip.clip_id, safe='')}.wav"
     write_wav(options.out / name, mixed.numpy(), sound.rate)
@@ -163,17 +171,24 @@ def write_wav(path: Path, samples: np.ndarray, rate: int) -> None:
         container.mux(stream.encode(None))
 
 
-def _write_manifest(path: Path, table: pa.Table, folder: str, noisy: Sequence[str | None]) -> None:
-    """The rows as they were, other media by their whole path; last, because it says that the sound is there."""
-    for name in {"video", "audio", "image"} & set(table.column_names):
-        uris = [uri and resolve(uri, folder) for uri in table[name].to_pylist()]
-        table = table.set_column(table.column_names.index(name), name, pa.array(uris, pa.string()))
-    own = table["audio"].to_pylist() if "audio" in table.column_names else [None] * len(noisy)
-    sounds = pa.array([new or old for new, old in zip(noisy, own, strict=True)], pa.string())
-    table = table.drop_columns(["audio"] if "audio" in table.column_names else []).append_column("audio", sounds)
+def _write_manifest(path: Path, corpus: Corpus, clips: Sequence[Clip], noisy: Sequence[str | None]) -> None:
+    """The rows as they were, other files by their whole path; last, because it says that the sound is there."""
+    schema = corpus.schema if "audio" in corpus.schema.names else corpus.schema.append(pa.field("audio", pa.string()))
+    rows = (row for batch in corpus.batches() for row in batch.to_pylist())
+    rows = [
+        row | clip.media(corpus.folder) | _event_files(clip, corpus.folder) | ({"audio": sound} if sound else {})
+        for row, clip, sound in zip(rows, clips, noisy, strict=True)
+    ]
+    table = pa.Table.from_pylist(rows, schema)
     part = path.with_suffix(".part")
     parquet.write_table(table, part)
     part.replace(path)
+
+
+def _event_files(clip: Clip, folder: str) -> dict[str, str]:
+    """Where the clip's files of events are; whether a label is one, only its ending tells before tasks are declared."""
+    labels = {name: label for name, label in clip.labels.items() if isinstance(label, str)}
+    return {name: resolve(label, folder) for name, label in labels.items() if label.endswith(".json")}
 
 
 def main(arguments: list[str] | None = None) -> int:

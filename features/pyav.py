@@ -38,29 +38,47 @@ def video_stream(container: InputContainer) -> VideoStream | None:
     return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
 
 
-def exact_pictures(source: Source, uri: str, wanted: np.ndarray, width: int, height: int, seek: bool) -> np.ndarray:
+def exact_pictures(source: Source, uri: str, wanted: np.ndarray, width: int, height: int, margin: float) -> np.ndarray:
     """The pictures at the wanted times, (N, height, width, 3) uint8, without those that are damaged.
 
-    Raises FFmpegError where a packet does not decode.
+    margin: s before the first one that the file is sought to; infinite: it is read from its beginning. No picture
+    where the first key frame from there on comes too late. Raises FFmpegError where a packet does not decode.
     """
-    scaler, pictures = VideoReformatter(), []
+    scaler, pictures, nothing = VideoReformatter(), [], np.empty((0, height, width, 3), np.uint8)
     with open_container(source, uri) as container:
         stream = _single_threaded(container, strict=True)
         context = stream.codec_context
         skips = context.name in ("h264", "hevc")  # others drop the wrong frames, or delay the setting
         stamps = set(_ticks(container, stream, wanted))
-        if seek:
-            container.seek(min(stamps), stream=stream)
+        first, key = min(stamps), None
+        begun = not wanted[0] > margin  # by a key frame: some indexes call others one, whose pictures are wrong
+        if not begun:
+            container.seek(first - round(margin / float(stream.time_base)), stream=stream)
         for packet in container.demux(stream):
+            stamp = stamp_of(packet)
+            if key is None and packet.is_keyframe:
+                key = stamp
             if skips:  # a frame that is neither wanted nor needed by another is not decoded at all
-                context.skip_frame = "DEFAULT" if stamp_of(packet) in stamps or packet.size == 0 else "NONREF"
-            for frame in packet.decode():
-                if stamp_of(frame) in stamps and not frame.is_corrupt:
+                context.skip_frame = "DEFAULT" if stamp in stamps or packet.size == 0 else "NONREF"
+            try:
+                frames = packet.decode()
+            except FFmpegError:
+                if begun:
+                    raise
+                if key is None or (stamp is not None and stamp < key):  # needs what lies before the key frame
+                    continue
+                return nothing
+            for frame in frames:
+                if not begun:
+                    if stamp_of(frame) is None or stamp_of(frame) > first:
+                        return nothing
+                    begun = frame.key_frame
+                if begun and stamp_of(frame) in stamps and not frame.is_corrupt:
                     stamps.discard(stamp_of(frame))
                     pictures.append(_scale(scaler, frame, width, height))
             if not stamps:
                 break
-    return np.stack(pictures) if pictures else np.empty((0, height, width, 3), np.uint8)
+    return np.stack(pictures) if pictures else nothing
 
 
 def latest_pictures(

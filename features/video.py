@@ -39,6 +39,7 @@ else:
     decord.logging.set_level(decord.logging.QUIET)
 
 FAULTS = 1e-6  # share of frames that decord may replace by earlier ones without a word: none
+EARLIER = 10.0  # s that a file is sought to before a segment whose key frame a first seek did not find
 TICK = 1e-3  # s; decord rounds times to milliseconds, and a target often falls exactly on a frame's edge
 
 
@@ -112,21 +113,33 @@ def decode_frames(uri: str, spec: VideoSpec, start: float | None = None, end: fl
     return Frames(values, np.minimum(times, until), until - begin, quality)
 
 
-def _frame_times(source: Source, uri: str, begin: float, stop: float | None, seek: bool = True) -> Shown | None:
-    """When each frame from begin to stop is shown, from the packets alone; None where there is no video stream."""
+def _frame_times(source: Source, uri: str, begin: float, stop: float | None, margin: float = 0.0) -> Shown | None:
+    """When each frame from begin to stop is shown, from the packets alone; None where there is no video stream.
+
+    margin: s before begin that the file is sought to; infinite: it is read from its beginning.
+    """
     with open_container(source, uri) as container:
         stream = video_stream(container)
         if stream is None:
             return None
         tick, zero = float(stream.time_base), clock_zero(container)
         first = (stream.start_time or 0) * tick - zero
-        seek = seek and begin > max(first, 0.0)
+        if container.format.name == "mpeg":  # its packets' times are right only a while after a seek
+            margin = max(margin, EARLIER)
+        seek = begin - margin > max(first, 0.0)
         if seek:
-            container.seek(round((begin + zero) / tick), stream=stream)
+            container.seek(round((begin - margin + zero) / tick), stream=stream)
+        key = None if seek else -math.inf  # s; of what is shown before it, packets may be missing
         stamps, end, hidden, whole = [], 0.0, 0, not seek
         longest = 2 * container.duration / TIME_BASE + 10 if container.duration else math.inf  # s
         for packet in packets(container, stream):
             stamp = stamp_of(packet)
+            if key is None:
+                if stamp is None or not packet.is_keyframe:
+                    continue
+                key = stamp * tick - zero
+            if key > begin + TICK:
+                break
             if stamp is None or packet.is_discard:  # the empty packet at the end; what the file's edit list cuts away
                 hidden += packet.is_discard
                 continue
@@ -137,12 +150,12 @@ def _frame_times(source: Source, uri: str, begin: float, stop: float | None, see
             if stop is not None and packet.dts is not None and packet.dts * tick - zero > stop:
                 whole = False
                 break
+        if seek and (not stamps or key > begin + TICK):  # some formats seek past the time asked for
+            return _frame_times(source, uri, begin, stop, math.inf if margin else EARLIER)
         declared = stop if stop is not None and end >= stop else declared_end(source, uri, container, stream)
         share = held_share(begin, stop, end, declared)
         if whole and share is not None and stream.frames:  # a header may tell more truth of one than of the other
             share = min(1.0, max(share, (len(stamps) + hidden) / stream.frames))
-    if seek and (not stamps or min(stamps) > begin + TICK):  # some formats seek past the time asked for
-        return _frame_times(source, uri, begin, stop, seek=False)
     if not stamps:
         raise MediaError("video", f"{uri} holds no video frame; it is damaged or incomplete, fetch it again")
     return Shown(np.sort(np.asarray(stamps)), end, first, share, container.format.name)
@@ -177,13 +190,15 @@ def _exact_pictures(
             if spec.decoder == "decord":
                 raise
             # auto: AV1, damage: there PyAV has the last word
+    margins = (0.0,) * (shown.format != "mpeg") + (EARLIER,) if seek else ()
     try:
-        pictures = exact_pictures(source, uri, wanted, width, height, seek)
-        if seek and len(pictures) < len(wanted):  # the seek fell between key frames
-            pictures = exact_pictures(source, uri, wanted, width, height, seek=False)
+        for margin in (*margins, math.inf):
+            pictures = exact_pictures(source, uri, wanted, width, height, margin)
+            if len(pictures) == len(wanted):
+                return pictures
     except FFmpegError:
-        return None
-    return pictures if len(pictures) == len(wanted) else None
+        pass
+    return None
 
 
 def _decord_pictures(source: Source, wanted: np.ndarray, width: int, height: int) -> np.ndarray:

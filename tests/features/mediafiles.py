@@ -35,18 +35,18 @@ def write_media(
     faststart=False,
     codec="libx264",
     pixels="yuv420p",
+    options=None,
 ):
     """Write frames and sound ((channels, N) float32). pts: ms per frame, for a variable rate; sound_at: s.
 
-    gop: frames from one key frame to the next; bframes: how many in a row may be B-frames.
+    gop: frames from one key frame to the next; bframes: how many in a row may be B-frames;
+    options: of the codec, instead of these.
     """
     plain = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame"}
     with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
         if len(frames):
-            options = {"crf": "8", "g": str(gop), "sc_threshold": "0"} | (
-                {} if bframes is None else {"bf": str(bframes)}
-            )
-            options = options if codec == "libx264" else {"crf": "8"}
+            usual = {"crf": "8", "g": str(gop), "sc_threshold": "0"} | ({} if bframes is None else {"bf": str(bframes)})
+            options = options or (usual if codec == "libx264" else {"crf": "8"})
             video = container.add_stream(codec, rate=1000 if pts else fps, options=options)
             video.height, video.width = frames[0].shape[:2]
             video.pix_fmt = pixels

@@ -1,7 +1,11 @@
 """The decoder contract for sound, and log-mel frames that share the picture's clock."""
 
 import struct
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torchaudio
@@ -78,6 +82,62 @@ def test_sound_that_begins_after_the_picture_is_preceded_by_silence(tmp_path, de
     assert len(samples) / RATE == pytest.approx(1.5, abs=0.08)
     assert np.abs(decode(path, end=0.3).samples).max() == 0 and len(decode(path, end=0.3).samples) == 4800
     np.testing.assert_allclose(decode(path, start=0.4, end=0.8).samples, samples[6400:12800], atol=2e-3)
+
+
+BLOCK = 4608  # samples of a FLAC packet
+
+
+def write_streamed(path, tones, step=BLOCK):
+    """Tones (Hz, start s, blocks) into Matroska as to a pipe: it declares no duration. step: from stamp to stamp."""
+    parts = []
+    with av.open(SimpleNamespace(write=parts.append), "w", format="matroska", options={"live": "1"}) as container:
+        stream = container.add_stream("flac", rate=RATE, layout="mono")
+        for hertz, start, blocks in tones:
+            for number in range(blocks):
+                time = np.arange(number * BLOCK, (number + 1) * BLOCK) / RATE
+                samples = (2**14 * np.sin(2 * np.pi * hertz * time)).astype(np.int16)
+                frame = av.AudioFrame.from_ndarray(samples[None], "s16", "mono")
+                frame.pts, frame.time_base = round(start * RATE) + number * step, Fraction(1, RATE)
+                frame.sample_rate = RATE
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    path.write_bytes(b"".join(parts))
+    return str(path)
+
+
+@contract
+def test_sound_of_a_file_without_a_duration_lies_where_its_timestamps_say(tmp_path, decode):
+    path = write_streamed(tmp_path / "live.mkv", [(440, 0, 7), (440, 4, 4)])
+    sound = decode(path)
+    assert sound.decoded is None and len(sound.samples) == 4 * RATE + 4 * BLOCK
+    loud = np.abs(sound.samples) > 0.1
+    assert loud[: 7 * BLOCK].mean() > 0.8 and not loud[7 * BLOCK : 4 * RATE].any() and loud[4 * RATE :].mean() > 0.8
+    for start, end in ((1.5, 4.5), (3.0, 3.5), (4.2, 4.7)):
+        part = decode(path, start=start, end=end).samples
+        np.testing.assert_array_equal(part, sound.samples[round(start * RATE) : round(end * RATE)])
+
+
+@contract
+def test_samples_that_run_ahead_of_their_timestamps_are_cut(tmp_path, decode):
+    path = write_streamed(tmp_path / "fast.mkv", [(0, 0, 71), (440, 20, 4)], step=4507)
+    assert np.flatnonzero(decode(path).samples)[0] / RATE == pytest.approx(20, abs=0.051)
+    assert np.flatnonzero(decode(path, start=19.5).samples)[0] / RATE == pytest.approx(0.5, abs=0.051)
+
+
+@contract
+@pytest.mark.parametrize("layout", ["mono", "stereo"])
+def test_a_rate_that_changes_within_a_file_does_not_change_the_pitch(tmp_path, decode, layout):
+    parts = []
+    for rate in (44_100, 22_050):
+        sound = np.tile(sine(440, 1.0, rate), (1 + (layout == "stereo"), 1))
+        parts.append(Path(write_media(tmp_path / f"{rate}.mp3", sound=sound, rate=rate, layout=layout)).read_bytes())
+    (tmp_path / "joined.mp3").write_bytes(b"".join(parts))
+    sound = decode(str(tmp_path / "joined.mp3"))
+    assert len(sound.samples) / sound.rate == pytest.approx(2, abs=0.15)
+    for start in (0.25, 1.4):
+        half = sound.samples[round(start * sound.rate) :][: sound.rate // 2]
+        assert np.abs(np.fft.rfft(half)).argmax() == pytest.approx(440 / 2, abs=1)
+        assert np.abs(half).max() == pytest.approx(0.5, abs=0.03)
 
 
 @contract

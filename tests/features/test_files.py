@@ -20,6 +20,7 @@ import pytest
 import s3 as s3server
 from s3 import FORWARD, REFUSE, UNAVAILABLE, Proxy
 
+import features.files
 import features.media
 from features.errors import FeaturesError, MediaError, StorageError
 from features.files import list_files, open_fs, parent, read_json, require_reachable, resolve, write_atomic, write_text
@@ -203,3 +204,12 @@ def test_storage_that_stays_away_is_no_fault_of_the_clip(proxy, monkeypatch):
     proxy.set(FORWARD)
     with pytest.raises(MediaError, match="does not exist"):
         features.media.open_source(proxy.uri("s3://bucket/other.mp4"))
+
+
+def test_storage_that_is_away_when_a_buckets_region_is_asked_for_is_no_fault_of_the_clip(monkeypatch):
+    def connect(uri, patience):
+        raise OSError("When resolving region for bucket 'b': AWS Error NETWORK_CONNECTION during HeadBucket operation")
+
+    monkeypatch.setattr(features.files, "_connect", connect)
+    with pytest.raises(StorageError, match=r"s3://b/clip\.mp4 cannot be read: .*run the same command again later"):
+        features.media.open_source("s3://b/clip.mp4")

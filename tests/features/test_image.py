@@ -62,6 +62,21 @@ def test_what_is_transparent_is_white_and_a_turned_phone_is_turned_back(tmp_path
     assert (turned[:, 3, 3].reshape(2, 2, 3) == np.rot90(COLOURS, -1)).all()
 
 
+@pytest.mark.parametrize(("name", "order"), [("grey.png", "<"), ("grey.tif", "<"), ("grey.tif", ">")])
+def test_grey_of_16_bits_is_scaled_to_8(tmp_path, name, order):
+    grey = np.array([[0, 0x40FF], [0x8000, 0xFFFF]], f"{order}u2").repeat(16, axis=0).repeat(16, axis=1)
+    Image.fromarray(grey).save(tmp_path / name)
+    pixels = decode_image(str(tmp_path / name), 32)
+    assert pixels[4::24, 4::24].tolist() == [[[0] * 3, [0x40] * 3], [[0x80] * 3, [255] * 3]]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_grey_whose_white_is_not_known_is_a_named_failure(tmp_path, kind):
+    Image.fromarray(np.ones((8, 8), kind)).save(tmp_path / "x.tif")
+    with pytest.raises(MediaError, match=r"x\.tif: no telling which value is white \(mode [IF]\); save it as PNG"):
+        decode_image(str(tmp_path / "x.tif"), 8)
+
+
 @pytest.mark.parametrize("kind", ["text", "cut", "missing", "empty"])
 def test_a_damaged_image_is_a_named_failure(tmp_path, quarters, kind):
     path = tmp_path / "x.png"

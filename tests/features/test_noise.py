@@ -1,6 +1,6 @@
 """Noise in a corpus's sound: as strong as asked for, from the own split only, and a corpus that extract takes."""
 
-from pathlib import Path
+import csv
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from mediafiles import numbered, sine, write_manifest, write_media
 from features.audio import decode_sound
 from features.corpus import read_corpus
 from features.errors import CorpusError
-from features.noise import Options, add_noise_to_corpus, babblers, main, sound_of
+from features.noise import Options, add_noise_to_corpus, babblers, main
 
 RATE = 16_000
 SPLITS = ("train", "train", "train", "test", "test", "test")
@@ -41,6 +41,11 @@ def noisy(corpus, out, **options):
     return {name: decode_sound(m["audio"]).samples for name, m in media.items() if "audio" in m}
 
 
+def read_rows(manifest):
+    with open(manifest, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def spectrum_at(samples, frequency):
     """Share of the power within 20 Hz of a frequency."""
     power = np.abs(np.fft.rfft(samples)) ** 2
@@ -68,11 +73,42 @@ def test_babble_is_made_of_others_of_the_own_split(corpus, tmp_path):
 
 
 def test_nobody_babbles_over_himself(corpus):
-    made = read_corpus(corpus)
-    clips = list(made.clips())
-    uris = [sound_of(clip, made.folder) for clip in clips]
-    for uri, others in zip(uris, babblers(clips, uris, Options(corpus, Path("out"))), strict=True):
-        assert uri is None or (others and uri not in others)
+    same = [f"{i}.wav" for i in range(5)]
+    for clip, uri in zip(read_corpus(corpus).clips(), same, strict=False):
+        assert sorted([uri, *babblers(clip, uri, same, seed=0)]) == same
+
+
+def test_voices_are_looked_for_until_enough_are_heard(tmp_path):
+    for i in range(20):
+        write_media(tmp_path / f"{i}.wav", sound=sine(500, 0.2) * (i in (0, 19)))
+    rows = [{"clip_id": f"{i}", "audio": f"{i}.wav", "split": "train", "label": "a"} for i in range(20)]
+    mixed = noisy(write_manifest(tmp_path / "c.csv", rows), tmp_path / "out", kind="babble", voices=1, processes=1)
+    clean = decode_sound(str(tmp_path / "0.wav")).samples
+    assert np.square(mixed["0"] - clean).mean() == pytest.approx(np.square(clean).mean(), rel=1e-3)
+
+
+def test_a_split_without_another_sound_is_named_with_its_clip(corpus, tmp_path):
+    for name in ("3.wav", "4.wav"):
+        write_media(tmp_path / name, sound=np.zeros(RATE, np.float32))
+    with pytest.raises(CorpusError, match=r"clip 'c\.5/x': no other clip of split 'test' has sound"):
+        noisy(corpus, tmp_path / "out", kind="babble", processes=1)
+
+
+def test_every_file_is_found_from_the_noisy_corpus(corpus, tmp_path):
+    texts, events = ["t.txt", "so said he", None] * 2 + ["../t.txt"], ["e.json", None] * 3 + ["e.json"]
+    rows = [
+        row | {"text": text, "face_features": "v.npz#face[0]", "sounds": file}
+        for row, text, file in zip(read_rows(corpus), texts, events, strict=True)
+    ]
+    add_noise_to_corpus(Options(write_manifest(corpus, rows), tmp_path / "out", kind="white", processes=1))
+    made = list(read_corpus(str(tmp_path / "out/corpus.parquet")).clips())
+    first = made[0]
+    assert (first.text, first.vectors) == (f"{tmp_path}/t.txt", {"face_features": f"{tmp_path}/v.npz#face[0]"})
+    assert [clip.text for clip in made[1:3]] == ["so said he", None]
+    assert [clip.labels for clip in made[:2]] == [
+        {"label": "a", "sounds": f"{tmp_path}/e.json"},
+        {"label": "b", "sounds": None},
+    ]
 
 
 def test_the_same_seed_gives_the_same_sound_and_another_seed_another(corpus, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,46 @@ def test_a_segment_holds_the_frames_of_its_own_time(clip, decoder, start, end):
     times = begin + (np.arange(max(1, round((until - begin) * 12.5))) + 0.5) / 12.5
     np.testing.assert_allclose(frames.times, np.minimum(times, until))
     assert numbers(frames.values) == [min(int(t * 25 + 1e-6), 39) for t in times]
+
+
+def check_segments(path, firsts):
+    """Segments of four frames hold their own of a numbered clip (again from 0 after 40), and none counts as damaged."""
+    for first in firsts:
+        frames = decode_frames(path, VideoSpec(fps=25, size=32), first / 25, (first + 4) / 25)
+        assert numbers(frames.values) == [(first + k) % 40 for k in range(4)], first
+        assert not frames.quality["salvaged"] and frames.quality["good_frames"] == 1, first
+
+
+MPEG = {"b": "4000000", "g": "12", "sc_threshold": "1000000000"}
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.ts", "mpeg2video", MPEG | {"bf": "2"}),
+        ("a.mpg", "mpeg2video", MPEG | {"bf": "2"}),
+        ("a.ts", "libx264", {"crf": "8", "x264-params": "keyint=12:scenecut=0"}),
+        ("a.mp4", "libx264", {"crf": "8", "x264-params": "open-gop=1:keyint=12:bframes=3:scenecut=0"}),
+        ("a.mkv", "libx264", {"crf": "8", "x264-params": "open-gop=1:keyint=12:bframes=3:scenecut=0"}),
+    ],
+)
+def test_a_segment_holds_its_own_frames_wherever_a_seek_lands(tmp_path, name, codec, options):
+    path = write_media(tmp_path / name, numbered(40) * 8, codec=codec, options=options)
+    check_segments(path, [*range(1, 25), *range(290, 314)])
+
+
+def test_what_only_the_index_calls_a_key_frame_is_none(tmp_path):
+    path, picture = tmp_path / "a.3gp", noise(1, 128, 96)[0]
+    write_media(path, [np.roll(picture, n, axis=1) for n in range(40)], codec="h263", options=MPEG)
+    whole = decode_frames(str(path), VideoSpec(fps=25, size=32))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"stss") + 12
+    assert struct.unpack_from(">4I", data, at) == (1, 13, 25, 37)
+    struct.pack_into(">4I", data, at, 1, 17, 29, 37)
+    path.write_bytes(data)
+    part = decode_frames(str(path), VideoSpec(fps=25, size=32), 20 / 25, 24 / 25)
+    np.testing.assert_array_equal(part.values, whole.values[20:24])
+    assert not part.quality["salvaged"]
 
 
 @contract
