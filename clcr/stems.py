@@ -115,9 +115,10 @@ class VectorStem(nn.Module):
         if not self.motion:
             return _mask(self.project(x), valid)
         mean = _clip_mean(x, valid)
-        moving = torch.where(_moves(valid, x.ndim), (x - mean) / self.moving_std, x)
-        steps = _differences(x, valid) / self.step_std
-        tokens = self.project(torch.cat([moving, steps], dim=-1))
+        moves = _moves(valid, x.ndim)
+        moving = x - mean.where(moves, 0.0)
+        steps = _differences(moving, valid) / self.step_std
+        tokens = self.project(torch.cat([torch.where(moves, moving / self.moving_std, moving), steps], dim=-1))
         return _mask(tokens + self.scene(mean), valid)
 
 

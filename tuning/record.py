@@ -59,7 +59,8 @@ class Record(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A child run with what is searched as parameters: charts offer nothing else. The recipe is an artifact."""
         if trial.trial_id in self.runs:  # its process died, and Tune starts another
-            return release(trial)
+            release(trial)
+            self.runs.pop(trial.trial_id).flush()
         asked = self.search.asked[trial.trial_id]
         if run_id := asked.user_attrs.get("run_id"):
             self.runs[trial.trial_id] = tracking.resume_run(self.run.uri, run_id)
@@ -80,12 +81,12 @@ class Record(tune.Callback):
             asked.set_user_attr("error", result["error"])
             run.log_text(result["traceback"], "error.txt")
             return
-        if result["epoch"] <= reached(asked).get("epoch", 0):  # seen before the driver, or the trial, was killed
-            return
         worth = {name: result[name] for name in (SCORE, COST) if name in result}
         # First what the trial is worth: MLflow's parallel coordinates open with the metric that was logged first.
         metrics = worth | {name: value for name, value in result.items() if name.startswith(GROUPS)}
         run.log_metrics(metrics, result["epoch"] - 1)
+        if result["epoch"] <= reached(asked).get("epoch", 0):  # seen before the driver, or the trial, was killed
+            return
         ended = {ENDED: True} if result.get(ENDED) else {}
         asked.set_user_attr(REACHED, {"epoch": result["epoch"], **worth, **ended})
         if len(self.search.study.directions) == 1:
@@ -108,11 +109,12 @@ class Record(tune.Callback):
         self._end(asked, self.runs[trial.trial_id])
 
     def _end(self, asked: optuna.Trial, run: tracking.Run) -> None:
-        """MLflow's description before the study is told, its status after: a kill in between costs neither."""
+        """MLflow has all but the status before the study is told: a kill in between costs nothing."""
         study = self.search.study
         state = outcome(study, asked, self.recipe.optim.epochs)
         run.set_tag(NOTE, describe(asked, STATUS[state], self.recipe))
         run.set_tag("ended", STATUS[state].lower())
+        run.flush()
         tell(study, asked, state)
         run.finish(STATUSES[STATUS[state]])
         self.file.save()
