@@ -52,8 +52,9 @@ def main(job: Callable[[Any], None], config_class: type, description: str) -> No
     """
     code = run_job(job, config_class, description)
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):  # whoever read our lines has gone
+            stream.flush()
     os._exit(code)
 
 
