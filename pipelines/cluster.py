@@ -37,11 +37,11 @@ def start_ray(**options: Any) -> None:
 
 
 def room(need: Mapping[str, float]) -> int:
-    """How many processes with these resources (CPU, GPU) the cluster's nodes hold; one process lies on one node."""
+    """How many processes with these resources (CPU, GPU; 0 = none) the cluster's nodes hold, each on one node."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(min(math.floor(node.get(name, 0) / n + 1e-6) for name, n in need.items()) for node in nodes)
+    return sum(min(math.floor(node.get(name, 0) / n + 1e-6) for name, n in need.items() if n) for node in nodes)
 
 
 def cpus_for(processes: int, need: Mapping[str, float]) -> int:

@@ -101,7 +101,7 @@ def train(config: TrainConfig) -> None:
     )
 
 
-def check(store_uri: str, recipe: Recipe) -> Store:
+def check(store_uri: str, recipe: Recipe) -> None:
     """Everything about the input that can be wrong, before anything is started or written."""
     store = Store(store_uri)
     store.require_complete()
@@ -112,7 +112,6 @@ def check(store_uri: str, recipe: Recipe) -> Store:
             raise JobError(f"{store_uri}: no usable clip in split {split}; see its failures")
         if all(column.null_count == len(labels) for column in labels.columns):
             raise JobError(f"{store_uri}: no clip in split {split} has a label of {', '.join(tasks)}")
-    return store
 
 
 def claim(config: Any, may_differ: Sequence[str] = ()) -> dict[str, str] | None:

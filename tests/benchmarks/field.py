@@ -142,17 +142,19 @@ def probe(store: Store, task: str) -> None:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    columns, splits = ["shard", "offset", "nbytes", f"label_{task}"], {}
-    for fold, split in product(store.folds(), SPLITS):
-        rows = store.index(split, columns, fold).to_pylist()
-        samples = store.read_many([(row["shard"], row["offset"], row["nbytes"]) for row in rows])
-        splits[fold, split] = samples, [row[f"label_{task}"] for row in rows]
+    rows = store.index(columns=["clip_id", "shard", "offset", "nbytes", f"label_{task}"]).to_pylist()
+    samples = store.read_many([(row["shard"], row["offset"], row["nbytes"]) for row in rows])
+    clips = {row["clip_id"]: (sample, row[f"label_{task}"]) for row, sample in zip(rows, samples, strict=True)}
+    splits = {
+        (fold, split): [clips[clip_id] for clip_id in store.index(split, ["clip_id"], fold)["clip_id"].to_pylist()]
+        for fold, split in product(store.folds(), SPLITS)
+    }
     for name in [*store.spec.features, "all"]:
         names, scores = list(store.spec.features) if name == "all" else [name], []
         for fold in store.folds():
             sets = {}
             for split in SPLITS:
-                samples, labels = splits[fold, split]
+                samples, labels = zip(*splits[fold, split], strict=True)
                 sets[split] = np.nan_to_num([np.concatenate([s[n][0] for n in names]) for s in samples]), labels
             found = [
                 make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)).fit(*sets["train"])
