@@ -26,6 +26,9 @@ SHRINKAGE = 0.1  # of the covariances that are whitened
 EPSILON = 1e-8
 FEWEST_ROWS = 4  # the debiased estimate is undefined below
 
+Flow = tuple[int, int, int]  # 0 shared or 1 private, level, modality
+Pair = tuple[Flow, Flow]
+
 
 def debiased_cka(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """Debiased linear CKA of standardised rows, batched: x, y (..., n, d); mask (..., n) -> (...).
@@ -33,21 +36,33 @@ def debiased_cka(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     The debiased estimate is the cosine of the two U-centred Gram matrices (Szekely and Rizzo; Song et al.); it may be
     slightly negative. Zero where fewer than four rows are in the mask.
     """
-    a, b = _centred_gram(x, mask), _centred_gram(y, mask)
-    norm = (a.square().sum((-2, -1)) * b.square().sum((-2, -1))).clamp(min=EPSILON).sqrt()
-    return ((a * b).sum((-2, -1)) / norm).where(mask.sum(-1) >= FEWEST_ROWS, 0.0)
+    return _cosine(_centred_gram(x, mask), _centred_gram(y, mask), mask)
 
 
 def whitened_correlation(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """Squared Frobenius norm, per dimension, of the cross-correlation of whitened rows; shapes as debiased_cka."""
-    x, y = _standardised_rows(x, mask), _standardised_rows(y, mask)
+    return _cross_correlation(_whitened_rows(x, mask), _whitened_rows(y, mask), mask)
+
+
+def _cosine(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+    """Cosine of two Gram matrices (..., n, n), zero where fewer than four rows are in the mask."""
+    norm = (a.square().sum((-2, -1)) * b.square().sum((-2, -1))).clamp(min=EPSILON).sqrt()
+    return ((a * b).sum((-2, -1)) / norm).where(mask.sum(-1) >= FEWEST_ROWS, 0.0)
+
+
+def _cross_correlation(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Squared norm of x^T y / n per dimension of whitened rows (..., n, d), zero where there are fewer than four."""
+    cross = x.mT @ y / mask.sum(-1).clamp(min=1)[..., None, None]
+    return (cross.square().sum((-2, -1)) / x.shape[-1]).where(mask.sum(-1) >= FEWEST_ROWS, 0.0)
+
+
+def _whitened_rows(x: Tensor, mask: Tensor) -> Tensor:
+    """Standardised rows, whitened by the Cholesky factor of their shrunk covariance."""
+    x = _standardised_rows(x, mask)
     n = mask.sum(-1).clamp(min=1)[..., None, None]
     eye = SHRINKAGE * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    left = torch.linalg.cholesky((1 - SHRINKAGE) * x.mT @ x / n + eye)
-    right = torch.linalg.cholesky((1 - SHRINKAGE) * y.mT @ y / n + eye)
-    cross = torch.linalg.solve_triangular(left, x.mT @ y / n, upper=False)
-    cross = torch.linalg.solve_triangular(right, cross.mT, upper=False)
-    return (cross.square().sum((-2, -1)) / x.shape[-1]).where(mask.sum(-1) >= FEWEST_ROWS, 0.0)
+    factor = torch.linalg.cholesky((1 - SHRINKAGE) * x.mT @ x / n + eye)
+    return torch.linalg.solve_triangular(factor, x.mT, upper=False).mT
 
 
 def _standardised_rows(x: Tensor, mask: Tensor) -> Tensor:
@@ -68,6 +83,9 @@ def _centred_gram(x: Tensor, mask: Tensor) -> Tensor:
     sums = gram.sum(-1, keepdim=True)
     total = sums.sum(-2, keepdim=True)
     return (gram - (sums + sums.mT) / (n - 2) + total / ((n - 1) * (n - 2))).where(pairs, 0.0)
+
+
+MEASURES = {"cka": (_centred_gram, _cosine), "whitened": (_whitened_rows, _cross_correlation)}
 
 
 def gather_rows(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,8 +128,7 @@ def regularizers(
         flows = rows[:, :-1].reshape(len(rows), 2, levels, modalities, width)
         mix = (rows[:, -1] * present.any(dim=1)).sum() / present.any(dim=1).sum().clamp(min=1)
 
-        pairs = _pairs(levels, modalities)
-        losses = {name: _dependence(flows, present, pair, config.correlation) for name, pair in pairs.items()}
+        losses = _dependence(flows, present, _pairs(levels, modalities), config.correlation)
     return {
         "intra": config.lambda_intra * losses["intra"],
         "inter_private": config.lambda_inter * config.pr * losses["inter_private"],
@@ -120,8 +137,8 @@ def regularizers(
     }
 
 
-def _pairs(levels: int, modalities: int) -> dict[str, list[tuple]]:
-    """Which two flows each term compares; a flow is (kind, level, modality)."""
+def _pairs(levels: int, modalities: int) -> dict[str, list[Pair]]:
+    """Which two flows each term compares."""
     shared, private = 0, 1
     ks, ms = range(levels), range(modalities)
     intra = [((private, k, m), (private, k, n)) for k in ks for m, n in combinations(ms, 2)]
@@ -140,12 +157,21 @@ def _mixing(shared: Tensor, omega: Tensor, present: Tensor) -> Tensor:
     return (weights * incompatibility(means)).triu(1).sum((1, 2))
 
 
-def _dependence(flows: Tensor, present: Tensor, pairs: list, correlation: Correlation) -> Tensor:
-    """Mean dependence over pairs of flows (n, 2, K, M, d); below zero there is nothing left to remove."""
-    if not pairs:  # a single level has no inter-level pairs
-        return flows.sum() * 0.0
-    left = torch.stack([flows[:, kind, level, m] for (kind, level, m), _ in pairs])
-    right = torch.stack([flows[:, kind, level, m] for _, (kind, level, m) in pairs])
-    mask = torch.stack([present[:, m] & present[:, n] for (_, _, m), (_, _, n) in pairs])
-    measure = debiased_cka if correlation == "cka" else whitened_correlation
-    return measure(left, right, mask).clamp(min=0).mean()
+def _dependence(
+    flows: Tensor, present: Tensor, terms: dict[str, list[Pair]], correlation: Correlation
+) -> dict[str, Tensor]:
+    """Mean dependence over the pairs of each term; flows: (n, 2, K, M, d). Below zero there is nothing left to remove.
+
+    A flow is in many pairs: what a measure makes of it and the samples it is compared on is computed once.
+    """
+    represent, compare = MEASURES[correlation]
+    pairs = [pair for term in terms.values() for pair in term]
+    on = [frozenset({m, n}) for (*_, m), (*_, n) in pairs]  # a pair is compared on the samples that have both
+    places = {key: i for i, key in enumerate(dict.fromkeys((f, o) for p, o in zip(pairs, on, strict=True) for f in p))}
+    rows = torch.stack([flows[:, kind, level, m] for (kind, level, m), _ in places])
+    mask = torch.stack([present[:, list(both)].all(dim=1) for _, both in places])
+    found = represent(rows, mask)
+    left, right = ([places[pair[side], both] for pair, both in zip(pairs, on, strict=True)] for side in (0, 1))
+    values = compare(found[left], found[right], mask[left]).clamp(min=0).split([len(term) for term in terms.values()])
+    # A single level has no inter-level pairs, and a mean of nothing is NaN.
+    return {name: value.sum() / max(1, len(value)) for name, value in zip(terms, values, strict=True)}

@@ -110,7 +110,7 @@ class Trainer:
         if config.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
         else:
-            self.optimizer = torch.optim.AdamW(groups, lr=config.lr)
+            self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, _warmup_cosine(config.epochs * steps_per_epoch, config.warmup)
         )

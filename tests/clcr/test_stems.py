@@ -6,7 +6,7 @@ import torch
 from clcr.batches import FeatureSpec
 from clcr.config import StemConfig
 from clcr.errors import ConfigError
-from clcr.stems import VectorStem, build_stem
+from clcr.stems import VectorStem, build_stem, patch_means, random_shift
 
 VALID = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
 
@@ -143,6 +143,24 @@ def test_large_frames_are_averaged_over_patches():
     clip = torch.randint(0, 256, (1, 4, 64, 50, 3), dtype=torch.uint8)
     assert stem.moving_std.shape == (22, 17, 3)
     assert stem(clip, VALID[:1]).shape == (1, 4, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("patch", [2, 3, 7, 200])
+def test_patch_means_are_those_of_a_pooling_that_takes_what_there_is_at_the_edges(patch, dtype):
+    clip = torch.full((1, 2, 203, 13, 3), 255) if patch == 200 else frames(20, 23)  # sums beyond 16 bits
+    pooled = torch.nn.functional.avg_pool2d(clip.float().flatten(0, 1).movedim(-1, 1), patch, ceil_mode=True)
+    expected = pooled.movedim(1, -1).unflatten(0, clip.shape[:2])
+    torch.testing.assert_close(patch_means(clip.to(dtype), patch), expected)
+
+
+def test_a_shifted_clip_is_moved_as_one_and_repeats_its_edges():
+    clip = torch.arange(2 * 3 * 10 * 12 * 3).view(2, 3, 10, 12, 3)
+    moved = random_shift(clip, 0.2)
+    pad = torch.nn.functional.pad(clip.movedim(-1, 1).double(), (2, 2, 2, 2, 0, 0), mode="replicate").movedim(1, -1)
+    windows = [pad[:, :, y : y + 10, x : x + 12].long() for y in range(5) for x in range(5)]
+    for got, *candidates in zip(moved, *windows, strict=True):
+        assert sum(torch.equal(got, candidate) for candidate in candidates) == 1
 
 
 def test_an_unknown_frame_stem_is_named():
