@@ -31,11 +31,10 @@ class FeatureSpec:
 
 @dataclass
 class Features:
-    """One modality of a batch. values: (B, T, *shape); valid: (B, T) bool, False is padding; global_: (B, G)."""
+    """One modality of a batch. values: (B, T, *shape); valid: (B, T) bool, False is padding."""
 
     values: Tensor
     valid: Tensor
-    global_: Tensor | None = None
 
 
 @dataclass
@@ -44,7 +43,7 @@ class Batch:
 
     present: (B,) bool per modality; targets: (B,) per task (class index, -1 missing; or float, NaN missing), of
     events (B, bins) class indices, -1 missing and beyond the clip; bins: (B,) int64 per events task, how many bins each
-    clip has; side: (B, S) numbers that belong to no modality.
+    clip has.
     """
 
     features: dict[str, Features]
@@ -52,7 +51,6 @@ class Batch:
     targets: dict[str, Tensor]
     clip_ids: list[str]
     bins: dict[str, Tensor] = field(default_factory=dict)
-    side: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -71,17 +69,13 @@ class Batch:
         return [self._each(lambda x, i=i: x[i : i + clips], self.clip_ids[i : i + clips]) for i in starts]
 
     def _each(self, change: Callable[[Tensor], Tensor], clip_ids: list[str]) -> "Batch":
-        def of(x: Tensor | None) -> Tensor | None:
-            return None if x is None else change(x)
-
         return replace(
             self,
-            features={m: Features(of(f.values), of(f.valid), of(f.global_)) for m, f in self.features.items()},
-            present={m: of(x) for m, x in self.present.items()},
-            targets={t: of(x) for t, x in self.targets.items()},
+            features={m: Features(change(f.values), change(f.valid)) for m, f in self.features.items()},
+            present={m: change(x) for m, x in self.present.items()},
+            targets={t: change(x) for t, x in self.targets.items()},
             clip_ids=clip_ids,
-            bins={t: of(x) for t, x in self.bins.items()},
-            side=of(self.side),
+            bins={t: change(x) for t, x in self.bins.items()},
         )
 
 

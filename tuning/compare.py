@@ -46,7 +46,10 @@ class CompareConfig:
     """models to compare, the first is the one that the others are tested against; all = every model that can learn
     these tasks, and each modality alone"""
     trials: int = 12
-    """trials of each model's sweep; 0 = no tuning, the recipe as given for all"""
+    """trials of each model's sweep; 0 = no tuning, the recipe as given for all, or those of --tuned-in"""
+    tuned_in: str = ""
+    """folder of another comparison, whose best recipe of each model is trained here: how those do on another store of
+    the same features; path or URI"""
     seeds: int = 5
     """trainings of each best recipe, with the seeds after --seed (which the sweep used)"""
     folds: bool = False
@@ -66,6 +69,8 @@ class CompareConfig:
         require_at_least(self, least)
         if self.folds and self.recipe.loader.fold is not None:
             raise ValueError("--folds runs every fold, --loader.fold only one: give one of them")
+        if self.tuned_in and self.trials:
+            raise JobError(f"--trials {self.trials}: --tuned-in takes recipes that are tuned already; give --trials 0")
 
     def names(self, store: Store) -> tuple[str, ...]:
         """The models to train. Raises JobError for one that is not known."""
@@ -79,6 +84,8 @@ class CompareConfig:
 def compare(config: CompareConfig) -> None:
     """The job: check, claim the output folder, tune every model, train the best of each over seeds, report."""
     config = replaced(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
+    if config.tuned_in:
+        config = replaced(config, tuned_in=resolve_uri("--tuned-in", config.tuned_in))
     store = Store(config.store)
     names = able(config, config.names(store))
     folds = store.folds() if config.folds else [config.recipe.loader.fold]
@@ -130,7 +137,8 @@ def require_labels(store: Store, tasks: Collection[str], folds: Collection[int |
 def of_fold(config: CompareConfig, fold: int) -> CompareConfig:
     """The comparison of one fold, in a folder of its own."""
     recipe = replaced(config.recipe, loader=replaced(config.recipe.loader, fold=fold))
-    return replaced(config, out=resolve(f"fold{fold}", config.out), recipe=recipe, folds=False)
+    tuned_in = config.tuned_in and resolve(f"fold{fold}", config.tuned_in)
+    return replaced(config, out=resolve(f"fold{fold}", config.out), tuned_in=tuned_in, recipe=recipe, folds=False)
 
 
 def averaged(runs: Mapping[int, Metrics]) -> Metrics:
@@ -153,29 +161,39 @@ def trained(config: CompareConfig, names: tuple[str, ...], run: Run) -> SeedRuns
 
 
 def tuned(config: CompareConfig, name: str) -> Recipe:
-    """The best recipe of a model's sweep, which runs now unless it has ended before."""
-    recipe, folder = replaced(config.recipe, architecture=name), resolve(f"sweep-{name}", config.out)
-    if not config.trials:
+    """The best recipe of a model's sweep, which runs now unless it has ended before.
+
+    Raises JobError where it was to be found in another comparison, which does not have it.
+    """
+    recipe, folder = replaced(config.recipe, architecture=name), resolve(f"sweep-{name}", config.tuned_in or config.out)
+    if not config.trials and not config.tuned_in:
         return recipe
     if read_text(folder, "best.yaml") is None:
+        if config.tuned_in:
+            raise JobError(f"--tuned-in {config.tuned_in}: holds no sweep of {name} that ended ({folder}/best.yaml)")
         print(f"tuning {name}", flush=True)
-        sweep(
-            SweepConfig(
-                config.store,
-                folder,
-                trials=config.trials,
-                final_seeds=0,
-                cpus_per_trial=config.cpus_per_run,
-                gpus_per_trial=config.gpus_per_run,
-                grace_epochs=config.grace_epochs,
-                experiment=config.experiment,
-                recipe=recipe,
-            )
-        )
+        search(config, recipe, folder)
     with tempfile.TemporaryDirectory() as local:
         path = Path(local) / "best.yaml"
         path.write_text(read_text(folder, "best.yaml"))
         return parse(Recipe, ["--config", str(path)])
+
+
+def search(config: CompareConfig, recipe: Recipe, folder: str) -> None:
+    """The sweep of one model, into a folder of its own."""
+    sweep(
+        SweepConfig(
+            config.store,
+            folder,
+            trials=config.trials,
+            final_seeds=0,
+            cpus_per_trial=config.cpus_per_run,
+            gpus_per_trial=config.gpus_per_run,
+            grace_epochs=config.grace_epochs,
+            experiment=config.experiment,
+            recipe=recipe,
+        )
+    )
 
 
 def costs(store: Store, rounds: Sequence[SeedRuns]) -> dict[str, dict[str, str]]:

@@ -97,6 +97,22 @@ def test_each_model_is_trained_with_what_its_own_sweep_found_and_fresh_seeds(com
 
 
 @pytest.mark.slow
+def test_recipes_tuned_on_one_store_are_trained_on_another(compared, tmp_path):
+    tuned, other = compared[0] / "comparison", write_store(tmp_path / "store", make_clips(24, 3, 3))
+    takes = ["--trials", "0", "--tuned-in", str(tuned), "--seeds", "1"]
+    done = run(other, tmp_path, "--models", "concat", *takes)
+    assert done.returncode == 0, done.stderr
+    trained = yaml.safe_load((tmp_path / "comparison/concat-seed1/config.yaml").read_text())
+    best = yaml.safe_load((tuned / "sweep-concat/best.yaml").read_text())
+    assert trained == best | {"seed": 1}
+    assert not (tmp_path / "comparison/sweep-concat").exists()
+    lacking = run(other, tmp_path / "b", "--models", "late", *takes)
+    assert lacking.returncode == 1 and "holds no sweep of late that ended" in lacking.stderr
+    both = run(other, tmp_path / "c", "--trials", "2", "--tuned-in", str(tuned))
+    assert both.returncode == 1 and "--trials 2: --tuned-in takes recipes that are tuned already" in both.stderr
+
+
+@pytest.mark.slow
 def test_every_fold_is_tested_once_by_models_of_its_own(tmp_path):
     clips = [replace(clip, fold=number % 3) for number, clip in enumerate(make_clips(24, 3, 3))]
     store = write_store(tmp_path / "store", clips)
