@@ -6,13 +6,11 @@ participation.png  the share of tokens that take part, by level and modality, ov
 clips.png          some clips: which tokens the budget admits, under their frames and log-mel
 """
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
 import torch
 import yaml
 from matplotlib.axes import Axes
@@ -21,12 +19,13 @@ from mlflow.exceptions import MlflowException
 import clcr
 from clcr.batches import collate
 from features.files import open_fs, read_json, read_text, resolve
-from features.store import Store, StoreSpec
+from features.store import Store
 from features.store.sheet import contact_sheet, write_figure
 from pipelines import tracking
 from pipelines.cli import JobError, main, require_at_least, resolve_uri
 from pipelines.figures import participation_figure, weights_figure
 from pipelines.loading import LoaderConfig, SplitLoader
+from pipelines.models import TrainedModel, open_model
 
 BATCH = 32
 
@@ -52,8 +51,9 @@ def explain(config: ExplainConfig) -> None:
     """The job: load the model, read the test split once, draw."""
     folder = resolve_uri("--run", config.run)
     store = Store(resolve_uri("--store", config.store))
-    model, fold = load_model(folder), fold_of(folder)
-    require_learned(folder, model, store)
+    trained, fold = load_model(folder), fold_of(folder)
+    require_learned(trained, store)
+    model = trained.model
     figures = {
         "levels.png": weights_figure(*mean_weights(model, store, fold)),
         "clips.png": contact_sheet(store, config.clips, config.seed, "test", alpha_strips(model), fold),
@@ -83,27 +83,22 @@ def find_run(folder: str) -> tracking.Run | None:
     return run
 
 
-def require_learned(folder: str, model: clcr.CLCR, store: Store) -> None:
+def require_learned(trained: TrainedModel, store: Store) -> None:
     """Raise JobError for a store that the model cannot read: other features than it learned from, or other tasks."""
-    learned = StoreSpec.from_dict(read_json(resolve("model", folder), "store.json"))
-    read = tuple(f"features.{name}." for name in model.features)
-    if differ := [line for line in learned.difference(store.spec) if line.startswith(read)]:
-        raise JobError(f"--store {store.uri} holds other features than the model learned from: {'; '.join(differ[:3])}")
-    if missing := model.tasks.keys() - {task.name for task in store.spec.tasks}:
+    trained.require_features(store)
+    if missing := trained.model.tasks.keys() - {task.name for task in store.spec.tasks}:
         raise JobError(f"--store {store.uri} has no task {', '.join(sorted(missing))}, which the model answers")
 
 
-def load_model(folder: str) -> clcr.CLCR:
+def load_model(folder: str) -> TrainedModel:
     """The model of a finished run. Raises JobError where there is none, or it is no CLCR."""
     if read_text(folder, "metrics.json") is None:
         raise JobError(f"--run {folder} holds no finished training: give the --out of a pipelines/train.py that ended")
-    fs, path = open_fs(folder)
-    with tempfile.TemporaryDirectory() as local:
-        pafs.copy_files(f"{path}/model", local, source_filesystem=fs)
-        model = clcr.load(local)
-    if not isinstance(model, clcr.CLCR):
-        raise JobError(f"--run {folder} holds a {model.recipe['model']}, which has no token budget: only clcr has one")
-    return model
+    trained = open_model("--run", folder)
+    if not isinstance(trained.model, clcr.CLCR):
+        name = trained.model.recipe["model"]
+        raise JobError(f"--run {folder} holds a {name}, which has no token budget: only clcr has one")
+    return trained
 
 
 def fold_of(folder: str) -> int | None:

@@ -38,7 +38,13 @@ def register(run: Run, name: str) -> int:
 
 
 def load_model(uri: str, tracking_uri: str | None = None) -> MultimodalModel:
-    """A registered model, in evaluation mode, on the CPU.
+    """A registered model, in evaluation mode, on the CPU; arguments and errors as `fetch`."""
+    with tempfile.TemporaryDirectory() as folder:
+        return clcr.load(fetch(uri, folder, tracking_uri))
+
+
+def fetch(uri: str, folder: str, tracking_uri: str | None = None) -> str:
+    """Download a registered model into a folder; where in it the model's files lie.
 
     uri: models:/NAME/VERSION, models:/NAME/latest or models:/NAME@ALIAS; tracking_uri: default MLFLOW_TRACKING_URI.
     Raises JobError when there is no such model.
@@ -57,5 +63,4 @@ def load_model(uri: str, tracking_uri: str | None = None) -> MultimodalModel:
         source = client.get_model_version_download_uri(name, str(version))
     except (MlflowException, ValueError) as error:
         raise JobError(f"{uri}: MLflow at {tracking_uri} has no such model ({str(error).splitlines()[0]})") from error
-    with tempfile.TemporaryDirectory() as folder:
-        return clcr.load(download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=tracking_uri))
+    return download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=tracking_uri)

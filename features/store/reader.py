@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from features.errors import StoreError
 from features.files import list_files, open_fs
@@ -169,6 +170,11 @@ class Store:
     def committed(self) -> set[str]:
         """Names of the shards whose index part exists."""
         return {info.base_name.removesuffix(".parquet") for info in list_files(self.fs, f"{self.path}/index")}
+
+    def part(self, folder: str, shard: str) -> pa.Table:
+        """One committed shard's rows of `index` or `failures`. Raises FileNotFoundError for one that is not."""
+        with self.fs.open_input_file(f"{self.path}/{folder}/{shard}.parquet") as file:
+            return pq.read_table(file)
 
     def counts(self) -> tuple[int, int]:
         """Rows indexed and rows failed, from the parts' footers."""

@@ -173,10 +173,10 @@ class ShardWriter:
 def read_earlier(store: Store, name: str, retry: Sequence[str]) -> Earlier:
     """A committed shard's content, without the failures to try again: those of a class or stage in retry, or all."""
     try:
-        rows = _read_part(store, "index", name)
+        rows = store.part("index", name).to_pylist()
     except FileNotFoundError:  # not committed: a run that was to try it again died
         return Earlier()
-    failures = _read_part(store, "failures", name)
+    failures = store.part("failures", name).to_pylist()
     again = {row["clip_id"]: row["attempts"] for row in failures if is_retried(row, retry)}
     kept = {
         row["clip_id"]: Failure(row["stage"], row["error"], row["message"], row["attempts"])
@@ -190,7 +190,7 @@ def failed_shards(store: Store, retry: Sequence[str]) -> dict[str, int]:
     """Committed shards with failures to try again, and how many."""
     counts = {}
     for name in sorted(store.committed()):
-        if number := sum(is_retried(row, retry) for row in _read_part(store, "failures", name)):
+        if number := sum(is_retried(row, retry) for row in store.part("failures", name).to_pylist()):
             counts[name] = number
     return counts
 
@@ -198,11 +198,6 @@ def failed_shards(store: Store, retry: Sequence[str]) -> dict[str, int]:
 def is_retried(failure: Mapping[str, Any], retry: Sequence[str]) -> bool:
     """Whether a row of failures is of a class or stage that is named; none named = all."""
     return not retry or failure["error"] in retry or failure["stage"] in retry
-
-
-def _read_part(store: Store, folder: str, name: str) -> list[dict[str, Any]]:
-    with store.fs.open_input_file(f"{store.path}/{folder}/{name}.parquet") as file:
-        return pq.read_table(file).to_pylist()
 
 
 def find_store(uri: str, spec: StoreSpec) -> Store | None:

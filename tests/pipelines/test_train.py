@@ -110,7 +110,7 @@ def test_explain_draws_what_the_model_attends_to_into_the_run(trained, store, ca
 
 
 def test_explained_weights_sum_to_one_over_every_test_clip(trained, store):
-    omega, weights = mean_weights(load_model(trained.out), store)
+    omega, weights = mean_weights(load_model(trained.out).model, store)
     clips = len(store.index("test"))
     assert all(o.shape == (clips, 3) and abs(o.sum(axis=1) - 1).max() < 1e-5 for o in omega.values())
     assert set(weights) == {"beta video", "beta audio", "eta video", "eta audio"}
