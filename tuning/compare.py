@@ -29,6 +29,7 @@ from pipelines.train import check, claim, open_run, prepare
 from tuning.options import SweepConfig
 from tuning.report import publish
 from tuning.runs import Metrics, SeedRuns, run_all
+from tuning.space import known
 from tuning.sweep import sweep
 
 ALL = "all"
@@ -52,6 +53,9 @@ class CompareConfig:
     the same features; path or URI"""
     seeds: int = 5
     """trainings of each best recipe, with the seeds after --seed (which the sweep used)"""
+    search: tuple[str, ...] = ()
+    """options or groups of options to search (lr, model.dropout, budget), of each model those that it has; none named
+    = all"""
     folds: bool = False
     """cross-validate: for every fold of the corpus tune on the other folds and test on it; the table is over folds"""
     grace_epochs: int = 5
@@ -88,6 +92,7 @@ def compare(config: CompareConfig) -> None:
         config = replaced(config, tuned_in=resolve_uri("--tuned-in", config.tuned_in))
     store = Store(config.store)
     names = able(config, config.names(store))
+    require_searched(config, names)
     folds = store.folds() if config.folds else [config.recipe.loader.fold]
     require_labels(store, config.recipe.tasks, folds)
     started = claim(config, may_differ=("seeds", "models"))  # more of these may be asked for later
@@ -121,6 +126,14 @@ def able(config: CompareConfig, names: tuple[str, ...]) -> tuple[str, ...]:
         else:
             found.append(name)
     return tuple(found)
+
+
+def require_searched(config: CompareConfig, names: Collection[str]) -> None:
+    """Raise JobError for an option of --search that none of the models has."""
+    recipes = [replaced(config.recipe, architecture=name) for name in names]
+    for option in config.search:
+        if not any(known(recipe, (option,)) for recipe in recipes):
+            raise JobError(f"--search {option}: none of {', '.join(names)} has it")
 
 
 def require_labels(store: Store, tasks: Collection[str], folds: Collection[int | None]) -> None:
@@ -166,26 +179,28 @@ def tuned(config: CompareConfig, name: str) -> Recipe:
     Raises JobError where it was to be found in another comparison, which does not have it.
     """
     recipe, folder = replaced(config.recipe, architecture=name), resolve(f"sweep-{name}", config.tuned_in or config.out)
-    if not config.trials and not config.tuned_in:
+    searched = known(recipe, config.search)
+    if not (config.trials or config.tuned_in) or (config.search and not searched):
         return recipe
     if read_text(folder, "best.yaml") is None:
         if config.tuned_in:
             raise JobError(f"--tuned-in {config.tuned_in}: holds no sweep of {name} that ended ({folder}/best.yaml)")
         print(f"tuning {name}", flush=True)
-        search(config, recipe, folder)
+        search(config, recipe, searched, folder)
     with tempfile.TemporaryDirectory() as local:
         path = Path(local) / "best.yaml"
         path.write_text(read_text(folder, "best.yaml"))
         return parse(Recipe, ["--config", str(path)])
 
 
-def search(config: CompareConfig, recipe: Recipe, folder: str) -> None:
-    """The sweep of one model, into a folder of its own."""
+def search(config: CompareConfig, recipe: Recipe, searched: tuple[str, ...], folder: str) -> None:
+    """The sweep of one model over some of its options (none named = all), into a folder of its own."""
     sweep(
         SweepConfig(
             config.store,
             folder,
             trials=config.trials,
+            search=searched,
             final_seeds=0,
             cpus_per_trial=config.cpus_per_run,
             gpus_per_trial=config.gpus_per_run,

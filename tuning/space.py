@@ -56,6 +56,12 @@ def space(recipe: Recipe, search: tuple[str, ...] = ()) -> dict[str, BaseDistrib
     return {name: d for name, d in found.items() if not search or any(_belongs(name, s) for s in search)}
 
 
+def known(recipe: Recipe, search: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the options or groups of options that the model has."""
+    found = space(recipe)
+    return tuple(name for name in search if any(_belongs(option, name) for option in found))
+
+
 def defaults(recipe: Recipe, search: tuple[str, ...] = ()) -> dict[str, Any]:
     """The recipe as it stands, as a point of its space: a sweep tries it first."""
     options = _options(recipe)

@@ -17,7 +17,8 @@ from features.store import Store
 from pipelines.cli import JobError
 from pipelines.explain import fold_of
 from pipelines.learner import Recipe
-from tuning.compare import CompareConfig, able, require_labels
+from tuning.compare import CompareConfig, able, require_labels, require_searched, tuned
+from tuning.space import known
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--epochs", "2", "--tasks", "label"]
@@ -46,6 +47,17 @@ def test_all_leaves_out_what_cannot_learn_the_tasks_and_a_name_that_cannot_is_re
     assert done.stderr.count("\n") == 1 and not (tmp_path / "comparison").exists()
 
 
+def test_each_model_searches_what_it_has_of_the_options_named(store):
+    config = CompareConfig(store.uri, "o", search=("lr", "budget", "model.depth"))
+    require_searched(config, ("clcr", "mult"))
+    with pytest.raises(JobError, match=r"--search model.depth: none of clcr, concat has it"):
+        require_searched(config, ("clcr", "concat"))
+    has = {name: known(Recipe(architecture=name), config.search) for name in ("clcr", "concat", "mult")}
+    assert has == {"clcr": ("lr", "budget"), "concat": ("lr",), "mult": ("lr", "model.depth")}
+    untuned = tuned(replace(config, search=("budget",)), "concat")  # there is nothing to tune: no sweep
+    assert untuned == Recipe(architecture="concat")
+
+
 def test_a_task_that_a_fold_cannot_be_scored_by_is_refused_before_anything_runs(tmp_path):
     clips = [
         replace(clip, fold=n % 4, labels=clip.labels | ({"mood": None} if n % 4 == 2 else {}))
@@ -62,11 +74,11 @@ def test_a_task_that_a_fold_cannot_be_scored_by_is_refused_before_anything_runs(
 def compared(store, tmp_path_factory):
     """First two models with one seed; then another model and another seed are asked for."""
     folder = tmp_path_factory.mktemp("compare")
-    first = run(store, folder, "--models", "clcr,concat", "--trials", "2", "--seeds", "1")
+    first = run(store, folder, "--models", "clcr,concat", "--trials", "2", "--seeds", "1", "--search", "lr,budget")
     assert first.returncode == 0, first.stderr
     kept = [folder / "comparison" / name for name in ("sweep-concat/best.yaml", "concat-seed1/metrics.json")]
     before = [path.stat().st_mtime_ns for path in kept]
-    done = run(store, folder, "--models", "clcr,concat,audio", "--trials", "2", "--seeds", "2")
+    done = run(store, folder, "--models", "clcr,concat,audio", "--trials", "2", "--seeds", "2", "--search", "lr,budget")
     assert done.returncode == 0, done.stderr
     assert [path.stat().st_mtime_ns for path in kept] == before, "what had ended was run again"
     return folder, done.stdout
@@ -93,6 +105,8 @@ def test_each_model_is_trained_with_what_its_own_sweep_found_and_fresh_seeds(com
         own = [r.data.params for r in runs if r.data.tags.get("variant") == model]
         assert sorted(p["seed"] for p in own) == ["1", "2"]
         assert all(p["model"] == best["model"] == model and float(p["lr"]) == best["lr"] for p in own)
+        tried = [r.data.params for r in runs if r.data.tags.get("trial") and r.data.params["model"] == model]
+        assert len({p["lr"] for p in tried}) == 2 and len({p["model.dropout"] for p in tried}) == 1
         assert json.loads((folder / f"{model}-seed1" / "metrics.json").read_text())["label"]["n"] > 0
 
 
