@@ -121,4 +121,5 @@ def _widened(distribution: BaseDistribution, value: Any) -> BaseDistribution:
 
 
 def _belongs(option: str, name: str) -> bool:
+    name = name.replace("-", "_")  # as the command line takes either
     return option == name or option.startswith(f"{name}.")

@@ -60,6 +60,6 @@ def test_widths_are_half_as_given_and_double_where_the_heads_divide_them(width, 
 
 def test_a_search_can_be_narrowed_to_options_or_groups():
     assert set(space(Recipe(), ("budget", "lr"))) == {n for n in space(Recipe()) if n.startswith("budget.")} | {"lr"}
-    assert set(defaults(Recipe(), ("budget.start.1",))) == {"budget.start.1"}
+    assert set(defaults(Recipe(), ("budget.start.1", "weight-decay"))) == {"budget.start.1", "weight_decay"}
     with pytest.raises(JobError, match=r"--search loss\.pe: clcr has"):
         space(Recipe(), ("loss.pe",))
