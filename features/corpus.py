@@ -120,14 +120,15 @@ class Corpus:
             for row in batch.to_pylist():
                 yield Clip.from_row(row, self.labels)
 
-    def validate(self, tasks: str | Sequence[Declared] | None = None) -> Summary:
+    def validate(self, tasks: str | Sequence[Declared] | None = None, unlabelled: bool = False) -> Summary:
         """Check every row in one pass, and find each task's kind and classes; see features/validation.py.
 
         tasks: "color,digit:regression,word:events@25"; a kind left out follows from the column's type; None takes
-        every label column. Raises CorpusError at the first thing that would spoil a run.
+        every label column. unlabelled: no task, and splits may be empty. Raises CorpusError at the first thing that
+        would spoil a run.
         """
         tasks = parse_tasks(tasks) if isinstance(tasks, str) else tasks
-        return validate(self.declare(tasks), tasks)
+        return validate(self.declare(tasks), tasks, unlabelled)
 
     def _raw_batches(self) -> Iterator[pa.RecordBatch]:
         if self.table is not None:

@@ -39,10 +39,13 @@ class Summary:
     sources: dict[str, int]
 
 
-def validate(corpus: "Corpus", wanted: Sequence[Declared] | None) -> Summary:
-    """Check every row once. Raises CorpusError for the first thing that would spoil a run: what, where, what to do."""
+def validate(corpus: "Corpus", wanted: Sequence[Declared] | None, unlabelled: bool = False) -> Summary:
+    """Check every row once. Raises CorpusError for the first thing that would spoil a run: what, where, what to do.
+
+    unlabelled: clips to predict, which need neither labels nor all three splits.
+    """
     _check_columns(corpus)
-    tasks = _typed_tasks(corpus, wanted)
+    tasks = [] if unlabelled else _typed_tasks(corpus, wanted)
     values: dict[str, set] = {task.name: set() for task in tasks}
     splits, rows = dict.fromkeys(SPLITS, 0), 0
     ids, digest = [], _Digest(corpus.schema)
@@ -70,7 +73,7 @@ def validate(corpus: "Corpus", wanted: Sequence[Declared] | None) -> Summary:
     for column, pairs in groups.items():
         _check_groups(corpus, column, pairs)
     empty = [split for split, count in splits.items() if not count]
-    if empty:
+    if empty and not unlabelled:
         counts = ", ".join(f"{split} {count}" for split, count in splits.items())
         raise CorpusError(
             f"corpus {corpus.uri} has no {' and no '.join(empty)} clips ({counts}); each needs one or more"
@@ -98,7 +101,10 @@ def _media_columns(schema: pa.Schema) -> list[str]:
 def _typed_tasks(corpus: "Corpus", wanted: Sequence[Declared] | None) -> list[Declared]:
     """Each task with its kind, from the run or from its column's type."""
     if not corpus.labels:
-        raise CorpusError(f"corpus {corpus.uri} has no label column; add one beside {shortened(corpus.schema.names)}")
+        raise CorpusError(
+            f"corpus {corpus.uri} has no label column; add one beside {shortened(corpus.schema.names)} "
+            "(or extract it --unlabelled, for predictions)"
+        )
     tasks = []
     for task in wanted or [Declared(name) for name in corpus.labels]:
         name = task.name

@@ -44,6 +44,8 @@ class ExtractConfig:
     tasks: tuple[str, ...] = ()
     """label columns, `name` or `name:KIND`, KIND classification, regression, sentiment (MOSI's scale of -3 to 3),
     events (one bin a second) or events@25 (25 bins a second); none named = every label column"""
+    unlabelled: bool = False
+    """clips to predict (pipelines/predict.py): no label is read, and not every split needs a clip"""
     modalities: tuple[str, ...] = ()
     """which modalities to extract: video, audio, image, text, or NAME of a column NAME_features, which goes before a
     medium of that name; none named = all that the corpus has a source of"""
@@ -75,6 +77,10 @@ class ExtractConfig:
         require_at_least(
             self, {"shard_rows": 1, "concurrency": 0, "gpus": -1, "timeout": 1e-3, "memory_gb": 1e-3, "max_failed": 0}
         )
+        if self.unlabelled and self.tasks:
+            raise JobError(
+                f"--tasks {','.join(self.tasks)}: labels to read, where --unlabelled says that there are none"
+            )
 
 
 def extract(config: ExtractConfig) -> None:
@@ -82,7 +88,7 @@ def extract(config: ExtractConfig) -> None:
     corpus_uri, store_uri = resolve_uri("--corpus", config.corpus), resolve_uri("--store", config.store)
     tasks = ",".join(config.tasks) or None
     corpus = read_corpus(corpus_uri).declare(tasks)
-    report = corpus.validate(tasks)
+    report = corpus.validate(tasks, config.unlabelled)
     encoder = plan_encoders(config, corpus, report.sources)
     spec = StoreSpec(encoder.features(), report.tasks, report.splits, config.shard_rows, report.digest)
     print(f"corpus {corpus_uri}: {spec.rows} clips ({', '.join(f'{n} {s}' for s, n in spec.splits.items())})")

@@ -2,18 +2,21 @@
 """Predict: a trained model's answers for every clip of a feature store, as parquet, on any number of machines.
 
 Each task takes one shard of the store and commits one file, OUT/SHARD.parquet; a run that was killed goes on with what
-is missing when the same command is given again. A row is a clip: clip_id, split, and for each task of the model
+is missing when the same command is given again. A row is a clip: clip_id, its split and fold in the corpus, and for
+each task of the model
 
     classification   TASK the class, TASK_probability of it, TASK_probabilities of every class by its name
     numbers          TASK
     events           TASK a list of {start, end, label} in seconds, as a manifest has them: bins of one class in a row
 
-The clips need no labels: extract new ones with the options of the store that the model learned from.
+New clips are extracted with the options of the store that the model learned from, and need no labels:
+`pipelines/extract.py --unlabelled`.
 """
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,19 +25,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
+from torch import Tensor
 
+from clcr import Batch, TaskSpec
 from clcr.base import MultimodalModel
 from clcr.batches import collate
-from clcr.tasks import TaskSpec
+from features.corpus import SPLITS
+from features.errors import one_line
 from features.events import BACKGROUND, EVENTS, bin_events
-from features.files import open_fs, read_json, write_atomic, write_text
+from features.files import list_files, open_fs, read_json, write_atomic, write_text
 from features.store import Store
+from infra.doctor import ray_access, require, storage
 from pipelines.cli import JobError, Progress, find_user_error, main, require_at_least, resolve_uri
 from pipelines.cluster import room, start_ray
+from pipelines.loading import AHEAD, ahead
 from pipelines.models import TrainedModel, open_model
 
-SPLITS = ("train", "val", "test")
-CLAIM = "predictions.json"  # what the parts are of
+CLAIM = "_predictions.json"  # what the parts are of; readers of parquet folders pass over names with an underscore
+COLUMNS = ["clip_id", "split", "fold", "shard", "offset", "nbytes", "duration"]
+Row = Mapping[str, Any]  # of the store's index
 
 
 @dataclass(frozen=True)
@@ -42,19 +51,21 @@ class PredictConfig:
     """Options of the predict job."""
 
     model: str
-    """--out of a finished pipelines/train.py, its folder `model`, or models:/NAME/VERSION of MLflow's registry"""
+    """--out of a finished pipelines/train.py, its folder `model`, or (with MLFLOW_TRACKING_URI set)
+    models:/NAME/VERSION"""
     store: str
     """feature store of the clips; path or URI"""
     out: str
     """folder for the predictions; path or URI"""
     split: str = ""
-    """train, val or test: those clips alone; none = all"""
+    """train, val or test: only the clips that the corpus has there, whatever fold a model was tested on; none = all"""
     batch_size: int = 64
-    """clips that a process passes through the model at once"""
+    """clips that a process passes through the model at once (which mm_orient compares with each other where it was
+    trained with --mm-orient.reference batch)"""
     concurrency: int = 0
     """processes over the whole cluster; 0 = one per GPU, or per CPU where there is none"""
     gpus_per_process: float = 1.0
-    """GPUs of each process, on a cluster that has any; a fraction shares one"""
+    """GPUs of each process, on a cluster that has any; a fraction shares one, 0 = predict on CPUs"""
 
     def __post_init__(self) -> None:
         require_at_least(self, {"batch_size": 1, "concurrency": 0, "gpus_per_process": 0})
@@ -68,17 +79,38 @@ def predict(config: PredictConfig) -> None:
     store, trained = Store(resolve_uri("--store", config.store)), open_model("--model", config.model)
     store.require_complete()
     trained.require_features(store)
-    shards = [name for name in store.spec.shards() if not config.split or name.startswith(f"{config.split}-")]
-    if not shards:
-        raise JobError(f"--split {config.split}: {store.uri} has no clip in it")
+    rows = clips_by_shard(store, config.split)
+    if not rows:
+        raise JobError(f"--split {config.split}: {store.uri} has no clip in it" if config.split else "no clip at all")
     claim(out, trained, store)
-    missing = [name for name in shards if not exists(out, name)]
-    print(f"{', '.join(trained.model.tasks)}: {len(missing)} of {len(shards)} shards to predict", flush=True)
+    done = committed(out)
+    missing = {name: count for name, count in rows.items() if done.get(name) != count}  # failed clips may be cured
+    print(f"{', '.join(trained.model.tasks)}: {len(missing)} of {len(rows)} shards to predict", flush=True)
     if missing:
+        require(ray_access(), storage(out))
         start_ray()
         run(config, trained.model, store, missing, out)
-    rows = sum(read_part(out, name).num_rows for name in shards)
-    print(f"{out}: predictions of {rows} clips ({', '.join(f'{name}.parquet' for name in shards[:2])}, ...)")
+    print(f"predictions of {sum(rows.values())} clips: {out}/*.parquet")
+
+
+def clips_by_shard(store: Store, split: str) -> dict[str, int]:
+    """How many clips each shard of a split, or of all splits, has; those without any are left out."""
+    counts = store.index(split or None, ["shard"])["shard"].value_counts().to_pylist()
+    return {count["values"]: count["counts"] for count in counts}
+
+
+def committed(out: str) -> dict[str, int]:
+    """How many predictions each part holds that is there, by shard."""
+    fs, path = open_fs(out)
+
+    def count(part: str) -> int:
+        with fs.open_input_file(part) as file:
+            return pq.read_metadata(file).num_rows
+
+    parts = [info.path for info in list_files(fs, path) if info.path.endswith(".parquet")]
+    with ThreadPoolExecutor(16) as threads:
+        counts = list(threads.map(count, parts))
+    return {part.rpartition("/")[2].removesuffix(".parquet"): n for part, n in zip(parts, counts, strict=True)}
 
 
 def claim(out: str, trained: TrainedModel, store: Store) -> None:
@@ -92,103 +124,104 @@ def claim(out: str, trained: TrainedModel, store: Store) -> None:
         raise JobError(f"--out {out} holds predictions of another {' and another '.join(differ)}: give another --out")
 
 
-def run(config: PredictConfig, model: MultimodalModel, store: Store, shards: Sequence[str], out: str) -> None:
-    """Predict the shards on the whole cluster."""
+def run(config: PredictConfig, model: MultimodalModel, store: Store, shards: Mapping[str, int], out: str) -> None:
+    """Predict the shards on the whole cluster; shards: how many clips each has."""
     gpus = config.gpus_per_process if ray.cluster_resources().get("GPU", 0) else 0
     most = room({"CPU": 1, "GPU": gpus})
     if not most:
         raise JobError(f"--gpus-per-process {gpus:g}: no node has room for such a process")
     workers = min(config.concurrency or most, most, len(shards))
-    rows = {name: store.part("index", name).num_rows for name in shards}
-    progress = Progress("predict", sum(rows.values()))
+    progress = Progress("predict", sum(shards.values()))
     ray.data.DataContext.get_current().enable_progress_bars = False
-    # Only names travel, one to a block: a block is what a dead process costs.
+    # Only names travel, one to a block, and no process waits with a second one: that is what its death costs.
     names = ray.data.from_items([{"shard": name} for name in shards], override_num_blocks=len(shards))
     done = names.map_batches(
         Predictor,
-        fn_constructor_args=(ray.put(model), store.uri, out, config.batch_size),
+        fn_constructor_args=(ray.put(model), store.uri, out, config.batch_size, "cuda" if gpus else "cpu"),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=workers),
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
         num_cpus=1,
         num_gpus=gpus,
     )
     for row in done.iter_rows():
         if row["error"]:
             raise JobError(row["error"])
-        progress.update(rows[row["shard"]])
+        progress.update(shards[row["shard"]])
 
 
 class Predictor:
     """One process: it holds the model and predicts shard after shard."""
 
-    def __init__(self, model: ray.ObjectRef, store_uri: str, out: str, batch_size: int) -> None:
+    def __init__(self, model: ray.ObjectRef, store_uri: str, out: str, batch_size: int, device: str) -> None:
         torch.set_num_threads(1)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model: MultimodalModel = ray.get(model).to(self.device).eval()
-        self.store_uri, self.out, self.batch_size = store_uri, out, batch_size
+        self.model: MultimodalModel = ray.get(model).to(device).eval()
+        self.store_uri, self.out, self.batch_size, self.device = store_uri, out, batch_size, device
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A table with one shard's name in, the same and what went wrong out: Ray would wrap an error in its own."""
-        error = ""
+        shard, error = batch["shard"][0].as_py(), ""
         try:
-            self.predict(batch["shard"][0].as_py())
+            write_part(self.out, shard, self.predict(shard))
+        except torch.OutOfMemoryError as failure:
+            error = f"shard {shard}: {one_line(failure)}; lower --batch-size {self.batch_size}"
         except Exception as failure:
-            known = find_user_error(failure) or (failure if isinstance(failure, OSError) and failure.errno else None)
-            if known is None:
+            if not isinstance(failure, OSError) and find_user_error(failure) is None:
                 raise
-            error = str(known)
+            error = f"shard {shard} of {self.store_uri} to {self.out}: {one_line(failure)}; mend that and run it again"
         return pa.table({"shard": batch["shard"], "error": [error]})
 
-    def predict(self, shard: str) -> None:
-        """Predict one shard's clips and commit their part."""
-        store, tasks = Store(self.store_uri), self.model.tasks
-        index = store.part("index", shard).select(["clip_id", "split", "shard", "offset", "nbytes", "duration"])
-        parts = [to_table(tasks, [], no_logits(tasks))]  # of a shard without clips too, all columns
-        for first in range(0, len(index), self.batch_size):
-            rows = index.slice(first, self.batch_size).to_pylist()
-            parts.append(to_table(tasks, rows, logits_of(self.model, store, rows, self.device)))
-        buffer, (fs, path) = io.BytesIO(), open_fs(self.out)
-        pq.write_table(pa.concat_tables(parts), buffer)
-        write_atomic(fs, f"{path}/{shard}.parquet", buffer.getvalue())
+    def predict(self, shard: str) -> pa.Table:
+        """The answers for one shard's clips."""
+        store = Store(self.store_uri)
+        index = store.part("index", shard).select(COLUMNS).to_pylist()
+        parts = [index[first : first + self.batch_size] for first in range(0, len(index), self.batch_size)]
+        batches = ((rows, batch_of(self.model, store, rows)) for rows in parts)
+        return pa.concat_tables(
+            to_table(self.model.tasks, rows, self.logits(batch)) for rows, batch in ahead(batches, AHEAD)
+        )
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> dict[str, Tensor]:
+        """What the model says, by task: (B, outputs), of events (B, bins, outputs)."""
+        out = self.model(batch.to(self.device))
+        return {name: logits.float().cpu() for name, logits in out.logits.items()}
 
 
-@torch.no_grad()
-def logits_of(
-    model: MultimodalModel, store: Store, rows: Sequence[Mapping[str, Any]], device: str = "cpu"
-) -> dict[str, torch.Tensor]:
-    """What the model says of some clips, given as rows of the index: by task (B, outputs) or (B, bins, outputs)."""
+def write_part(out: str, shard: str, table: pa.Table) -> None:
+    """Commit one shard's predictions."""
+    buffer, (fs, path) = io.BytesIO(), open_fs(out)
+    pq.write_table(table, buffer)
+    write_atomic(fs, f"{path}/{shard}.parquet", buffer.getvalue())
+
+
+def batch_of(model: MultimodalModel, store: Store, rows: Sequence[Row]) -> Batch:
+    """What the model reads of some clips. Of events the targets are unknown, but they say how many bins there are."""
     rates = {name: task.rate for name, task in model.tasks.items() if task.rate}
-    stored = store.read_many([(row["shard"], row["offset"], row["nbytes"]) for row in rows])
-    samples = [
-        {
-            "clip_id": row["clip_id"],
-            "features": {m: sample[m] for m in model.features if m in sample},
-            "targets": {name: bin_events(None, row["duration"], rate, {}) for name, rate in rates.items()},
-        }
-        for row, sample in zip(rows, stored, strict=True)
-    ]
-    out = model(collate(samples, model.features, model.tasks).to(device))
-    return {name: logits.float().cpu() for name, logits in out.logits.items()}
+
+    def samples() -> Iterator[dict[str, Any]]:
+        stored = store.read_many([(row["shard"], row["offset"], row["nbytes"]) for row in rows])
+        for row, sample in zip(rows, stored, strict=True):
+            yield {
+                "clip_id": row["clip_id"],
+                "features": {m: sample[m] for m in model.features if m in sample},
+                "targets": {name: bin_events(None, row["duration"], rate, {}) for name, rate in rates.items()},
+            }
+
+    return collate(list(samples()), model.features, model.tasks)
 
 
-def no_logits(tasks: Mapping[str, TaskSpec]) -> dict[str, torch.Tensor]:
-    """The same of no clips."""
-    return {name: torch.zeros(0, *[1] * bool(task.rate), task.outputs) for name, task in tasks.items()}
-
-
-def to_table(
-    tasks: Mapping[str, TaskSpec], rows: Sequence[Mapping[str, Any]], logits: Mapping[str, torch.Tensor]
-) -> pa.Table:
-    """Predictions as rows of a part."""
+def to_table(tasks: Mapping[str, TaskSpec], rows: Sequence[Row], logits: Mapping[str, Tensor]) -> pa.Table:
+    """Predictions as a part has them."""
     columns = {name: pa.array([row[name] for row in rows], pa.string()) for name in ("clip_id", "split")}
+    columns["fold"] = pa.array([row["fold"] for row in rows], pa.int64())
     seconds = [row["duration"] for row in rows]
     for name, task in tasks.items():
         columns |= answers(task, logits[name], seconds)
     return pa.table(columns)
 
 
-def answers(task: TaskSpec, logits: torch.Tensor, seconds: Sequence[float]) -> dict[str, pa.Array]:
+def answers(task: TaskSpec, logits: Tensor, seconds: Sequence[float]) -> dict[str, pa.Array]:
     """Logits (B, outputs), of events (B, bins, outputs), as the columns of a task; seconds: the clips' lengths."""
     if not task.has_classes:
         return {task.name: pa.array(logits.squeeze(-1).numpy())}
@@ -196,9 +229,8 @@ def answers(task: TaskSpec, logits: torch.Tensor, seconds: Sequence[float]) -> d
         best = logits.argmax(-1).numpy()
         return {task.name: pa.array([to_events(task, *clip) for clip in zip(best, seconds, strict=True)], EVENTS)}
     probabilities = logits.softmax(-1).numpy()
-    best = probabilities.argmax(-1)
     return {
-        task.name: pa.array([task.classes[i] for i in best], pa.string()),
+        task.name: pa.array([task.classes[i] for i in probabilities.argmax(-1)], pa.string()),
         f"{task.name}_probability": pa.array(probabilities.max(-1)),
         f"{task.name}_probabilities": pa.StructArray.from_arrays(
             [pa.array(column) for column in probabilities.T.copy()], names=list(task.classes)
@@ -210,24 +242,12 @@ def to_events(task: TaskSpec, bins: np.ndarray, seconds: float) -> list[dict[str
     """Classes of bins (bins,), of which a clip has as many as its length holds, as events: runs of one class."""
     bins = bins[: len(bin_events(None, seconds, task.rate, {}))]
     edges = np.flatnonzero(np.diff(bins, prepend=-1, append=-1))
-    return [
+    runs = zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+    events = [
         {"start": first / task.rate, "end": min(last / task.rate, seconds), "label": task.classes[bins[first]]}
-        for first, last in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
-        if task.classes[bins[first]] != BACKGROUND
+        for first, last in runs
     ]
-
-
-def exists(out: str, shard: str) -> bool:
-    """Whether a shard's predictions are committed."""
-    fs, path = open_fs(out)
-    return fs.get_file_info(f"{path}/{shard}.parquet").is_file
-
-
-def read_part(out: str, shard: str) -> pq.FileMetaData:
-    """What a shard's predictions say of themselves."""
-    fs, path = open_fs(out)
-    with fs.open_input_file(f"{path}/{shard}.parquet") as file:
-        return pq.read_metadata(file)
+    return [event for event in events if event["label"] != BACKGROUND and event["start"] < event["end"]]
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pipelines.train import check, claim, open_run, prepare
 from tuning.options import SweepConfig
 from tuning.report import publish
 from tuning.runs import Metrics, SeedRuns, run_all
-from tuning.space import known
+from tuning.space import apply, defaults, known, space
 from tuning.sweep import sweep
 
 ALL = "all"
@@ -49,13 +49,13 @@ class CompareConfig:
     trials: int = 12
     """trials of each model's sweep; 0 = no tuning, the recipe as given for all, or those of --tuned-in"""
     tuned_in: str = ""
-    """folder of another comparison, whose best recipe of each model is trained here: how those do on another store of
-    the same features; path or URI"""
+    """with --trials 0: folder of another comparison, whose sweeps' best points are trained here (on noisier clips, with
+    more epochs); path or URI"""
     seeds: int = 5
     """trainings of each best recipe, with the seeds after --seed (which the sweep used)"""
     search: tuple[str, ...] = ()
-    """options or groups of options to search (lr, model.dropout, budget), of each model those that it has; none named
-    = all"""
+    """options or groups of options that the sweeps search (lr, model.dropout, budget), of each model those that it
+    has; none named = all"""
     folds: bool = False
     """cross-validate: for every fold of the corpus tune on the other folds and test on it; the table is over folds"""
     grace_epochs: int = 5
@@ -75,6 +75,8 @@ class CompareConfig:
             raise ValueError("--folds runs every fold, --loader.fold only one: give one of them")
         if self.tuned_in and self.trials:
             raise JobError(f"--trials {self.trials}: --tuned-in takes recipes that are tuned already; give --trials 0")
+        if self.search and not self.trials:
+            raise JobError(f"--search {','.join(self.search)}: nothing is searched with --trials 0")
 
     def names(self, store: Store) -> tuple[str, ...]:
         """The models to train. Raises JobError for one that is not known."""
@@ -95,6 +97,7 @@ def compare(config: CompareConfig) -> None:
     require_searched(config, names)
     folds = store.folds() if config.folds else [config.recipe.loader.fold]
     require_labels(store, config.recipe.tasks, folds)
+    require_tuned(config, names, folds)
     started = claim(config, may_differ=("seeds", "models"))  # more of these may be asked for later
     uri = prepare(config.out)
     os.environ["MLFLOW_TRACKING_URI"] = uri  # the sweeps' runs belong beside this one
@@ -129,11 +132,19 @@ def able(config: CompareConfig, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def require_searched(config: CompareConfig, names: Collection[str]) -> None:
-    """Raise JobError for an option of --search that none of the models has."""
-    recipes = [replaced(config.recipe, architecture=name) for name in names]
-    for option in config.search:
-        if not any(known(recipe, (option,)) for recipe in recipes):
-            raise JobError(f"--search {option}: none of {', '.join(names)} has it")
+    """Raise JobError where --search leaves a model untuned: the comparison is of models that are tuned alike."""
+    for name in names if config.search else ():
+        if not known(replaced(config.recipe, architecture=name), config.search):
+            has = ", ".join(space(replaced(config.recipe, architecture=name)))
+            raise JobError(f"--search {','.join(config.search)}: {name} has none of it; it has {has}")
+
+
+def require_tuned(config: CompareConfig, names: Collection[str], folds: Collection[int | None]) -> None:
+    """Raise JobError where --tuned-in lacks a model's best recipe."""
+    for fold, name in product(folds, names if config.tuned_in else ()):
+        there = of_fold(config, fold) if config.folds else config
+        if read_text(sweep_folder(there, name), "best.yaml") is None:
+            raise JobError(f"--tuned-in {config.tuned_in}: {sweep_folder(there, name)} holds no sweep that ended")
 
 
 def require_labels(store: Store, tasks: Collection[str], folds: Collection[int | None]) -> None:
@@ -173,34 +184,35 @@ def trained(config: CompareConfig, names: tuple[str, ...], run: Run) -> SeedRuns
     return runs
 
 
-def tuned(config: CompareConfig, name: str) -> Recipe:
-    """The best recipe of a model's sweep, which runs now unless it has ended before.
+def sweep_folder(config: CompareConfig, name: str) -> str:
+    """Where the sweep of a model lies, in this comparison or the one that --tuned-in names."""
+    return resolve(f"sweep-{name}", config.tuned_in or config.out)
 
-    Raises JobError where it was to be found in another comparison, which does not have it.
-    """
-    recipe, folder = replaced(config.recipe, architecture=name), resolve(f"sweep-{name}", config.tuned_in or config.out)
-    searched = known(recipe, config.search)
-    if not (config.trials or config.tuned_in) or (config.search and not searched):
+
+def tuned(config: CompareConfig, name: str) -> Recipe:
+    """The recipe at the best point of a model's sweep, which runs now unless it has ended before."""
+    recipe, folder = replaced(config.recipe, architecture=name), sweep_folder(config, name)
+    if not config.trials and not config.tuned_in:
         return recipe
     if read_text(folder, "best.yaml") is None:
-        if config.tuned_in:
-            raise JobError(f"--tuned-in {config.tuned_in}: holds no sweep of {name} that ended ({folder}/best.yaml)")
         print(f"tuning {name}", flush=True)
-        search(config, recipe, searched, folder)
+        search(config, recipe, folder)
     with tempfile.TemporaryDirectory() as local:
         path = Path(local) / "best.yaml"
         path.write_text(read_text(folder, "best.yaml"))
-        return parse(Recipe, ["--config", str(path)])
+        best = defaults(parse(Recipe, ["--config", str(path)]))
+    # What a sweep searches comes from it, all else (tasks, fold, epochs) from this comparison's options.
+    return apply(recipe, {name: best[name] for name in space(recipe) if name in best})
 
 
-def search(config: CompareConfig, recipe: Recipe, searched: tuple[str, ...], folder: str) -> None:
-    """The sweep of one model over some of its options (none named = all), into a folder of its own."""
+def search(config: CompareConfig, recipe: Recipe, folder: str) -> None:
+    """The sweep of one model, into a folder of its own."""
     sweep(
         SweepConfig(
             config.store,
             folder,
             trials=config.trials,
-            search=searched,
+            search=known(recipe, config.search),
             final_seeds=0,
             cpus_per_trial=config.cpus_per_run,
             gpus_per_trial=config.gpus_per_run,

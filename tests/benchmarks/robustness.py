@@ -46,7 +46,7 @@ class RobustnessConfig:
     trials: int = 12
     """trials of each model's sweep; 0 = no tuning"""
     tuned_in: str = "babble -5 dB"
-    """the condition in which they are tuned"""
+    """the condition in which they are tuned, and the picture alone is trained"""
     seeds: int = 5
     """trainings of each best recipe"""
     epochs: int = 20
@@ -101,7 +101,7 @@ def folder_of(config: RobustnessConfig, condition: str) -> Path:
 
 
 def report(config: RobustnessConfig) -> None:
-    """Mean accuracy by model and condition, and what the best CLCR exchanges."""
+    """Mean accuracy by model and condition, and what CLCR exchanges."""
     lines = {name: lines_of(config, name) for name in config.conditions()}
     print(f"\n| mean of {len(config.tasks.split(','))} tasks | {' | '.join(lines)} |")
     print("|---" * (len(lines) + 1) + "|")

@@ -8,31 +8,36 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mediafiles import write_manifest
 from storefiles import make_clips, write_store
 
 import clcr
 from clcr.batches import collate
 from clcr.config import ModelConfig
 from features.events import bin_events
+from features.store import Store
 from pipelines.cli import JobError
-from pipelines.loading import feature_specs, task_specs
-from pipelines.predict import PredictConfig, predict, to_events
+from pipelines.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
+from pipelines.models import open_model
+from pipelines.predict import PredictConfig, Predictor, clips_by_shard, predict, to_events, write_part
 
 ROOT = Path(__file__).parents[2]
 WORD = clcr.TaskSpec("word", "events", ("background", "a", "b"), 8.0)
 
 
-def make_model(folder, store, name="concat", seed=0):
+def make_model(folder, store, name="concat", seed=0, word=True):
     """A model with random weights that answers the store's tasks and one of events, saved as training saves it."""
     torch.manual_seed(seed)
-    tasks = {**task_specs(store), "word": WORD}
+    tasks = task_specs(store) | ({"word": WORD} if word else {})
     model = clcr.build(name, clcr.CLCRConfig(ModelConfig(width=16, heads=2)), feature_specs(store), tasks)
+    model.eval()
+    loader = SplitLoader(store, "train", model.features, task_specs(store), LoaderConfig(), batch_size=8)
+    model.prepare_evaluation(loader.sample_batches)
     clcr.save(model, folder, store.spec.to_dict())
-    return model.eval()
+    return model
 
 
 def job(*options):
@@ -54,7 +59,7 @@ def predicted(store, tmp_path_factory):
 def test_every_clip_is_answered_once_and_as_it_is_alone(predicted, store):
     folder, model, _, said = predicted
     index = store.index().to_pylist()
-    rows = ds.dataset(sorted((folder / "out").glob("*.parquet"))).to_table().to_pylist()
+    rows = pq.read_table(folder / "out").to_pylist()
     assert f"predictions of {len(index)} clips" in said and f"/{len(index)} clips" in said
     assert sorted((r["clip_id"], r["split"]) for r in rows) == sorted((r["clip_id"], r["split"]) for r in index)
     answered = {row["clip_id"]: row for row in rows}
@@ -76,32 +81,89 @@ def test_every_clip_is_answered_once_and_as_it_is_alone(predicted, store):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_the_parts_that_are_missing(predicted):
+def test_a_run_goes_on_with_the_parts_that_are_missing_or_lack_clips(predicted):
     folder, _, options, _ = predicted
     parts = sorted((folder / "out").glob("*.parquet"))
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in parts}
     parts[1].unlink()
+    pq.write_table(pq.read_table(parts[2]).slice(1), parts[2])  # as if a clip had been cured since
     again = job(*options)
-    assert again.returncode == 0 and f"1 of {len(parts)} shards to predict" in again.stdout
-    assert {path for path in parts if path.stat().st_mtime_ns != before[path][1]} == {parts[1]}
-    assert parts[1].read_bytes() == before[parts[1]][0]
+    assert again.returncode == 0 and f"2 of {len(parts)} shards to predict" in again.stdout
+    assert {path for path in parts if path.stat().st_mtime_ns != before[path][1]} == set(parts[1:3])
+    assert {path: path.read_bytes() for path in parts} == {path: content for path, (content, _) in before.items()}
+    assert pq.read_table(folder / "out").num_rows > 0  # the folder is a data set, whatever else lies in it
+
+
+@pytest.mark.slow
+def test_new_clips_without_labels_go_through_extract_and_predict(media, tmp_path):
+    """A model of labelled clips answers for clips of which nobody knows anything."""
+    labelled = [("train", "a"), ("train", "b"), ("val", "a"), ("test", "b")]
+    rows = [{"clip_id": f"{n}", "video": "good.mp4", "split": s, "label": y} for n, (s, y) in enumerate(labelled)]
+    new = [{"clip_id": name, "video": f"{name}.mp4", "split": "test"} for name in ("good", "silent", "corrupt")]
+    for name, clips in (("old", rows), ("new", new)):
+        manifest = write_manifest(media / f"{name}.csv", clips)
+        extra = ["--unlabelled", "--max-failed", "1"] if name == "new" else []
+        command = [
+            "pipelines/extract.py",
+            "--corpus",
+            manifest,
+            "--store",
+            tmp_path / name,
+            "--video.size",
+            "16",
+            *extra,
+        ]
+        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    make_model(tmp_path / "model", Store(str(tmp_path / "old")), "clcr", word=False)
+    done = job("--model", tmp_path / "model", "--store", tmp_path / "new", "--out", tmp_path / "out", "--split", "test")
+    assert done.returncode == 0, done.stderr
+    answers = pq.read_table(tmp_path / "out").to_pylist()
+    assert {row["clip_id"] for row in answers} == {"good", "silent"}
+    assert all(row["label"] in "ab" and 0.5 <= row["label_probability"] <= 1 for row in answers)
+
+
+@pytest.mark.parametrize("name", ["clcr", "mm_orient", "audio"])
+def test_a_clips_answer_does_not_depend_on_its_batch_nor_on_how_the_model_was_found(store, tmp_path, name):
+    make_model(tmp_path / "model", store, name, word=False)
+    trained = open_model("--model", str(tmp_path))
+    tables = []
+    for batch_size in (1, 4):
+        torch.manual_seed(batch_size)
+        process = object.__new__(Predictor)  # without its constructor, which asks Ray for the model
+        process.model, process.store_uri, process.out = trained.model, store.uri, str(tmp_path)
+        process.batch_size, process.device = batch_size, "cpu"
+        tables.append(process.predict("train-000001").to_pylist())
+    for alone, beside in zip(*tables, strict=True):
+        assert alone["clip_id"] == beside["clip_id"] and alone["label"] == beside["label"]
+        assert alone["mood"] == pytest.approx(beside["mood"], abs=1e-5)
+
+
+def test_a_split_is_its_shards_and_an_empty_one_is_named(store, tmp_path):
+    every = clips_by_shard(store, "")
+    assert sum(every.values()) == store.counts()[0]
+    assert clips_by_shard(store, "val") == {name: n for name, n in every.items() if name.startswith("val-")}
+    lacking = write_store(tmp_path / "store", make_clips(4, 3))
+    make_model(tmp_path / "model", lacking)
+    with pytest.raises(JobError, match=r"--split test: .*/store has no clip in it"):
+        predict(PredictConfig(str(tmp_path), lacking.uri, str(tmp_path / "out"), "test"))
 
 
 def test_predictions_of_another_model_or_store_are_not_mixed(store, tmp_path):
     one, other = (tmp_path / str(seed) for seed in (0, 1))
     for seed, folder in enumerate((one, other)):
         make_model(folder, store, seed=seed)
-    claimed = PredictConfig(str(one), store.uri, str(tmp_path / "out"), "train")
     (tmp_path / "out").mkdir()
-    for shard in store.spec.shards():  # all there: nothing is left to predict
-        pq.write_table(pa.table({"clip_id": ["x"]}), tmp_path / "out" / f"{shard}.parquet")
-    predict(claimed)
-    predict(claimed)
+    for shard, clips in clips_by_shard(store, "train").items():  # all there: nothing is left to predict
+        write_part(str(tmp_path / "out"), shard, pa.table({"clip_id": ["x"] * clips}))
+    config = PredictConfig(str(one), store.uri, str(tmp_path / "out"), "train")
+    predict(config)
+    predict(config)
     with pytest.raises(JobError, match="holds predictions of another model: give another --out"):
-        predict(replace(claimed, model=str(other)))
+        predict(replace(config, model=str(other)))
     second = write_store(tmp_path / "store", make_clips(9, 3, 5))
     with pytest.raises(JobError, match="holds predictions of another store"):
-        predict(replace(claimed, store=second.uri))
+        predict(replace(config, store=second.uri))
 
 
 def test_a_store_of_other_features_a_folder_without_a_model_and_an_unknown_split_are_named(store, tmp_path):

@@ -26,6 +26,7 @@ from pipelines.cli import JobError, run_job, to_yaml
 from pipelines.cluster import cpus_for, retry_start, room
 from pipelines.explain import ExplainConfig, explain, load_model, mean_weights
 from pipelines.learner import Learner, Recipe
+from pipelines.models import open_model
 from pipelines.registered import load_model as load_registered
 from pipelines.train import CHANGEABLE, TrainConfig, check, claim, train
 
@@ -209,7 +210,7 @@ def test_bad_input_of_the_command_is_one_line(store, tmp_path):
     assert done.returncode == 1 and "--tasks colour" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_killed_driver_goes_on_in_mid_epoch_and_no_loss_of_any_step_differs(store, tmp_path):
+def test_a_killed_driver_goes_on_in_mid_epoch_and_no_loss_of_any_step_differs(store, tmp_path, monkeypatch):
     """By plain python, which starts a Ray of its own; with dropout. KILLS=3 kills it more often."""
     out, epochs = tmp_path / "run", 24
     options = f"--model.width 16 --model.heads 2 --batch-size 4 --epochs {epochs} --log-every 1 --cpus-per-worker 1"
@@ -240,4 +241,6 @@ def test_a_killed_driver_goes_on_in_mid_epoch_and_no_loss_of_any_step_differs(st
     assert [point.value for point in history(run["run_id"], "train/loss")] == means
     assert json.loads((out / "metrics.json").read_text()) == metrics
     registered = load_registered("models:/toy/1", run["tracking_uri"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", run["tracking_uri"])
+    assert open_model("--model", "models:/toy/1").digest == open_model("--model", str(out)).digest
     assert all(map(torch.equal, registered.parameters(), learner.trainer.model.eval().parameters()))

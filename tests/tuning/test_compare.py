@@ -13,11 +13,13 @@ from mlflow.tracking import MlflowClient
 from storefiles import make_clips, write_store
 
 from clcr.registry import MODELS
+from clcr.training import OptimConfig
 from features.store import Store
-from pipelines.cli import JobError
+from pipelines.cli import JobError, to_yaml
 from pipelines.explain import fold_of
 from pipelines.learner import Recipe
-from tuning.compare import CompareConfig, able, require_labels, require_searched, tuned
+from pipelines.loading import LoaderConfig
+from tuning.compare import CompareConfig, able, require_labels, require_searched, require_tuned, tuned
 from tuning.space import known
 
 ROOT = Path(__file__).parents[2]
@@ -49,13 +51,27 @@ def test_all_leaves_out_what_cannot_learn_the_tasks_and_a_name_that_cannot_is_re
 
 def test_each_model_searches_what_it_has_of_the_options_named(store):
     config = CompareConfig(store.uri, "o", search=("lr", "budget", "model.depth"))
-    require_searched(config, ("clcr", "mult"))
-    with pytest.raises(JobError, match=r"--search model.depth: none of clcr, concat has it"):
-        require_searched(config, ("clcr", "concat"))
+    require_searched(config, ("clcr", "concat", "mult"))
     has = {name: known(Recipe(architecture=name), config.search) for name in ("clcr", "concat", "mult")}
     assert has == {"clcr": ("lr", "budget"), "concat": ("lr",), "mult": ("lr", "model.depth")}
-    untuned = tuned(replace(config, search=("budget",)), "concat")  # there is nothing to tune: no sweep
-    assert untuned == Recipe(architecture="concat")
+    with pytest.raises(JobError, match="--search budget: concat has none of it; it has lr, weight_decay"):
+        require_searched(replace(config, search=("budget",)), ("clcr", "concat"))
+    with pytest.raises(JobError, match="--search lr: nothing is searched with --trials 0"):
+        CompareConfig("s", "o", search=("lr",), trials=0)
+
+
+def test_of_another_comparisons_recipe_only_what_was_searched_is_taken(store, tmp_path):
+    best = Recipe(architecture="concat", tasks=("label",), optim=OptimConfig(epochs=2, lr=0.004))
+    (tmp_path / "sweep-concat").mkdir()
+    (tmp_path / "sweep-concat/best.yaml").write_text(to_yaml(best))
+    mine = Recipe(tasks=("mood",), optim=OptimConfig(epochs=9), loader=LoaderConfig(fold=2))
+    config = CompareConfig(store.uri, "o", trials=0, tuned_in=str(tmp_path), recipe=mine)
+    require_tuned(config, ("concat",), [2])
+    found = tuned(config, "concat")
+    assert (found.architecture, found.optim.lr) == ("concat", 0.004)
+    assert (found.tasks, found.optim.epochs, found.loader.fold) == (("mood",), 9, 2)
+    with pytest.raises(JobError, match=r"--tuned-in .*/sweep-late holds no sweep that ended"):
+        require_tuned(config, ("concat", "late"), [2])
 
 
 def test_a_task_that_a_fold_cannot_be_scored_by_is_refused_before_anything_runs(tmp_path):
@@ -112,18 +128,17 @@ def test_each_model_is_trained_with_what_its_own_sweep_found_and_fresh_seeds(com
 
 @pytest.mark.slow
 def test_recipes_tuned_on_one_store_are_trained_on_another(compared, tmp_path):
-    tuned, other = compared[0] / "comparison", write_store(tmp_path / "store", make_clips(24, 3, 3))
-    takes = ["--trials", "0", "--tuned-in", str(tuned), "--seeds", "1"]
+    sweeps, other = compared[0] / "comparison", write_store(tmp_path / "store", make_clips(24, 3, 3))
+    takes = ["--trials", "0", "--tuned-in", str(sweeps), "--seeds", "1"]
     done = run(other, tmp_path, "--models", "concat", *takes)
     assert done.returncode == 0, done.stderr
     trained = yaml.safe_load((tmp_path / "comparison/concat-seed1/config.yaml").read_text())
-    best = yaml.safe_load((tuned / "sweep-concat/best.yaml").read_text())
+    best = yaml.safe_load((sweeps / "sweep-concat/best.yaml").read_text())
     assert trained == best | {"seed": 1}
     assert not (tmp_path / "comparison/sweep-concat").exists()
-    lacking = run(other, tmp_path / "b", "--models", "late", *takes)
-    assert lacking.returncode == 1 and "holds no sweep of late that ended" in lacking.stderr
-    both = run(other, tmp_path / "c", "--trials", "2", "--tuned-in", str(tuned))
-    assert both.returncode == 1 and "--trials 2: --tuned-in takes recipes that are tuned already" in both.stderr
+    both = run(other, tmp_path / "c", "--trials", "2", "--tuned-in", str(sweeps))
+    assert both.returncode == 2 and "--trials 2: --tuned-in takes recipes that are tuned already" in both.stderr
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.slow
