@@ -45,6 +45,8 @@ class RobustnessConfig:
     """models, separated by commas; the others are tested against the first"""
     trials: int = 12
     """trials of each model's sweep; 0 = no tuning"""
+    search: str = ""
+    """options that the sweeps search, as tuning/compare.py takes them; none named = all"""
     tuned_in: str = "babble -5 dB"
     """the condition in which they are tuned, and the picture alone is trained"""
     seeds: int = 5
@@ -88,6 +90,8 @@ def run(config: RobustnessConfig, name: str, noise: tuple[str, float] | None) ->
     store, options = str(folder / "store"), ["--tasks", config.tasks, "--models", ",".join(models)]
     options += ["--seeds", str(config.seeds), "--epochs", str(config.epochs)]
     options += ["--trials", str(config.trials if here else 0)]
+    if config.search and config.trials and here:
+        options += ["--search", config.search]
     if config.trials and not here:
         options += ["--tuned-in", str(folder_of(config, config.tuned_in) / "comparison")]
     return job("pipelines/extract.py", "--corpus", str(corpus), "--store", store, *config.extract.split()) or job(
