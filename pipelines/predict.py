@@ -81,7 +81,8 @@ def predict(config: PredictConfig) -> None:
     trained.require_features(store)
     rows = clips_by_shard(store, config.split)
     if not rows:
-        raise JobError(f"--split {config.split}: {store.uri} has no clip in it" if config.split else "no clip at all")
+        what = f"--split {config.split}: {store.uri} has no clip in it" if config.split else f"{store.uri} has no clip"
+        raise JobError(what)
     claim(out, trained, store)
     done = committed(out)
     missing = {name: count for name, count in rows.items() if done.get(name) != count}  # failed clips may be cured
