@@ -136,6 +136,8 @@ class LocalCluster:
             raise ClusterError(f"{host} runs already: kill it first")
         init = spawn(self.folder, host, self.address(host), self.service(host), self.environment())
         switch = require_init(self.folder, STORAGE)
+        with suppress(ClusterError):  # of a host that died before: the kernel takes it away too, but some time later
+            inside(switch, f"ip link delete {host}")
         sh(f"ip link add eth0 netns {init} type veth peer name {host} netns {switch}")
         inside(switch, f"ip link set {host} master eth0 up")
 
