@@ -78,11 +78,14 @@ class VectorStem(nn.Module):
 
     With motion: what moves, and its differences. A rhythm in log-mel is small beside the spectrum that carries it, and
     without this it was at chance where with it it was read at once (synthetic corpus, 1,200 clips, 4 epochs).
+    Differences span `lag` tokens: of log-mel's neighbours, 10 ms apart, they are mostly noise (GRID, sound alone: .83
+    after 20 epochs, .88 with the 40 ms from one token of the shallow level to the next).
     """
 
-    def __init__(self, dim: int, width: int, motion: bool) -> None:
+    def __init__(self, dim: int, width: int, motion: bool, lag: int = 1) -> None:
         super().__init__()
         self.motion = motion
+        self.lag = lag
         self.standardise = Standardise(dim)
         self.project = nn.Linear(2 * dim if motion else dim, width)
         if motion:
@@ -98,7 +101,8 @@ class VectorStem(nn.Module):
             values = _mask(values.float(), valid)
             moving = values - _clip_mean(values, valid)
             self.moving.add(moving[valid & _moves(valid, valid.ndim)], axes=1)
-            self.steps.add((moving[:, 1:] - moving[:, :-1])[valid[:, 1:] & valid[:, :-1]], axes=1)
+            steps, known = _differences(moving, valid, self.lag)
+            self.steps.add(steps[known], axes=1)
 
     def fit(self) -> None:
         """Set the standardisation from what was observed."""
@@ -117,7 +121,7 @@ class VectorStem(nn.Module):
         mean = _clip_mean(x, valid)
         moves = _moves(valid, x.ndim)
         moving = x - mean.where(moves, 0.0)
-        steps = _differences(moving, valid) / self.step_std
+        steps = _differences(moving, valid, self.lag)[0] / self.step_std
         tokens = self.project(torch.cat([torch.where(moves, moving / self.moving_std, moving), steps], dim=-1))
         return _mask(tokens + self.scene(mean), valid)
 
@@ -161,10 +165,12 @@ class FrameStem(nn.Module):
         patch: int,
         width: int,
         motion: bool,
-        shift: float = 0.0,
+        lag: int,
+        shift: float,
     ) -> None:
         super().__init__()
         self.patch = patch
+        self.lag = lag
         self.shift = shift
         self.embed = embed
         self.motion = motion
@@ -184,9 +190,9 @@ class FrameStem(nn.Module):
         self.pixels.add(frames[valid], axes=1)
         if self.motion:
             moving, _ = self._split(frames, valid)
-            both = valid[:, 1:] & valid[:, :-1]
+            steps, known = _differences(moving, valid, self.lag)
             self.moving.add(moving[valid], axes=3)
-            self.steps.add((moving[:, 1:] - moving[:, :-1])[both], axes=3)
+            self.steps.add(steps[known], axes=3)
 
     def fit(self) -> None:
         """Set the standardisation from what was observed: per colour, and per pixel for what moves."""
@@ -206,7 +212,7 @@ class FrameStem(nn.Module):
         if not self.motion:
             return _mask(self.project(self._embed((frames - self.mean) / self.std)), valid)
         moving, clip_mean = self._split(frames, valid)
-        steps = _differences(moving, valid) / self.step_std
+        steps = _differences(moving, valid, self.lag)[0] / self.step_std
         tokens = self.project(self._embed(torch.cat([moving / self.moving_std, steps], dim=-1)))
         coarse = ((clip_mean - self.mean) / self.std)[:, 0].movedim(-1, 1)
         scene = self.scene(F.adaptive_avg_pool2d(coarse, 4).flatten(1))
@@ -286,10 +292,11 @@ def _from_zero(features: int, width: int) -> nn.Linear:
     return linear
 
 
-def _differences(tokens: Tensor, valid: Tensor) -> Tensor:
-    """x[t] - x[t-1] where both are valid, else 0."""
-    steps = _mask(tokens[:, 1:] - tokens[:, :-1], valid[:, 1:] & valid[:, :-1])
-    return torch.cat([torch.zeros_like(tokens[:, :1]), steps], dim=1)
+def _differences(values: Tensor, valid: Tensor, lag: int) -> tuple[Tensor, Tensor]:
+    """x[t] - x[t - lag] where both are valid, else 0; and where they are: (B, T, ...), (B, T)."""
+    known = torch.cat([torch.zeros_like(valid[:, :lag]), valid[:, lag:] & valid[:, :-lag]], dim=1)
+    steps = torch.cat([torch.zeros_like(values[:, :lag]), values[:, lag:] - values[:, :-lag]], dim=1)
+    return _mask(steps, known), known
 
 
 def _mask(tokens: Tensor, valid: Tensor) -> Tensor:
@@ -316,18 +323,18 @@ def _resnet18(channels: int) -> tuple[nn.Module, int]:
     return net, 512
 
 
-def build_stem(spec: FeatureSpec, config: StemConfig, width: int) -> nn.Module:
-    """The stem for a modality's token shape: vectors or frames."""
+def build_stem(spec: FeatureSpec, config: StemConfig, width: int, lag: int = 1) -> nn.Module:
+    """The stem for a modality's token shape: vectors or frames; lag: tokens from one to the one it is compared with."""
     if len(spec.shape) == 1:
-        return VectorStem(spec.shape[0], width, config.vectors_move and spec.rate > 0)
+        return VectorStem(spec.shape[0], width, config.vectors_move and spec.rate > 0, lag)
     height, columns, _ = spec.shape
-    channels = 6 if config.uses_motion else 3
+    motion = config.uses_motion
+    channels = 6 if motion else 3
     if config.video == "patches":
         # Patch means into one linear map: with learned patch filters before it GRID trained far more slowly.
         patch = math.ceil(max(height, columns) / MOST_PATCHES)
         size = (math.ceil(height / patch), math.ceil(columns / patch))
-        return FrameStem(
-            nn.Flatten(), channels * size[0] * size[1], size, patch, width, config.uses_motion, config.shift
-        )
+        features = channels * size[0] * size[1]
+        return FrameStem(nn.Flatten(), features, size, patch, width, motion, lag, config.shift)
     embed, features = (_trunk if config.video == "trunk" else _resnet18)(channels)
-    return FrameStem(embed, features, (height, columns), 1, width, config.uses_motion, config.shift)
+    return FrameStem(embed, features, (height, columns), 1, width, motion, lag, config.shift)

@@ -46,6 +46,13 @@ def test_a_clip_has_the_same_tokens_alone_and_padded(length):
         assert not long.values[:, n:].any()
 
 
+def test_stages_start_by_letting_through_what_came():
+    """Else the deep level learns so slowly that only the shallow one is ever used."""
+    encoder = TemporalHierarchy(FeatureSpec((4,), 25.0, "float32"), ModelConfig(width=8), StemConfig(), read=[2])
+    x = torch.randn(2, 10, 8)
+    assert all(torch.equal(stage.enter(x), x) for stage in encoder.stages)
+
+
 def test_the_receptive_field_grows_stage_by_stage():
     net = encoder(rate=25.0, stride=1, motion=False)  # a clip's mean is made of all of it
     values = torch.randn(1, 80, 5, requires_grad=True)

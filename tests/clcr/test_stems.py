@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from clcr.batches import FeatureSpec
-from clcr.config import StemConfig
+from clcr.batches import Features, FeatureSpec
+from clcr.config import ModelConfig, StemConfig
 from clcr.errors import ConfigError
+from clcr.hierarchy import TemporalHierarchy
 from clcr.stems import VectorStem, build_stem, patch_means, random_shift
 
 VALID = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
@@ -85,6 +86,27 @@ def test_what_moves_in_vectors_is_of_unit_size_beside_any_offset_of_the_clip():
     assert spread == pytest.approx(rhythm[0, :, 1].std(correction=0).item(), rel=1e-3)
     stem.scene.weight.data.normal_()
     assert not torch.allclose(stem(values, valid)[0], stem(values, valid)[1], atol=1e-2)
+
+
+def test_differences_reach_from_one_token_of_the_shallow_level_to_the_next():
+    """Log-mel at 100 Hz, merged four to one: what repeats within those 40 ms is no change, what goes on is."""
+    model = ModelConfig(width=8, max_rate=25)
+    hierarchy = TemporalHierarchy(FeatureSpec((1,), 100.0, "float32"), model, StemConfig(), read=[2])
+    shown = {}
+    hierarchy.stem.project.register_forward_pre_hook(lambda _, given: shown.update(given=given[0]))
+    jitter, ramp = torch.randn(4).repeat(6), torch.arange(24.0) / 8
+    hierarchy(Features(torch.stack([jitter, ramp])[..., None], torch.ones(2, 24, dtype=torch.bool)))
+    steps = shown["given"][..., 1]
+    assert steps[0].abs().max() < 1e-5
+    assert not steps[1, :4].any() and torch.allclose(steps[1, 4:], torch.tensor(0.5))
+
+
+def test_a_clip_shorter_than_a_difference_has_none():
+    stem = VectorStem(2, 8, motion=True, lag=4)
+    values, valid = torch.randn(3, 2, 2), torch.ones(3, 2, dtype=torch.bool)
+    stem.observe(values, valid)
+    stem.fit()
+    assert stem(values, valid).shape == (3, 2, 8) and stem(values, valid).isfinite().all()
 
 
 def test_a_lone_vector_is_kept():
