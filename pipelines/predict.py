@@ -157,13 +157,14 @@ class Predictor:
     def __init__(self, model: ray.ObjectRef, store_uri: str, out: str, batch_size: int, device: str) -> None:
         torch.set_num_threads(1)
         self.model: MultimodalModel = ray.get(model).to(device).eval()
-        self.store_uri, self.out, self.batch_size, self.device = store_uri, out, batch_size, device
+        self.store_uri, self.out, self.batch_size = store_uri, out, batch_size
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A table with one shard's name in, the same and what went wrong out: Ray would wrap an error in its own."""
         shard, error = batch["shard"][0].as_py(), ""
         try:
-            write_part(self.out, shard, self.predict(shard))
+            table = answer(self.model, Store(self.store_uri), shard, self.batch_size)
+            write_part(self.out, shard, table)
         except torch.OutOfMemoryError as failure:
             error = f"shard {shard}: {one_line(failure)}; lower --batch-size {self.batch_size}"
         except Exception as failure:
@@ -172,21 +173,18 @@ class Predictor:
             error = f"shard {shard} of {self.store_uri} to {self.out}: {one_line(failure)}; mend that and run it again"
         return pa.table({"shard": batch["shard"], "error": [error]})
 
-    def predict(self, shard: str) -> pa.Table:
-        """The answers for one shard's clips."""
-        store = Store(self.store_uri)
-        index = store.part("index", shard).select(COLUMNS).to_pylist()
-        parts = [index[first : first + self.batch_size] for first in range(0, len(index), self.batch_size)]
-        batches = ((rows, batch_of(self.model, store, rows)) for rows in parts)
-        return pa.concat_tables(
-            to_table(self.model.tasks, rows, self.logits(batch)) for rows, batch in ahead(batches, AHEAD)
-        )
 
-    @torch.no_grad()
-    def logits(self, batch: Batch) -> dict[str, Tensor]:
-        """What the model says, by task: (B, outputs), of events (B, bins, outputs)."""
-        out = self.model(batch.to(self.device))
-        return {name: logits.float().cpu() for name, logits in out.logits.items()}
+@torch.no_grad()
+def answer(model: MultimodalModel, store: Store, shard: str, batch_size: int) -> pa.Table:
+    """The answers for one shard's clips, as a part has them."""
+    device = next(model.parameters()).device
+    index = store.part("index", shard).select(COLUMNS).to_pylist()
+    parts = [index[first : first + batch_size] for first in range(0, len(index), batch_size)]
+    tables = []
+    for rows, batch in ahead(((rows, batch_of(model, store, rows)) for rows in parts), AHEAD):
+        logits = model(batch.to(device)).logits
+        tables.append(to_table(model.tasks, rows, {name: values.float().cpu() for name, values in logits.items()}))
+    return pa.concat_tables(tables)
 
 
 def write_part(out: str, shard: str, table: pa.Table) -> None:

@@ -61,7 +61,8 @@ def run_all(runs: SeedRuns) -> dict[str, dict[int, Metrics]]:
         raise JobError(f"--cpus-per-run {runs.cpus_per_run}, --gpus-per-run {gpus:g}: no node has room for such a run")
     progress = Progress("runs", total, done=total - len(missing), unit="runs", interval=0)
     task = train_and_test.options(num_cpus=runs.cpus_per_run, num_gpus=gpus)
-    pending = {task.remote(runs, name, seed): (name, seed) for name, seed in missing}
+    device = "cuda" if gpus else "cpu"  # where it may have no GPU it may still see one
+    pending = {task.remote(runs, name, seed, device): (name, seed) for name, seed in missing}
     failed = []
     while pending:
         ready, _ = ray.wait(list(pending))
@@ -80,7 +81,7 @@ def run_all(runs: SeedRuns) -> dict[str, dict[int, Metrics]]:
 
 
 @ray.remote(max_retries=2)
-def train_and_test(runs: SeedRuns, name: str, seed: int) -> None:
+def train_and_test(runs: SeedRuns, name: str, seed: int, device: str) -> None:
     """One run, from the recipe to its test metrics; a lost worker or node starts it again."""
     torch.set_num_threads(runs.cpus_per_run)
     recipe, out = replace(runs.recipes[name], seed=seed), runs.folder(name, seed)
@@ -88,7 +89,7 @@ def train_and_test(runs: SeedRuns, name: str, seed: int) -> None:
     title = f"{name}-seed{seed}" + (f"-fold{recipe.loader.fold}" if recipe.loader.fold is not None else "")
     run = tracking.start_run(runs.parent.uri, runs.experiment, title, flatten(recipe), tags, runs.parent.run_id)
     with run.ending():
-        learner = Learner(runs.store, recipe, device="cuda" if torch.cuda.is_available() else "cpu")
+        learner = Learner(runs.store, recipe, device=device)
         for epoch in learner.fit():
             run.log_metrics(epoch.metrics, epoch.number)
         fs, path = open_fs(out)

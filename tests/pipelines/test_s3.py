@@ -1,4 +1,5 @@
-"""Extract and train with all on S3, which fails in the middle of each: refused connections, then 503 for 20 s."""
+"""Extract, train and predict with all on S3, which fails in the middle of the first two: refused connections, then 503
+for 20 s."""
 
 import hashlib
 import json
@@ -6,9 +7,13 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 import s3
 from mediafiles import numbered, sine, write_manifest, write_media
@@ -16,6 +21,7 @@ from mlflow.tracking import MlflowClient
 
 import clcr
 from features.files import list_files, open_fs, read_json, read_text
+from features.store import Store
 from infra.head import free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -121,9 +127,20 @@ def test_a_store_extracted_through_an_outage_is_the_store_of_an_undisturbed_run(
     assert objects(remote) == objects(local)
 
 
-def test_training_goes_through_an_outage_too(storage, extracted, tmp_path):
+class Trained(NamedTuple):
+    """A training whose storage failed in the middle: where it lies, what it said, what MLflow has of it."""
+
+    uri: str
+    output: str
+    unavailable: int
+    status: str
+    epochs: list[int]
+
+
+@pytest.fixture(scope="module")
+def trained(storage, extracted, tmp_path_factory):
     proxy, direct = storage
-    with mlflow_server(tmp_path) as tracking:
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as tracking:
         out = direct("s3://bucket/run")
         fs, path = open_fs(out)
         before = proxy.unavailable
@@ -136,16 +153,49 @@ def test_training_goes_through_an_outage_too(storage, extracted, tmp_path):
         proxy.fail(REFUSED, UNAVAILABLE)
         assert read_text(out, "metrics.json") is None
         output = finish(job)
-        # With several clusters on one machine Ray's own cleaner may ask the wrong one, and says so at length.
-        ours = [line for line in output.splitlines() if "PlacementGroupCleaner" not in line]
-        assert proxy.unavailable > before and "Traceback" not in "\n".join(ours)
         run = MlflowClient(tracking).get_run(read_json(out, "run.json")["run_id"])
         history = MlflowClient(tracking).get_metric_history(run.info.run_id, "val/accuracy")
-    assert run.info.status == "FINISHED" and [m.step for m in history] == list(range(6))
-    metrics = read_json(out, "metrics.json")
+    return Trained(out, output, proxy.unavailable - before, run.info.status, [m.step for m in history])
+
+
+def test_training_goes_through_an_outage_too(trained, tmp_path):
+    # With several clusters on one machine Ray's own cleaner may ask the wrong one, and says so at length.
+    ours = [line for line in trained.output.splitlines() if "PlacementGroupCleaner" not in line]
+    assert trained.unavailable > 0 and "Traceback" not in "\n".join(ours)
+    assert trained.status == "FINISHED" and trained.epochs == list(range(6))
+    metrics = read_json(trained.uri, "metrics.json")
     assert metrics["label"]["n"] == CLIPS // 6, json.dumps(metrics)
+    fs, path = open_fs(trained.uri)
     pafs.copy_files(f"{path}/model", str(tmp_path), source_filesystem=fs)
     assert clcr.load(tmp_path) is not None
+
+
+def test_predictions_outlive_a_kill_and_answer_every_clip_once(storage, extracted, trained):
+    _, direct = storage
+    out, store = direct("s3://bucket/predictions"), Store(extracted[1])
+    options = ("--model", trained.uri, "--store", store.uri, "--out", out, "--concurrency", "1", "--batch-size", "1")
+    fs, path = open_fs(out)
+    job = start("predict", *options)
+    wait_for(lambda: parts(fs, path), job)
+    family = psutil.Process(job.pid).children(recursive=True)
+    job.kill()
+    job.communicate()
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    before = parts(fs, path)
+    output = finish(start("predict", *options))
+    shards = -(-CLIPS // SHARD_ROWS)
+    assert 0 < len(before) < shards and f"{shards - len(before)} of {shards} shards to predict" in output
+    assert {name: parts(fs, path)[name] for name in before} == before
+    rows = pq.read_table(path, filesystem=fs).to_pylist()
+    assert sorted(row["clip_id"] for row in rows) == sorted(store.index(None, ["clip_id"])["clip_id"].to_pylist())
+    assert all(row["label"] in "ab" for row in rows)
+
+
+def parts(fs, path):
+    """The committed predictions, by name, with the time of each."""
+    return {i.base_name: i.mtime_ns for i in list_files(fs, path) if i.extension == "parquet"}
 
 
 class mlflow_server:
