@@ -163,7 +163,7 @@ class Predictor:
         """A table with one shard's name in, the same and what went wrong out: Ray would wrap an error in its own."""
         shard, error = batch["shard"][0].as_py(), ""
         try:
-            table = answer(self.model, Store(self.store_uri), shard, self.batch_size)
+            table = predict_shard(self.model, Store(self.store_uri), shard, self.batch_size)
             write_part(self.out, shard, table)
         except torch.OutOfMemoryError as failure:
             error = f"shard {shard}: {one_line(failure)}; lower --batch-size {self.batch_size}"
@@ -175,7 +175,7 @@ class Predictor:
 
 
 @torch.no_grad()
-def answer(model: MultimodalModel, store: Store, shard: str, batch_size: int) -> pa.Table:
+def predict_shard(model: MultimodalModel, store: Store, shard: str, batch_size: int) -> pa.Table:
     """The answers for one shard's clips, as a part has them."""
     device = next(model.parameters()).device
     index = store.part("index", shard).select(COLUMNS).to_pylist()

@@ -22,7 +22,7 @@ from features.store import Store
 from pipelines.cli import JobError
 from pipelines.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 from pipelines.models import open_model
-from pipelines.predict import PredictConfig, answer, clips_by_shard, predict, to_events, write_part
+from pipelines.predict import PredictConfig, clips_by_shard, predict, predict_shard, to_events, write_part
 
 ROOT = Path(__file__).parents[2]
 WORD = clcr.TaskSpec("word", "events", ("background", "a", "b"), 8.0)
@@ -130,7 +130,7 @@ def test_a_clips_answer_does_not_depend_on_its_batch_nor_on_how_the_model_was_fo
     tables = []
     for batch_size in (1, 4):
         torch.manual_seed(batch_size)
-        tables.append(answer(trained.model, store, "train-000001", batch_size).to_pylist())
+        tables.append(predict_shard(trained.model, store, "train-000001", batch_size).to_pylist())
     for alone, beside in zip(*tables, strict=True):
         assert alone["clip_id"] == beside["clip_id"] and alone["label"] == beside["label"]
         assert alone["mood"] == pytest.approx(beside["mood"], abs=1e-5)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import mlflowserver
 import psutil
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -22,7 +23,6 @@ from mlflow.tracking import MlflowClient
 import clcr
 from features.files import list_files, open_fs, read_json, read_text
 from features.store import Store
-from infra.head import free_ports
 
 ROOT = Path(__file__).parents[2]
 CLIPS, SHARD_ROWS = 36, 2
@@ -140,7 +140,8 @@ class Trained(NamedTuple):
 @pytest.fixture(scope="module")
 def trained(storage, extracted, tmp_path_factory):
     proxy, direct = storage
-    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as tracking:
+    with mlflowserver.server(tmp_path_factory.mktemp("mlflow")) as port:
+        tracking = f"http://127.0.0.1:{port}"
         out = direct("s3://bucket/run")
         fs, path = open_fs(out)
         before = proxy.unavailable
@@ -187,7 +188,8 @@ def test_predictions_outlive_a_kill_and_answer_every_clip_once(storage, extracte
     output = finish(start("predict", *options))
     shards = -(-CLIPS // SHARD_ROWS)
     assert 0 < len(before) < shards and f"{shards - len(before)} of {shards} shards to predict" in output
-    assert {name: parts(fs, path)[name] for name in before} == before
+    after = parts(fs, path)
+    assert {name: after[name] for name in before} == before
     rows = pq.read_table(path, filesystem=fs).to_pylist()
     assert sorted(row["clip_id"] for row in rows) == sorted(store.index(None, ["clip_id"])["clip_id"].to_pylist())
     assert all(row["label"] in "ab" for row in rows)
@@ -196,33 +198,3 @@ def test_predictions_outlive_a_kill_and_answer_every_clip_once(storage, extracte
 def parts(fs, path):
     """The committed predictions, by name, with the time of each."""
     return {i.base_name: i.mtime_ns for i in list_files(fs, path) if i.extension == "parquet"}
-
-
-class mlflow_server:
-    """A real tracking server on sqlite; its artifacts lie in the same folder."""
-
-    def __init__(self, folder):
-        self.port = free_ports(1)[0]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                   "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
-                   "--artifacts-destination", str(folder / "artifacts")]  # fmt: skip
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-
-    def __enter__(self):
-        import requests
-
-        def up():
-            try:
-                return requests.get(f"{self.uri}/health", timeout=5).ok
-            except requests.ConnectionError:
-                return False
-
-        wait_for(up, self.process)
-        return self.uri
-
-    def __exit__(self, *error):
-        os.killpg(self.process.pid, 15)
-        self.process.wait()
