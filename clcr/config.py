@@ -230,11 +230,11 @@ class MMOrientConfig:
 class MISAConfig:
     """Weights of the losses of `misa` beside the task's."""
 
-    similarity: float = 1.0
+    similarity: float = 0.3
     """Central moment discrepancy between the modalities' shared parts."""
-    difference: float = 0.3
+    difference: float = 0.03
     """Overlap of shared with private parts, and of private parts with each other."""
-    reconstruction: float = 1.0
+    reconstruction: float = 0.3
     """Error of what shared and private part together restore."""
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ MISA = ("similarity", "difference", "reconstruction")
 OWN: dict[str, dict[str, BaseDistribution]] = {  # of other models
     "mult": {"model.depth": IntDistribution(2, 6)},
     "mm_orient": {"mm_orient.linked": FloatDistribution(0.02, 0.4, log=True)},
-    "misa": {f"misa.{loss}": FloatDistribution(1e-2, 10.0, log=True) for loss in MISA},
+    "misa": {f"misa.{loss}": FloatDistribution(1e-3, 1.0, log=True) for loss in MISA},
     "ogm_ge": {"ogm_ge.alpha": FloatDistribution(0.1, 1.0)},
 }
 BUDGET_START = "budget.start"

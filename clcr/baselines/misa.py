@@ -4,11 +4,12 @@
     y^ = head(concat of the 2 M vectors after attending to each other)
     L = L_task + a L_sim + b L_diff + g L_recon
     L_sim    mean over pairs of CMD_5(c[m], c[n]), the central moment discrepancy (Zellinger et al. 2017)
-    L_diff   sum over m of |C[m]^T P[m]|^2, and over pairs of |P[m]^T P[n]|^2, of centred rows of unit length
+    L_diff   mean over m of |C[m]^T P[m]|^2, and over pairs of |P[m]^T P[n]|^2, of centred rows of unit length
     L_recon  mean over m of |u[m] - D[m](c[m] + p[m])|^2 / d
 
-u[m] is a modality's pooled summary of a task or bin. L_diff is a mean over matrix entries and over its terms, so that
-its weight means the same at any width and number of modalities. Rows come from all workers.
+u[m] is a modality's pooled summary of a task or bin. L_diff is divided by the square of the number of rows and by that
+of its terms: at most 1 for any width, batch, number of tasks and of modalities. Rows come from all workers. u[m] is a
+constant of L_recon: else an encoder learned from scratch lowers it by summaries that are the same for every clip.
 """
 
 from collections.abc import Mapping
@@ -75,7 +76,8 @@ class MISA(MultimodalModel):
 
     def _fuse(self, shared: Tensor, private: Tensor, there: Tensor) -> Tensor:
         """(B, N, M, d) twice, (B, N, M) -> (B, N, 2 M d), zero for what is missing."""
-        parts = rearrange([shared, private], "k b n m d -> (b n) (k m) d")
+        # Centred: what all clips have in common (a sigmoid's .5) hides what they differ by.
+        parts = rearrange([2 * shared - 1, 2 * private - 1], "k b n m d -> (b n) (k m) d")
         known = rearrange(torch.stack([there, there]), "k b n m -> (b n) (k m)")
         # Where nothing is present all are read, which gives no NaN, and set to zero after.
         fused = self.fusion(parts, src_key_padding_mask=~known & known.any(dim=1, keepdim=True))
@@ -105,7 +107,7 @@ def weighted_losses(
     similarity = [central_moment_discrepancy(shared[m], shared[n], there[:, m] & there[:, n]) for m, n in pairs]
     overlaps = [overlap(shared[m], private[m], there[:, m]) for m in modalities]
     overlaps += [overlap(private[m], private[n], there[:, m] & there[:, n]) for m, n in pairs]
-    errors = [_mean((u[m] - restored[m]).square(), there[:, m]).mean() for m in modalities]
+    errors = [_mean((u[m].detach() - restored[m]).square(), there[:, m]).mean() for m in modalities]
     return {
         "similarity": weights.similarity * torch.stack(similarity).mean(),
         "difference": weights.difference * torch.stack(overlaps).mean(),
@@ -124,9 +126,12 @@ def central_moment_discrepancy(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
 
 
 def overlap(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """Mean square of the entries of X^T Y, rows centred over the batch and of unit length. x, y: (n, d)."""
+    """|X^T Y|^2 / n^2 in [0, 1]: mean of <x_i, x_j> <y_i, y_j>, rows centred over the batch and of unit length.
+
+    x, y: (n, d).
+    """
     x, y = (F.normalize(rows - _mean(rows, mask), dim=-1, eps=EPSILON) * mask[:, None] for rows in (x, y))
-    return (x.T @ y).square().mean()
+    return (x.T @ y).square().sum() / mask.sum().clamp(min=1) ** 2
 
 
 def _mean(rows: Tensor, mask: Tensor) -> Tensor:

@@ -79,11 +79,12 @@ def test_misas_overlap_is_of_directions_over_the_batch():
     x, y, mask = torch.randn(16, 4), torch.randn(16, 5), torch.ones(16, dtype=torch.bool)
     rows = [r - r.mean(0) for r in (x, y)]
     rows = [r / r.norm(dim=1, keepdim=True) for r in rows]
-    assert torch.allclose(overlap(x, y, mask), (rows[0].T @ rows[1]).square().mean(), atol=1e-6)
+    assert torch.allclose(overlap(x, y, mask), ((rows[0] @ rows[0].T) * (rows[1] @ rows[1].T)).mean(), atol=1e-6)
     signs = torch.tensor([[1.0], [-1.0]] * 8)
     other = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]] * 4)
-    assert overlap(signs, other, mask) < 1e-6 and overlap(signs, signs, mask) > 1
+    assert overlap(signs, other, mask) < 1e-6 and overlap(signs, signs, mask).item() == pytest.approx(1)
     assert torch.allclose(overlap(x, y, mask), overlap(torch.cat([x, x]), torch.cat([y, y]), torch.arange(32) < 16))
+    assert torch.allclose(overlap(x, y, mask), overlap(torch.cat([x, x]), torch.cat([y, y]), torch.ones(32) > 0))
 
 
 def test_misas_weights_switch_its_losses(make):
@@ -95,6 +96,13 @@ def test_misas_weights_switch_its_losses(make):
     assert two["reconstruction"] == pytest.approx(3 * one["reconstruction"].item())
     error = torch.stack([(u - r).square().mean() for u, r in zip(rows[0], rows[3], strict=True)]).mean()
     assert one["reconstruction"] == pytest.approx(error.item())
+
+
+def test_misas_summaries_are_not_made_easier_to_restore():
+    rows = [tuple(torch.rand(8, 4, requires_grad=True) for _ in range(2)) for _ in range(4)]
+    weighted_losses(*rows, torch.ones(8, 2) > 0, MISAConfig())["reconstruction"].backward()
+    summaries, *_, restored = rows
+    assert all(u.grad is None for u in summaries) and all(r.grad.any() for r in restored)
 
 
 def test_training_misa_brings_shared_parts_together_and_restores_the_modalities(make):
