@@ -4,12 +4,12 @@
     y^ = head(concat of the 2 M vectors after attending to each other)
     L = L_task + a L_sim + b L_diff + g L_recon
     L_sim    mean over pairs of CMD_5(c[m], c[n]), the central moment discrepancy (Zellinger et al. 2017)
-    L_diff   mean over m of |C[m]^T P[m]|^2, and over pairs of |P[m]^T P[n]|^2, of centred rows of unit length
+    L_diff   mean over m of |C[m]^T P[m]|^2 / n^2 and over pairs of |P[m]^T P[n]|^2 / n^2, n centred rows of unit length
     L_recon  mean over m of |u[m] - D[m](c[m] + p[m])|^2 / d
 
-u[m] is a modality's pooled summary of a task or bin. L_diff is divided by the square of the number of rows and by that
-of its terms: at most 1 for any width, batch, number of tasks and of modalities. Rows come from all workers. u[m] is a
-constant of L_recon: else an encoder learned from scratch lowers it by summaries that are the same for every clip.
+u[m] is a modality's pooled summary of a task or bin. L_diff is at most 1 for any width, batch, number of tasks and of
+modalities. Rows come from all workers. u[m] is a constant of L_recon: else an encoder learned from scratch lowers it by
+summaries that are the same for every clip.
 """
 
 from collections.abc import Mapping
@@ -77,7 +77,7 @@ class MISA(MultimodalModel):
     def _fuse(self, shared: Tensor, private: Tensor, there: Tensor) -> Tensor:
         """(B, N, M, d) twice, (B, N, M) -> (B, N, 2 M d), zero for what is missing."""
         # Centred: what all clips have in common (a sigmoid's .5) hides what they differ by.
-        parts = rearrange([2 * shared - 1, 2 * private - 1], "k b n m d -> (b n) (k m) d")
+        parts = 2 * rearrange([shared, private], "k b n m d -> (b n) (k m) d") - 1
         known = rearrange(torch.stack([there, there]), "k b n m -> (b n) (k m)")
         # Where nothing is present all are read, which gives no NaN, and set to zero after.
         fused = self.fusion(parts, src_key_padding_mask=~known & known.any(dim=1, keepdim=True))
