@@ -1,13 +1,15 @@
-"""What is reported of predictions, per task and over all tasks. Computed by torchmetrics on gathered predictions.
+"""What is reported of predictions, per task and over all tasks. Computed by scikit-learn on gathered predictions.
 
-torchmetrics is imported where it is used: it loads torchvision and SciPy, seconds that a job's driver need not spend.
+It is imported where it is used: it loads SciPy, a second that a job's driver need not spend.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clcr.tasks import MISSING_CLASS, TaskSpec
@@ -37,50 +39,50 @@ def task_metrics(task: TaskSpec, predictions: Predictions) -> dict[str, float]:
     Regression: mae, pearson, skill (1 - MAE over the MAE of the split's median: 1 is exact, 0 is a constant guess).
     Sentiment: those and `sentiment_metrics`. All: n, the number of labelled clips or bins.
     """
-    import torchmetrics.functional as tm
+    from sklearn.metrics import accuracy_score, f1_score
 
     logits, targets = predictions.known(task)
     if len(targets) == 0:
         return {}
+    truth = targets.numpy()
     if task.has_classes:
-        classes = task.outputs
+        guess = logits.argmax(-1).numpy()
         return {
-            "accuracy": tm.classification.multiclass_accuracy(logits, targets, classes, average="micro").item(),
-            "macro_f1": tm.classification.multiclass_f1_score(logits, targets, classes, average="macro").item(),
+            "accuracy": float(accuracy_score(truth, guess)),
+            "macro_f1": float(f1_score(truth, guess, average="macro")),
             "n": len(targets),
         }
-    values = logits.squeeze(-1)
-    mae = tm.mean_absolute_error(values, targets).item()
-    constant = (targets - targets.median()).abs().mean().item()
-    spread = min(values.std(correction=0).item(), targets.std(correction=0).item())
+    values = logits.squeeze(-1).numpy()
+    mae = float(np.abs(values - truth).mean())
+    constant = float(np.abs(truth - np.median(truth)).mean())
+    varied = values.std() > 0 and truth.std() > 0
     return {
         "mae": mae,
-        "pearson": tm.pearson_corrcoef(values, targets).item() if len(targets) > 1 and spread > 0 else 0.0,
+        "pearson": float(np.corrcoef(values, truth)[0, 1]) if varied else 0.0,
         "skill": 1 - mae / constant if constant > 0 else 0.0,
-        **(sentiment_metrics(values, targets) if task.kind == "sentiment" else {}),
+        **(sentiment_metrics(values, truth) if task.kind == "sentiment" else {}),
         "n": len(targets),
     }
 
 
-def sentiment_metrics(values: Tensor, targets: Tensor) -> dict[str, float]:
+def sentiment_metrics(values: NDArray[np.float32], targets: NDArray[np.float32]) -> dict[str, float]:
     """What papers on CMU-MOSI and CMU-MOSEI report beside MAE and Pearson's r, as MMSA computes it; (n,) numbers.
 
     acc7, acc5: share of clips with the right class after clipping both numbers to [-3, 3] or [-2, 2] and rounding
     (halves to even). acc2, f1: negative against the rest, `_has0` with the neutral clips (>= 0 is the rest), `_non0`
     without the clips labelled 0 (> 0 is positive); f1 is weighted by the classes' numbers. No _non0 without such clips.
     """
-    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
+    from sklearn.metrics import accuracy_score, f1_score
 
     def right(limit: int) -> float:
-        guess, truth = (x.clamp(-limit, limit).round().long() + limit for x in (values, targets))
-        return multiclass_accuracy(guess, truth, 2 * limit + 1, average="micro").item()
+        guess, truth = (np.round(np.clip(x, -limit, limit)) for x in (values, targets))
+        return float(np.mean(guess == truth))
 
-    def binary(name: str, guess: Tensor, truth: Tensor) -> dict[str, float]:
+    def binary(name: str, guess: NDArray[np.bool_], truth: NDArray[np.bool_]) -> dict[str, float]:
         if not len(truth):
             return {}
-        accuracy = multiclass_accuracy(guess.long(), truth.long(), 2, average="micro")
-        f1 = multiclass_f1_score(guess.long(), truth.long(), 2, average="weighted")
-        return {f"acc2_{name}": accuracy.item(), f"f1_{name}": f1.item()}
+        f1 = f1_score(truth, guess, average="weighted")
+        return {f"acc2_{name}": float(accuracy_score(truth, guess)), f"f1_{name}": float(f1)}
 
     polar = targets != 0
     return {
@@ -122,10 +124,10 @@ def tracked(split: str, metrics: Mapping[str, Mapping[str, float]]) -> dict[str,
 
 def confusion_matrix(task: TaskSpec, predictions: Predictions) -> Tensor:
     """Counts (classes, classes): row = true class, column = predicted class."""
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
+    from sklearn.metrics import confusion_matrix as count
 
     logits, targets = predictions.known(task)
-    return multiclass_confusion_matrix(logits.argmax(-1), targets, num_classes=task.outputs)
+    return torch.from_numpy(count(targets.numpy(), logits.argmax(-1).numpy(), labels=range(task.outputs)))
 
 
 def concatenate(parts: list[Mapping[str, Predictions]]) -> dict[str, Predictions]:
