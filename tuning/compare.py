@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Compare: CLCR beside what people would use instead, each tuned alike, over seeds, on the test split.
 
-For every model a sweep with the same number of trials on the validation split; then its best recipe on fresh seeds.
-Ends with a Markdown table (mean, 95 % interval, paired test against the first model, size, speed), a picture of the
-intervals and one MLflow experiment; run again, it goes on with what is missing.
+For every model a sweep with the same number of trials on the validation split; then its best recipe on fresh seeds (or
+its best few, of which the mean validation score over those seeds chooses one: --finalists). Ends with a Markdown table
+(mean, 95 % interval, paired test against the first model, size, speed), a picture of the intervals and one MLflow
+experiment; run again, it goes on with what is missing.
 """
 
 import os
@@ -14,12 +15,13 @@ from dataclasses import replace as replaced
 from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
+import pyarrow.parquet as pq
 import tyro
 
 from clcr.errors import ConfigError
-from features.files import read_text, resolve
+from features.files import open_fs, read_text, resolve
 from features.store import Store
 from pipelines.cli import JobError, main, parse, require_at_least, resolve_uri
 from pipelines.learner import SPLITS, Recipe, build_model, model_names
@@ -30,6 +32,7 @@ from tuning.options import SweepConfig
 from tuning.report import publish
 from tuning.runs import Metrics, SeedRuns, run_all
 from tuning.space import apply, defaults, known, space
+from tuning.study import SCORE
 from tuning.sweep import sweep
 
 ALL = "all"
@@ -53,6 +56,9 @@ class CompareConfig:
     more epochs); path or URI"""
     seeds: int = 5
     """trainings of each best recipe, with the seeds after --seed (which the sweep used)"""
+    finalists: int = 1
+    """how many of each sweep's best finished trials are trained with all seeds; the one with the best mean validation
+    score counts. More than one where a training's seed decides as much as its options"""
     search: tuple[str, ...] = ()
     """options or groups of options that the sweeps search (lr, model.dropout, budget), of each model those that it
     has; none named = all"""
@@ -69,7 +75,7 @@ class CompareConfig:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        least = {"trials": 0, "seeds": 1, "grace_epochs": 1, "cpus_per_run": 1, "gpus_per_run": 0}
+        least = {"trials": 0, "seeds": 1, "finalists": 1, "grace_epochs": 1, "cpus_per_run": 1, "gpus_per_run": 0}
         require_at_least(self, least)
         if self.folds and self.recipe.loader.fold is not None:
             raise ValueError("--folds runs every fold, --loader.fold only one: give one of them")
@@ -77,6 +83,8 @@ class CompareConfig:
             raise JobError(f"--trials {self.trials}: --tuned-in takes recipes that are tuned already; give --trials 0")
         if self.search and not self.trials:
             raise JobError(f"--search {','.join(self.search)}: nothing is searched with --trials 0")
+        if self.finalists > 1 and not (self.trials or self.tuned_in):
+            raise JobError(f"--finalists {self.finalists}: there is one recipe for each model with --trials 0")
 
     def names(self, store: Store) -> tuple[str, ...]:
         """The models to train. Raises JobError for one that is not known."""
@@ -85,6 +93,14 @@ class CompareConfig:
         if unknown := [name for name in named if name not in known]:
             raise JobError(f"--models {unknown[0]}: known for this store are all, {', '.join(known)}")
         return tuple(named)
+
+
+class Entry(NamedTuple):
+    """What stands for a model in the table: a recipe, the name of its runs, and their test metrics by seed."""
+
+    variant: str
+    recipe: Recipe
+    results: dict[int, Metrics]
 
 
 def compare(config: CompareConfig) -> None:
@@ -98,7 +114,7 @@ def compare(config: CompareConfig) -> None:
     folds = store.folds() if config.folds else [config.recipe.loader.fold]
     require_labels(store, config.recipe.tasks, folds)
     require_tuned(config, names, folds)
-    started = claim(config, may_differ=("seeds", "models"))  # more of these may be asked for later
+    started = claim(config, may_differ=("seeds", "models", "finalists"))  # more of these may be asked for later
     uri = prepare(config.out)
     os.environ["MLFLOW_TRACKING_URI"] = uri  # the sweeps' runs belong beside this one
     run = open_run(config, started, uri, "comparison", {"model": ",".join(names)})
@@ -107,13 +123,12 @@ def compare(config: CompareConfig) -> None:
     )
     with run.ending():
         if not config.folds:
-            runs = trained(config, names, run)
-            results = runs.results()
-            return publish(config.out, run, results, "comparison", costs(store, [runs]))
+            entries = trained(config, names, run)
+            results = {name: entry.results for name, entry in entries.items()}
+            return publish(config.out, run, results, "comparison", costs(store, run, [entries]))
         rounds = {fold: trained(of_fold(config, fold), names, run) for fold in folds}
-        per_fold = {fold: runs.results() for fold, runs in rounds.items()}
-        results = {name: {fold: averaged(found[name]) for fold, found in per_fold.items()} for name in names}
-        publish(config.out, run, results, "comparison", costs(store, [*rounds.values()]), "folds")
+        results = {name: {fold: averaged(found[name].results) for fold, found in rounds.items()} for name in names}
+        publish(config.out, run, results, "comparison", costs(store, run, [*rounds.values()]), "folds")
 
 
 def able(config: CompareConfig, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -171,17 +186,36 @@ def averaged(runs: Mapping[int, Metrics]) -> Metrics:
     return {task: {name: mean(run[task][name] for run in runs.values()) for name in first[task]} for task in first}
 
 
-def trained(config: CompareConfig, names: tuple[str, ...], run: Run) -> SeedRuns:
-    """Tune every model, then train the best of each over seeds."""
+def trained(config: CompareConfig, names: tuple[str, ...], run: Run) -> dict[str, Entry]:
+    """Tune every model, train its finalists over seeds; of each model the one that validates best."""
     if (fold := config.recipe.loader.fold) is not None:
         print(f"fold {fold}", flush=True)
-    recipes = {name: tuned(config, name) for name in names}
+    recipes = {name: finalists(config, name) for name in names}
     seeds = tuple(range(config.recipe.seed + 1, config.recipe.seed + 1 + config.seeds))
     runs = SeedRuns(
-        config.store, config.out, recipes, seeds, config.experiment, run, config.cpus_per_run, config.gpus_per_run
+        config.store,
+        config.out,
+        {variant: recipe for own in recipes.values() for variant, recipe in own.items()},
+        seeds,
+        config.experiment,
+        run,
+        config.cpus_per_run,
+        config.gpus_per_run,
     )
-    run_all(runs)
-    return runs
+    results = run_all(runs)
+    best = {name: winner(runs, own) for name, own in recipes.items()}
+    return {name: Entry(variant, runs.recipes[variant], results[variant]) for name, variant in best.items()}
+
+
+def winner(runs: SeedRuns, variants: Collection[str]) -> str:
+    """That of a model's finalists which has the best mean validation score."""
+    if len(variants) == 1:
+        return next(iter(variants))
+    scores = {variant: runs.validation(variant) for variant in variants}
+    best = max(scores, key=scores.__getitem__)
+    each = ", ".join(f"{variant} {score:.3f}" for variant, score in scores.items())
+    print(f"mean validation scores: {each}; {best} counts", flush=True)
+    return best
 
 
 def sweep_folder(config: CompareConfig, name: str) -> str:
@@ -189,11 +223,14 @@ def sweep_folder(config: CompareConfig, name: str) -> str:
     return resolve(f"sweep-{name}", config.tuned_in or config.out)
 
 
-def tuned(config: CompareConfig, name: str) -> Recipe:
-    """The recipe at the best point of a model's sweep, which runs now unless it has ended before."""
+def finalists(config: CompareConfig, name: str) -> dict[str, Recipe]:
+    """A model's recipes to train over the seeds: its sweep's best, then the next best that ran to their ends.
+
+    By the names of their runs: `clcr`, `clcr.2`. The sweep runs now unless it has ended before.
+    """
     recipe, folder = replaced(config.recipe, architecture=name), sweep_folder(config, name)
     if not config.trials and not config.tuned_in:
-        return recipe
+        return {name: recipe}
     if read_text(folder, "best.yaml") is None:
         print(f"tuning {name}", flush=True)
         search(config, recipe, folder)
@@ -202,7 +239,20 @@ def tuned(config: CompareConfig, name: str) -> Recipe:
         path.write_text(read_text(folder, "best.yaml"))
         best = defaults(parse(Recipe, ["--config", str(path)]))
     # What a sweep searches comes from it, all else (tasks, fold, epochs) from this comparison's options.
-    return apply(recipe, {name: best[name] for name in space(recipe) if name in best})
+    others = runners_up(folder)[: config.finalists - 1] if config.finalists > 1 else []
+    points = [best, *(best | point for point in others)]
+    return {
+        name if place == 1 else f"{name}.{place}": apply(recipe, {n: point[n] for n in space(recipe) if n in point})
+        for place, point in enumerate(points, 1)
+    }
+
+
+def runners_up(folder: str) -> list[dict[str, Any]]:
+    """What a sweep searched, of every trial that finished but for the best one, best first."""
+    fs, path = open_fs(folder)
+    trials = pq.read_table(f"{path}/trials.parquet", filesystem=fs).to_pylist()
+    finished = [trial for trial in trials if trial["status"] == "FINISHED"]
+    return sorted(finished, key=lambda trial: -trial[SCORE])[1:]
 
 
 def search(config: CompareConfig, recipe: Recipe, folder: str) -> None:
@@ -223,14 +273,15 @@ def search(config: CompareConfig, recipe: Recipe, folder: str) -> None:
     )
 
 
-def costs(store: Store, rounds: Sequence[SeedRuns]) -> dict[str, dict[str, str]]:
+def costs(store: Store, run: Run, rounds: Sequence[Mapping[str, Entry]]) -> dict[str, dict[str, str]]:
     """Size and speed of every model: parameters, and training clips per second as its runs logged them."""
     found: dict[str, dict[str, str]] = {}
-    for name in rounds[0].recipes:
-        sizes = sorted({parameters(store, runs.recipes[name]) for runs in rounds})
+    for name in rounds[0]:
+        sizes = sorted({parameters(store, entries[name].recipe) for entries in rounds})
         paces = [
             metrics["perf/samples_per_s"]
-            for metrics in children_metrics(rounds[0].parent, "variant", name)
+            for variant in {entries[name].variant for entries in rounds}
+            for metrics in children_metrics(run, "variant", variant)
             if "perf/samples_per_s" in metrics
         ]
         found[name] = {

@@ -7,6 +7,7 @@ One Ray task per run, as many at a time as the cluster has room for. A run that 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import mean
 
 import ray
 import torch
@@ -19,6 +20,7 @@ from pipelines.learner import Learner, Recipe
 from pipelines.train import finish
 
 Metrics = dict[str, dict[str, float]]
+VALIDATION = "val_score"  # in a run's run.json: what its best epoch was worth
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class SeedRuns:
             for name in self.recipes
         }
         return {name: {s: m for s, m in runs.items() if m is not None} for name, runs in found.items()}
+
+    def validation(self, name: str) -> float:
+        """Mean over the seeds of the best validation score of a recipe's runs, all of which have ended."""
+        return mean(read_json(self.folder(name, seed), "run.json")[VALIDATION] for seed in self.seeds)
 
 
 def run_all(runs: SeedRuns) -> dict[str, dict[int, Metrics]]:
@@ -95,5 +101,6 @@ def train_and_test(runs: SeedRuns, name: str, seed: int, device: str) -> None:
         fs, path = open_fs(out)
         fs.create_dir(path, recursive=True)
         write_text(out, "config.yaml", to_yaml(recipe))
-        write_text(out, "run.json", json.dumps({"run_id": run.run_id, "tracking_uri": run.uri}))
+        about = {"run_id": run.run_id, "tracking_uri": run.uri, VALIDATION: learner.trainer.best_score}
+        write_text(out, "run.json", json.dumps(about))
         finish(learner, out, run, *learner.test())

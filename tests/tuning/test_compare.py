@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
@@ -19,7 +20,7 @@ from pipelines.cli import JobError, to_yaml
 from pipelines.explain import fold_of
 from pipelines.learner import Recipe
 from pipelines.loading import LoaderConfig
-from tuning.compare import CompareConfig, able, require_labels, require_searched, require_tuned, tuned
+from tuning.compare import CompareConfig, able, finalists, require_labels, require_searched, require_tuned
 from tuning.space import known
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,8 @@ def test_each_model_searches_what_it_has_of_the_options_named(store):
         require_searched(replace(config, search=("budget",)), ("clcr", "concat"))
     with pytest.raises(JobError, match="--search lr: nothing is searched with --trials 0"):
         CompareConfig("s", "o", search=("lr",), trials=0)
+    with pytest.raises(JobError, match="--finalists 2: there is one recipe for each model with --trials 0"):
+        CompareConfig("s", "o", finalists=2, trials=0)
 
 
 def test_of_another_comparisons_recipe_only_what_was_searched_is_taken(store, tmp_path):
@@ -67,7 +70,7 @@ def test_of_another_comparisons_recipe_only_what_was_searched_is_taken(store, tm
     mine = Recipe(tasks=("mood",), optim=OptimConfig(epochs=9), loader=LoaderConfig(fold=2))
     config = CompareConfig(store.uri, "o", trials=0, tuned_in=str(tmp_path), recipe=mine)
     require_tuned(config, ("concat",), [2])
-    found = tuned(config, "concat")
+    (found,) = finalists(config, "concat").values()
     assert (found.architecture, found.optim.lr) == ("concat", 0.004)
     assert (found.tasks, found.optim.epochs, found.loader.fold) == (("mood",), 9, 2)
     with pytest.raises(JobError, match=r"--tuned-in .*/sweep-late holds no sweep that ended"):
@@ -88,13 +91,14 @@ def test_a_task_that_a_fold_cannot_be_scored_by_is_refused_before_anything_runs(
 
 @pytest.fixture(scope="module")
 def compared(store, tmp_path_factory):
-    """First two models with one seed; then another model and another seed are asked for."""
+    """First two models with one seed; then another model, another seed and the next best recipes are asked for."""
     folder = tmp_path_factory.mktemp("compare")
     first = run(store, folder, "--models", "clcr,concat", "--trials", "2", "--seeds", "1", "--search", "lr,budget")
     assert first.returncode == 0, first.stderr
     kept = [folder / "comparison" / name for name in ("sweep-concat/best.yaml", "concat-seed1/metrics.json")]
     before = [path.stat().st_mtime_ns for path in kept]
-    done = run(store, folder, "--models", "clcr,concat,audio", "--trials", "2", "--seeds", "2", "--search", "lr,budget")
+    more = ["--models", "clcr,concat,audio", "--seeds", "2", "--finalists", "2"]
+    done = run(store, folder, *more, "--trials", "2", "--search", "lr,budget")
     assert done.returncode == 0, done.stderr
     assert [path.stat().st_mtime_ns for path in kept] == before, "what had ended was run again"
     return folder, done.stdout
@@ -124,6 +128,30 @@ def test_each_model_is_trained_with_what_its_own_sweep_found_and_fresh_seeds(com
         searched = [set(r.data.params) for r in runs if r.data.tags.get("trial") and r.data.tags["model"] == model]
         assert len(searched) == 2 and all("lr" in names and "model.dropout" not in names for names in searched)
         assert json.loads((folder / f"{model}-seed1" / "metrics.json").read_text())["label"]["n"] > 0
+
+
+@pytest.mark.slow
+def test_of_two_finalists_the_mean_validation_score_over_the_seeds_chooses(compared):
+    folder, said = compared[0] / "comparison", compared[1]
+    client = MlflowClient(f"sqlite:///{compared[0]}/mlflow.db")
+    rows = {row.split("|")[1].strip(): row.split("|")[2].split()[0] for row in said.splitlines() if row.startswith("|")}
+    for model in ("clcr", "concat", "audio"):
+        trials = pq.read_table(folder / f"sweep-{model}/trials.parquet").to_pylist()
+        rates = [trial["lr"] for trial in sorted(trials, key=lambda trial: -trial["best/score"])]
+        found = {}
+        for place, variant in enumerate((model, f"{model}.2")):
+            runs = [folder / f"{variant}-seed{seed}" for seed in (1, 2)]
+            assert {yaml.safe_load((run / "config.yaml").read_text())["lr"] for run in runs} == {rates[place]}
+            about = [json.loads((run / "run.json").read_text()) for run in runs]
+            scores = [run["val_score"] for run in about]
+            seen = [[m.value for m in client.get_metric_history(run["run_id"], "val/score")] for run in about]
+            assert scores == list(map(max, seen))
+            tested = [json.loads((run / "metrics.json").read_text())["label"]["accuracy"] for run in runs]
+            found[variant] = mean(scores), mean(tested)
+        best = max(found, key=lambda variant: found[variant][0])
+        assert rows[model] == f"{found[best][1]:.3f}"
+        each = ", ".join(f"{variant} {score:.3f}" for variant, (score, _) in found.items())
+        assert f"mean validation scores: {each}; {best} counts" in said
 
 
 @pytest.mark.slow
