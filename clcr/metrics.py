@@ -1,6 +1,6 @@
-"""What is reported of predictions, per task and over all tasks. Computed by scikit-learn on gathered predictions.
+"""What is reported of predictions, per task and over all tasks. Computed by scikit-learn and NumPy from gathered ones.
 
-It is imported where it is used: it loads SciPy, a second that a job's driver need not spend.
+scikit-learn is imported where it is used: it loads SciPy, a second that a job's driver need not spend.
 """
 
 from collections.abc import Mapping
