@@ -64,28 +64,27 @@ def test_a_living_owner_is_refused_and_a_killed_ones_lock_is_taken_over_at_once(
     deadline = time.monotonic() + 10
     while psutil.Process(holder.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
         time.sleep(0.01)
-    begun = time.monotonic()
     with StoreLock(str(tmp_path)):
-        assert time.monotonic() - begun < 2
         assert lock_of(tmp_path)["pid"] != holder.pid
+    assert "waiting" not in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_number_used_again_is_not_the_owner(tmp_path):
+def test_a_process_number_used_again_is_not_the_owner(tmp_path, capsys):
     with StoreLock(str(tmp_path)):
         lock = lock_of(tmp_path)
     (tmp_path / "lock.json").write_text(json.dumps(lock | {"started": lock["started"] - 3600}))
-    begun = time.monotonic()
     with StoreLock(str(tmp_path)):
-        assert time.monotonic() - begun < 1
+        assert lock_of(tmp_path)["owner"] != lock["owner"]
+    assert "waiting" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("left", [b"", bytes(90), b'{"owner": "a'], ids=["empty", "zeros", "half"])
-def test_a_lock_that_a_power_cut_emptied_is_nobodys(tmp_path, left):
+def test_a_lock_that_a_power_cut_emptied_is_nobodys(tmp_path, left, capsys):
     (tmp_path / "lock.json").write_bytes(left)
-    begun = time.monotonic()
     with StoreLock(str(tmp_path)):
-        assert time.monotonic() - begun < 1 and lock_of(tmp_path)["pid"] == psutil.Process().pid
+        assert lock_of(tmp_path)["pid"] == psutil.Process().pid
+    assert "waiting" not in capsys.readouterr().out
 
 
 def test_an_owner_on_another_host_counts_as_dead_without_a_heartbeat(tmp_path, monkeypatch):
@@ -119,9 +118,10 @@ def test_slow_storage_does_not_keep_a_dead_owner_alive(tmp_path, monkeypatch):
 def test_the_owner_gives_a_heartbeat(tmp_path, monkeypatch):
     monkeypatch.setattr(features.store.lock, "HEARTBEAT", 0.05)
     with StoreLock(str(tmp_path)):
-        first = lock_of(tmp_path)["beats"]
-        time.sleep(0.5)
-        assert lock_of(tmp_path)["beats"] > first + 2
+        first, deadline = lock_of(tmp_path)["beats"], time.monotonic() + 30
+        while lock_of(tmp_path)["beats"] <= first + 2:
+            assert time.monotonic() < deadline, "no heartbeat"
+            time.sleep(0.05)
 
 
 def test_a_job_whose_lock_was_taken_over_stops_and_leaves_it_to_the_other(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import urllib.error
 import urllib.request
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -18,7 +19,8 @@ def ray_processes(session):
     found = set()
     for process in psutil.process_iter(["cmdline"]):
         if any(session in argument for argument in process.info["cmdline"] or ()):
-            found |= {process, *process.children(recursive=True)}
+            with suppress(psutil.NoSuchProcess):  # it has ended since
+                found |= {process, *process.children(recursive=True)}
     return found
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -97,12 +98,16 @@ def last_checkpoint(run):
 
 def training_hosts(cluster):
     """Hosts that a training worker runs on."""
-    found = []
-    for host in cluster.hosts:
-        processes = psutil.Process(find_init(cluster.folder, host)).children(recursive=True)
-        if any("ray::RayTrainWorker" in name for name in map(command_of, processes)):
-            found.append(host)
-    return found
+    inits = {host: find_init(cluster.folder, host) for host in cluster.hosts}
+    commands = {host: map(command_of, descendants(psutil.Process(init))) for host, init in inits.items() if init}
+    return [host for host in commands if any("ray::RayTrainWorker" in command for command in commands[host])]
+
+
+def descendants(process):
+    """All that a process started, and what these did; none of a process that has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return process.children(recursive=True)
+    return []
 
 
 def wait_for_hosts(cluster):
@@ -229,7 +234,7 @@ def test_a_cluster_is_taken_down_whatever_became_of_its_start_and_another_lives_
     assert main(["up", "--folder", str(folder)]) == 1
     assert "holds a cluster already" in capsys.readouterr().err
     processes = [process for process, _ in host_processes(str(folder))]
-    processes += [child for process in processes for child in process.children(recursive=True)]
+    processes += [child for process in processes for child in descendants(process)]
     assert main(["down", "--folder", str(folder)]) == 0
     assert not folder.exists() and not any(p.is_running() and p.status() != "zombie" for p in processes)
     links = os.listdir("/sys/class/net")
