@@ -9,7 +9,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 
 from features.files import parent
 from pipelines.cli import JobError, submitted
-from pipelines.outbox import Outbox, Point, insist
+from pipelines.outbox import PATIENCE, Outbox, Point, Result, insist
 
 LAST_WORDS = 5.0  # seconds that a run which failed waits for its points
 PARAMS_PER_CALL = 100  # MLflow's limit on one batch
@@ -98,31 +98,40 @@ class Run:
         if self._outbox:
             self._outbox.flush()
 
+    def ask(self, call: Callable[[MlflowClient], Result], patience: float = PATIENCE) -> Result:
+        """What the server answers, asked again for so many seconds while it is away."""
+        return insist(lambda: call(self.client), self._where, patience)
+
     def log_figure(self, figure: Figure, name: str) -> None:
         """A picture among the run's artifacts."""
-        insist(lambda: self.client.log_figure(self.run_id, figure, name), self._where)
+        self.ask(lambda client: client.log_figure(self.run_id, figure, name))
 
     def log_text(self, text: str, name: str) -> None:
         """A text among the run's artifacts."""
-        insist(lambda: self.client.log_text(self.run_id, text, name), self._where)
+        self.ask(lambda client: client.log_text(self.run_id, text, name))
 
     def set_tag(self, name: str, value: str) -> None:
         """A tag of the run."""
-        insist(lambda: self.client.set_tag(self.run_id, name, value), self._where)
+        self.ask(lambda client: client.set_tag(self.run_id, name, value))
 
     def log_folder(self, folder: str | Path, name: str) -> None:
         """A folder's files among the run's artifacts, under `name`."""
-        insist(lambda: self.client.log_artifacts(self.run_id, str(folder), name), self._where)
+        self.ask(lambda client: client.log_artifacts(self.run_id, str(folder), name))
+
+    def experiment_id(self) -> str:
+        """The experiment that the run is in."""
+        return self.ask(lambda client: client.get_run(self.run_id)).info.experiment_id
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run: FINISHED when all its points have arrived; FAILED or KILLED soon, if the server is there."""
         if status == "FINISHED":
             self.flush()
-            insist(lambda: self.client.set_terminated(self.run_id, status), self._where)
-        else:
-            with suppress(Exception):  # another error is under way, and matters more
+            self.ask(lambda client: client.set_terminated(self.run_id, status))
+        else:  # another error is under way, and matters more
+            with suppress(Exception):
                 if self._outbox:
                     self._outbox.flush(LAST_WORDS)
+            with suppress(Exception):
                 self.client.set_terminated(self.run_id, status)
         if self._outbox:  # a sweep has as many runs as trials
             self._outbox.close()
@@ -149,13 +158,16 @@ class Run:
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """Ends with the block: FINISHED, or KILLED by hand, or FAILED."""
+        """Ends with the block, and so do child runs that nothing ended: FINISHED, or KILLED by hand, or FAILED."""
         try:
             yield
+            abandon_children(self)
+            self.finish()
         except BaseException as error:
+            with suppress(Exception):
+                abandon_children(self, patience=0)
             self.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        self.finish()
 
 
 def start_run(
@@ -197,36 +209,49 @@ def resume_run(uri: str, run_id: str) -> Run:
     return run
 
 
-def abandon_children(parent: Run, ended: Mapping[str, str] = MappingProxyType({})) -> None:
-    """End the child runs that still count as running, of a job that was itself killed: as KILLED, or as `ended` says.
+def mark_finished(uri: str, run_id: str) -> None:
+    """End a run whose results are written: who wrote them may have been killed before it said so. Waits for nobody."""
+    run = Run(uri, run_id)
+    with suppress(Exception):
+        if run.client.get_run(run_id).info.status != "FINISHED":
+            run.client.set_terminated(run_id)
 
-    ended: status by run id.
+
+def abandon_children(parent: Run, ended: Mapping[str, str] = MappingProxyType({}), patience: float = PATIENCE) -> None:
+    """End the child runs that still count as running, whose process was killed: as KILLED, or as `ended` says.
+
+    ended: status by run id; patience: seconds to wait for a server that is away.
     """
-    for run_id in _children(parent, "attributes.status = 'RUNNING'"):
-        parent.client.set_terminated(run_id, ended.get(run_id, "KILLED"))
+    for run_id in _children(parent, "attributes.status = 'RUNNING'", patience):
+        status = ended.get(run_id, "KILLED")
+        parent.ask(lambda client, run_id=run_id, status=status: client.set_terminated(run_id, status), patience)
 
 
 def children_metrics(parent: Run, tag: str, value: str) -> list[dict[str, float]]:
-    """The last metrics of each child run that has a tag of that value."""
-    children = _children(parent, f"tags.`{tag}` = '{value}'")
-    return [parent.client.get_run(run_id).data.metrics for run_id in children]
+    """The last metrics of each finished child run that has a tag of that value."""
+    children = _children(parent, f"tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'")
+    return [parent.ask(lambda client, run_id=run_id: client.get_run(run_id)).data.metrics for run_id in children]
 
 
 def delete_children(parent: Run, tag: str, keep: Collection[str | None]) -> None:
     """Delete the child runs that have a tag of that name, but for those in `keep`, by run id."""
     for run_id in set(_children(parent, f"tags.`{tag}` != ''")).difference(keep):
-        parent.client.delete_run(run_id)
+        parent.ask(lambda client, run_id=run_id: client.delete_run(run_id))
 
 
-def _children(parent: Run, condition: str) -> list[str]:
+def _children(parent: Run, condition: str, patience: float = PATIENCE) -> list[str]:
     """Ids of the child runs for which a condition of MLflow's search holds, however many."""
-    client, found, page = parent.client, [], None
-    experiment = client.get_run(parent.run_id).info.experiment_id
     condition = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and {condition}"
-    while page is None or page.token:
-        page = client.search_runs([experiment], condition, page_token=page.token if page else None)
-        found += [run.info.run_id for run in page]
-    return found
+
+    def search(client: MlflowClient) -> list[str]:
+        found, page = [], None
+        experiment = client.get_run(parent.run_id).info.experiment_id
+        while page is None or page.token:
+            page = client.search_runs([experiment], condition, page_token=page.token if page else None)
+            found += [run.info.run_id for run in page]
+        return found
+
+    return parent.ask(search, patience)
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:

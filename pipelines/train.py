@@ -83,6 +83,7 @@ def train(config: TrainConfig) -> None:
     if (finished := read_json(config.out, "metrics.json")) is not None:
         print(f"{config.out} holds this run, finished:")
         print_metrics(config, finished)
+        tracking.mark_finished(started["tracking_uri"], started["run_id"])
         return register_model(config, tracking.Run(started["tracking_uri"], started["run_id"]))
     uri = prepare(config.out)
     name = f"{recipe.architecture}-seed{recipe.seed}"
@@ -134,19 +135,27 @@ def claim(config: Any, may_differ: Sequence[str] = ()) -> dict[str, str] | None:
     started, content = read_json(config.out, "run.json"), Store(config.store).spec.fingerprint
     if started and started.get("store", content) != content:
         raise JobError(f"--out {config.out} holds a run on what {config.store} was before: give another --out")
+    if theirs != mine:
+        write_text(config.out, "config.yaml", mine)
     return started
 
 
 def open_run(
     config: Any, started: Mapping[str, str] | None, uri: str, name: str, tags: Mapping[str, str]
 ) -> tracking.Run:
-    """The MLflow run of `config.out`: the one that an earlier start left there, as `claim` gave it, or a new one."""
+    """The MLflow run of `config.out`: the one that an earlier start left there, as `claim` gave it, or a new one.
+
+    Its parameters are those of its first start; its config.yaml has what a later start changed.
+    """
     if started:
-        return tracking.resume_run(started["tracking_uri"], started["run_id"])
-    content = Store(config.store).spec.fingerprint
-    tags = {**tags, "store.fingerprint": content}
-    run = tracking.start_run(uri, config.experiment, name, flatten(config), tags)
-    write_text(config.out, "run.json", json.dumps({"run_id": run.run_id, "tracking_uri": run.uri, "store": content}))
+        run = tracking.resume_run(started["tracking_uri"], started["run_id"])
+    else:
+        content = Store(config.store).spec.fingerprint
+        tags = {**tags, "store.fingerprint": content}
+        run = tracking.start_run(uri, config.experiment, name, flatten(config), tags)
+        about = {"run_id": run.run_id, "tracking_uri": run.uri, "store": content}
+        write_text(config.out, "run.json", json.dumps(about))
+    run.log_text(to_yaml(config), "config.yaml")
     return run
 
 

@@ -17,6 +17,7 @@ from pipelines.train import check, claim, open_run, prepare
 from tuning.report import publish
 from tuning.runs import SeedRuns, run_all
 
+CHANGEABLE = ("seeds", "variants", "beside", "cpus_per_run", "gpus_per_run")  # how much, and what it runs on
 FULL = "full"
 VARIANTS: dict[str, dict[str, Any]] = {
     FULL: {},
@@ -79,7 +80,7 @@ def ablate(config: AblateConfig) -> None:
     recipes = config.recipes()
     for recipe in recipes.values():
         check(config.store, recipe)
-    started = claim(config, may_differ=("seeds", "variants", "beside"))  # more of these may be asked for later
+    started = claim(config, may_differ=CHANGEABLE)
     uri = prepare(config.out)
     run = open_run(config, started, uri, "ablation", {"model": "clcr"})
     seeds = tuple(range(config.recipe.seed, config.recipe.seed + config.seeds))

@@ -8,12 +8,10 @@ experiment; run again, it goes on with what is missing.
 """
 
 import os
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from itertools import product
-from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any, NamedTuple
 
@@ -21,21 +19,22 @@ import pyarrow.parquet as pq
 import tyro
 
 from clcr.errors import ConfigError
-from features.files import open_fs, read_text, resolve
+from features.files import open_fs, read_json, read_text, resolve
 from features.store import Store
-from pipelines.cli import JobError, main, parse, require_at_least, resolve_uri
+from pipelines.cli import JobError, main, require_at_least, resolve_uri
 from pipelines.learner import SPLITS, Recipe, build_model, model_names
 from pipelines.loading import task_specs
-from pipelines.tracking import Run, children_metrics
+from pipelines.tracking import Run, children_metrics, mark_finished
 from pipelines.train import check, claim, open_run, prepare
 from tuning.options import SweepConfig
 from tuning.report import publish
 from tuning.runs import Metrics, SeedRuns, run_all
-from tuning.space import apply, defaults, known, space
+from tuning.space import apply, known, space
 from tuning.study import SCORE
 from tuning.sweep import sweep
 
 ALL = "all"
+CHANGEABLE = ("seeds", "models", "finalists", "cpus_per_run", "gpus_per_run")  # how much is asked for, what it runs on
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,9 @@ class CompareConfig:
     seeds: int = 5
     """trainings of each best recipe, with the seeds after --seed (which the sweep used)"""
     finalists: int = 1
-    """how many of each sweep's best finished trials are trained with all seeds; the one with the best mean validation
-    score counts. More than one where a training's seed decides as much as its options"""
+    """how many of each sweep's best trials are trained with all seeds, those that ASHA stopped after those that it did
+    not; the one with the best mean validation score counts. More than one where a training's seed decides as much as
+    its options"""
     search: tuple[str, ...] = ()
     """options or groups of options that the sweeps search (lr, model.dropout, budget), of each model those that it
     has; none named = all"""
@@ -92,6 +92,8 @@ class CompareConfig:
         named = dict.fromkeys(name for model in self.models for name in (known if model == ALL else [model]))
         if unknown := [name for name in named if name not in known]:
             raise JobError(f"--models {unknown[0]}: known for this store are all, {', '.join(known)}")
+        if not named:
+            raise JobError(f"--models: none named; known for this store are all, {', '.join(known)}")
         return tuple(named)
 
 
@@ -114,7 +116,7 @@ def compare(config: CompareConfig) -> None:
     folds = store.folds() if config.folds else [config.recipe.loader.fold]
     require_labels(store, config.recipe.tasks, folds)
     require_tuned(config, names, folds)
-    started = claim(config, may_differ=("seeds", "models", "finalists"))  # more of these may be asked for later
+    started = claim(config, may_differ=CHANGEABLE)
     uri = prepare(config.out)
     os.environ["MLFLOW_TRACKING_URI"] = uri  # the sweeps' runs belong beside this one
     run = open_run(config, started, uri, "comparison", {"model": ",".join(names)})
@@ -147,11 +149,16 @@ def able(config: CompareConfig, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def require_searched(config: CompareConfig, names: Collection[str]) -> None:
-    """Raise JobError where --search leaves a model untuned: the comparison is of models that are tuned alike."""
+    """Raise JobError where --search names what no model has, or leaves one untuned: they are to be tuned alike."""
+    recipes = {name: replaced(config.recipe, architecture=name) for name in names}
+    found = {name: known(recipe, config.search) for name, recipe in recipes.items()}
     for name in names if config.search else ():
-        if not known(replaced(config.recipe, architecture=name), config.search):
-            has = ", ".join(space(replaced(config.recipe, architecture=name)))
+        if not found[name]:
+            has = ", ".join(space(recipes[name]))
             raise JobError(f"--search {','.join(config.search)}: {name} has none of it; it has {has}")
+    if unknown := [option for option in config.search if not any(option in options for options in found.values())]:
+        has = ", ".join(dict.fromkeys(option for recipe in recipes.values() for option in space(recipe)))
+        raise JobError(f"--search {unknown[0]}: none of the models has it; they have {has}")
 
 
 def require_tuned(config: CompareConfig, names: Collection[str], folds: Collection[int | None]) -> None:
@@ -224,9 +231,10 @@ def sweep_folder(config: CompareConfig, name: str) -> str:
 
 
 def finalists(config: CompareConfig, name: str) -> dict[str, Recipe]:
-    """A model's recipes to train over the seeds: its sweep's best, then the next best that ran to their ends.
+    """A model's recipes to train over the seeds: the best of its sweep's trials, by the names of their runs.
 
-    By the names of their runs: `clcr`, `clcr.2`. The sweep runs now unless it has ended before.
+    These are `clcr`, `clcr.2`, ... The sweep runs now unless it has ended before. What it searched comes from it, all
+    else (tasks, fold, epochs) from this comparison's options.
     """
     recipe, folder = replaced(config.recipe, architecture=name), sweep_folder(config, name)
     if not config.trials and not config.tuned_in:
@@ -234,25 +242,24 @@ def finalists(config: CompareConfig, name: str) -> dict[str, Recipe]:
     if read_text(folder, "best.yaml") is None:
         print(f"tuning {name}", flush=True)
         search(config, recipe, folder)
-    with tempfile.TemporaryDirectory() as local:
-        path = Path(local) / "best.yaml"
-        path.write_text(read_text(folder, "best.yaml"))
-        best = defaults(parse(Recipe, ["--config", str(path)]))
-    # What a sweep searches comes from it, all else (tasks, fold, epochs) from this comparison's options.
-    others = runners_up(folder)[: config.finalists - 1] if config.finalists > 1 else []
-    points = [best, *(best | point for point in others)]
-    return {
-        name if place == 1 else f"{name}.{place}": apply(recipe, {n: point[n] for n in space(recipe) if n in point})
-        for place, point in enumerate(points, 1)
-    }
+    elif not config.tuned_in and (ended := read_json(folder, "run.json")):
+        mark_finished(ended["tracking_uri"], ended["run_id"])
+    recipes: list[Recipe] = []
+    for trial in ranked(folder):
+        found = apply(recipe, {option: trial[option] for option in space(recipe) if option in trial})
+        if found not in recipes:  # a search among few values tries some of them again
+            recipes.append(found)
+    if len(recipes) < config.finalists:
+        print(f"{name} has {len(recipes)} finalists: its sweep found no other recipes", flush=True)
+    return {f"{name}.{place}" if place > 1 else name: r for place, r in enumerate(recipes[: config.finalists], 1)}
 
 
-def runners_up(folder: str) -> list[dict[str, Any]]:
-    """What a sweep searched, of every trial that finished but for the best one, best first."""
+def ranked(folder: str) -> list[dict[str, Any]]:
+    """A sweep's trials, best first: those that finished, then those that ASHA stopped; none that failed."""
     fs, path = open_fs(folder)
     trials = pq.read_table(f"{path}/trials.parquet", filesystem=fs).to_pylist()
-    finished = [trial for trial in trials if trial["status"] == "FINISHED"]
-    return sorted(finished, key=lambda trial: -trial[SCORE])[1:]
+    scored = [trial for trial in trials if trial["status"] != "FAILED"]
+    return sorted(scored, key=lambda trial: (trial["status"] != "FINISHED", -trial[SCORE]))
 
 
 def search(config: CompareConfig, recipe: Recipe, folder: str) -> None:

@@ -1,5 +1,6 @@
 """Runs over seeds as numbers to trust: mean, interval, paired test against a reference; as a table and a picture."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -85,7 +86,7 @@ def publish(
     lines, seeds = compare(results, next(iter(results))), tuple(sorted(next(iter(results.values()))))
     table, figure = markdown(lines, seeds, title, notes, among), interval_figure(lines, title, among)
     means = {f"test/{line.name}/{column}": line.mean(column) for line in lines for column in line.scores}
-    run.log_metrics(means, step=len(seeds))  # a later start with more of them goes on from here
+    run.log_metrics(means, step=int(time.time()))  # what a later start makes of more seeds or finalists replaces it
     run.log_figure(figure, f"{title}.png")
     write_figure(resolve(f"{title}.png", out), figure)
     for name, text in ((f"{title}.md", table), (f"{title}-metrics.md", every_metric(results))):

@@ -40,7 +40,7 @@ def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple
         first = next((f"trial {row['trial']}: {row['error']}" for row in trials), "no trial had the time to end")
         raise JobError(f"all {len(trials)} trials failed, the first is {first}; a further try needs another --out")
     front = {trial.number for trial in study.best_trials} if len(study.directions) > 1 else set()
-    best = max(scored, key=lambda row: (row["status"] == "FINISHED", row[SCORE]))
+    best = max(scored, key=lambda row: (row["status"] == "FINISHED", row[SCORE]))  # as tuning/compare.py ranks them
     searched = list(study.trials[best["trial"]].params)
     print_trials(trials, searched, best, front)
     _write_parquet(config.out, trials)
@@ -91,8 +91,7 @@ def train_final(config: SweepConfig, run: tracking.Run, name: str, best: Recipe)
 def compare_hint(run: tracking.Run, study: optuna.Study) -> str:
     """Where MLflow compares the trials: an address on a server, a command and an address for an embedded file."""
     ids = [row["run_id"] for row in rows(study) if row["status"] != "FAILED" and row["run_id"]]
-    experiment = run.client.get_run(run.run_id).info.experiment_id
-    page = f"/#/compare-runs?runs={quote(json.dumps(ids))}&experiments={quote(json.dumps([experiment]))}"
+    page = f"/#/compare-runs?runs={quote(json.dumps(ids))}&experiments={quote(json.dumps([run.experiment_id()]))}"
     if run.uri.startswith("http"):
         return f"compare the trials: {run.uri.rstrip('/')}{page}"
     serve = f"mlflow ui --backend-store-uri {run.uri}"

@@ -16,7 +16,7 @@ from pipelines import outbox
 from pipelines.cli import JobError
 from pipelines.learner import Learner
 from pipelines.registered import load_model, register
-from pipelines.tracking import resume_run, start_run
+from pipelines.tracking import abandon_children, children_metrics, delete_children, resume_run, start_run
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +92,11 @@ def test_runs_their_tags_and_texts_wait_for_the_server(direct, away):
     through(lambda: run.set_tag("ended", "finished"))
     through(lambda: run.log_text("why", "error.txt"))
     through(lambda: resume_run(away.endpoint, run.run_id))
+    child = start_run(away.endpoint, "outage", "child", {}, {"variant": "a"}, run.run_id)
+    assert through(lambda: run.experiment_id()) == through(lambda: child.experiment_id())
+    through(lambda: abandon_children(run))
+    assert through(lambda: children_metrics(run, "variant", "a")) == []
+    through(lambda: delete_children(run, "variant", keep=()))
     client = MlflowClient(f"http://127.0.0.1:{direct}")
     found = client.get_run(run.run_id)
     assert found.data.tags["ended"] == "finished" and found.data.params == {"lr": "1"}

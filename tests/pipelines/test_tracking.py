@@ -2,12 +2,14 @@
 
 import multiprocessing
 import time
+from contextlib import suppress
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from pipelines.cli import JobError
 from pipelines.machine import watched
-from pipelines.tracking import abandon_children, start_run
+from pipelines.tracking import abandon_children, children_metrics, mark_finished, start_run
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +44,41 @@ def test_children_that_a_killed_job_left_running_are_marked_and_others_left_alon
     abandon_children(parent)
     status = {run.run_id: parent.client.get_run(run.run_id).info.status for run in (parent, left, ended, stranger)}
     assert list(status.values()) == ["RUNNING", "KILLED", "FINISHED", "RUNNING"]
+
+
+def test_with_a_run_end_the_children_that_nothing_else_ended(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for error, status in ((None, "FINISHED"), (JobError("no"), "FAILED"), (KeyboardInterrupt(), "KILLED")):
+        parent = start_run(uri, "x", "parent", {}, {})
+        dead = start_run(uri, "x", "dead attempt", {}, {"variant": "a"}, parent.run_id)
+        dead.log_metrics({"pace": 1.0})
+        dead.flush()
+        with suppress(JobError, KeyboardInterrupt), parent.ending():
+            child = start_run(uri, "x", "child", {}, {"variant": "a"}, parent.run_id)
+            with child.ending():
+                child.log_metrics({"pace": 2.0})
+            assert children_metrics(parent, "variant", "a") == [{"pace": 2.0}]
+            if error:
+                raise error
+        ended = [parent.client.get_run(run.run_id).info.status for run in (parent, dead, child)]
+        assert ended == [status, "KILLED", "FINISHED"]
+
+
+def test_a_run_ends_though_mlflow_refused_its_points(tmp_path):
+    run = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "run", {}, {})
+    with pytest.raises(JobError, match="has not taken the last 1 points"), run.ending():
+        run.log_metrics({"x" * 300: 1.0})
+    assert run.client.get_run(run.run_id).info.status == "FAILED"
+
+
+def test_a_finished_run_whose_driver_was_killed_before_it_said_so_is_ended(tmp_path):
+    run = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "run", {}, {})
+    mark_finished(run.uri, run.run_id)
+    ended = run.client.get_run(run.run_id).info
+    assert ended.status == "FINISHED"
+    mark_finished(run.uri, run.run_id)
+    assert run.client.get_run(run.run_id).info.end_time == ended.end_time
+    mark_finished(run.uri, "0" * 32)  # of a server that knows it no more
 
 
 def test_names_that_mlflow_does_not_take_are_spelled_so_that_it_does(tmp_path):

@@ -142,9 +142,21 @@ def test_a_run_that_has_outlived_its_mlflow_is_drawn_all_the_same(trained, store
 
 def test_running_it_again_trains_nothing_and_says_so(trained, capsys):
     before = len(client(trained).search_runs(["1"]))
+    run_id = json.loads(Path(trained.out, "run.json").read_text())["run_id"]
+    client(trained).update_run(run_id, "RUNNING")  # a driver that was killed before it could say so
     train(trained)
     assert "finished" in capsys.readouterr().out
     assert len(client(trained).search_runs(["1"])) == before
+    assert client(trained).get_run(run_id).info.status == "FINISHED"
+
+
+def test_what_a_run_runs_on_may_change_and_is_written_down(trained, tmp_path):
+    shutil.copytree(trained.out, tmp_path / "run")
+    copy = replace(trained, out=str(tmp_path / "run"))
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(copy))
+    moved = replace(copy, workers=7)
+    claim(moved, CHANGEABLE)
+    assert (tmp_path / "run" / "config.yaml").read_text() == to_yaml(moved)
 
 
 def test_another_run_in_the_same_folder_is_refused(trained):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -38,6 +39,8 @@ def test_all_means_every_model_and_each_modality_alone(store):
     assert CompareConfig("s", "o", models=("audio", "all")).names(opened)[0] == "audio"
     with pytest.raises(JobError, match="--models brain: known for this store are all, clcr"):
         CompareConfig("s", "o", models=("brain",)).names(opened)
+    with pytest.raises(JobError, match="--models: none named; known for this store are all, clcr"):
+        CompareConfig("s", "o", models=()).names(opened)
 
 
 def test_all_leaves_out_what_cannot_learn_the_tasks_and_a_name_that_cannot_is_refused(store, tmp_path, capsys):
@@ -57,21 +60,46 @@ def test_each_model_searches_what_it_has_of_the_options_named(store):
     assert has == {"clcr": ("lr", "budget"), "concat": ("lr",), "mult": ("lr", "model.depth")}
     with pytest.raises(JobError, match="--search budget: concat has none of it; it has lr, weight_decay"):
         require_searched(replace(config, search=("budget",)), ("clcr", "concat"))
+    with pytest.raises(JobError, match=r"--search model.droput: none of the models has it; they have .*model.dropout"):
+        require_searched(replace(config, search=("lr", "model.droput")), ("clcr", "concat"))
     with pytest.raises(JobError, match="--search lr: nothing is searched with --trials 0"):
         CompareConfig("s", "o", search=("lr",), trials=0)
     with pytest.raises(JobError, match="--finalists 2: there is one recipe for each model with --trials 0"):
         CompareConfig("s", "o", finalists=2, trials=0)
 
 
+def write_sweep(folder, best, trials):
+    """What a sweep of the learning rate leaves: best.yaml, and (status, score, lr) of its trials."""
+    folder.mkdir()
+    (folder / "best.yaml").write_text(to_yaml(best))
+    table = [{"trial": n, "status": s, "best/score": score, "lr": lr} for n, (s, score, lr) in enumerate(trials)]
+    pq.write_table(pa.Table.from_pylist(table), folder / "trials.parquet")
+
+
+def test_every_model_has_as_many_finalists_unless_its_sweep_found_no_other_recipes(store, tmp_path, capsys):
+    trials = [("STOPPED", 0.6, 3e-3), ("FINISHED", 0.5, 1e-3), ("FAILED", None, 4e-3), ("FINISHED", 0.7, 2e-3)]
+    trials += [("FINISHED", 0.6, 2e-3), ("STOPPED", 0.65, 5e-3)]  # one is the best one's again
+    write_sweep(tmp_path / "sweep-concat", Recipe(architecture="concat"), trials)
+    config = CompareConfig(store.uri, "o", trials=0, tuned_in=str(tmp_path), finalists=3)
+    found = finalists(config, "concat")
+    assert {name: recipe.optim.lr for name, recipe in found.items()} == {
+        "concat": 2e-3,
+        "concat.2": 1e-3,
+        "concat.3": 5e-3,
+    }
+    assert capsys.readouterr().out == ""
+    assert len(finalists(replace(config, finalists=5), "concat")) == 4
+    assert "concat has 4 finalists: its sweep found no other recipes" in capsys.readouterr().out
+
+
 def test_of_another_comparisons_recipe_only_what_was_searched_is_taken(store, tmp_path):
     best = Recipe(architecture="concat", tasks=("label",), optim=OptimConfig(epochs=2, lr=0.004))
-    (tmp_path / "sweep-concat").mkdir()
-    (tmp_path / "sweep-concat/best.yaml").write_text(to_yaml(best))
-    mine = Recipe(tasks=("mood",), optim=OptimConfig(epochs=9), loader=LoaderConfig(fold=2))
+    write_sweep(tmp_path / "sweep-concat", best, [("FINISHED", 0.5, 0.004)])
+    mine = Recipe(tasks=("mood",), optim=OptimConfig(epochs=9, weight_decay=0.5), loader=LoaderConfig(fold=2))
     config = CompareConfig(store.uri, "o", trials=0, tuned_in=str(tmp_path), recipe=mine)
     require_tuned(config, ("concat",), [2])
     (found,) = finalists(config, "concat").values()
-    assert (found.architecture, found.optim.lr) == ("concat", 0.004)
+    assert (found.architecture, found.optim.lr, found.optim.weight_decay) == ("concat", 0.004, 0.5)
     assert (found.tasks, found.optim.epochs, found.loader.fold) == (("mood",), 9, 2)
     with pytest.raises(JobError, match=r"--tuned-in .*/sweep-late holds no sweep that ended"):
         require_tuned(config, ("concat", "late"), [2])
@@ -97,7 +125,7 @@ def compared(store, tmp_path_factory):
     assert first.returncode == 0, first.stderr
     kept = [folder / "comparison" / name for name in ("sweep-concat/best.yaml", "concat-seed1/metrics.json")]
     before = [path.stat().st_mtime_ns for path in kept]
-    more = ["--models", "clcr,concat,audio", "--seeds", "2", "--finalists", "2"]
+    more = ["--models", "clcr,concat,audio", "--seeds", "2", "--finalists", "2", "--gpus-per-run", "0"]
     done = run(store, folder, *more, "--trials", "2", "--search", "lr,budget")
     assert done.returncode == 0, done.stderr
     assert [path.stat().st_mtime_ns for path in kept] == before, "what had ended was run again"
@@ -135,6 +163,8 @@ def test_of_two_finalists_the_mean_validation_score_over_the_seeds_chooses(compa
     folder, said = compared[0] / "comparison", compared[1]
     client = MlflowClient(f"sqlite:///{compared[0]}/mlflow.db")
     rows = {row.split("|")[1].strip(): row.split("|")[2].split()[0] for row in said.splitlines() if row.startswith("|")}
+    tracked = client.get_run(json.loads((folder / "run.json").read_text())["run_id"])
+    assert yaml.safe_load((folder / "config.yaml").read_text())["finalists"] == 2
     for model in ("clcr", "concat", "audio"):
         trials = pq.read_table(folder / f"sweep-{model}/trials.parquet").to_pylist()
         rates = [trial["lr"] for trial in sorted(trials, key=lambda trial: -trial["best/score"])]
@@ -149,7 +179,7 @@ def test_of_two_finalists_the_mean_validation_score_over_the_seeds_chooses(compa
             tested = [json.loads((run / "metrics.json").read_text())["label"]["accuracy"] for run in runs]
             found[variant] = mean(scores), mean(tested)
         best = max(found, key=lambda variant: found[variant][0])
-        assert rows[model] == f"{found[best][1]:.3f}"
+        assert rows[model] == f"{found[best][1]:.3f}" == f"{tracked.data.metrics[f'test/{model}/label']:.3f}"
         each = ", ".join(f"{variant} {score:.3f}" for variant, (score, _) in found.items())
         assert f"mean validation scores: {each}; {best} counts" in said
 
