@@ -25,6 +25,8 @@ from clcr.batches import Batch, Features, FeatureSpec
 from clcr.config import ModelConfig, StemConfig
 from clcr.stems import LayersStem, build_stem
 
+CLIPS_PER_PASS = 8  # of the statistics, which hold clips in float64, some thirty times their bytes
+
 
 class Tokens(NamedTuple):
     """Tokens of one modality at one level. values: (B, T, d); valid: (B, T) bool.
@@ -228,9 +230,9 @@ class SemanticHierarchy(nn.Module):
     @torch.no_grad()
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Set the stems' standardisation from training batches."""
-        for batch in batches:
+        for part in (part for batch in batches for part in batch.split(CLIPS_PER_PASS)):
             for m, encoder in zip(self.modalities, self.encoders, strict=True):
-                encoder.stem.observe(batch.features[m].values, batch.features[m].valid)
+                encoder.stem.observe(part.features[m].values, part.features[m].valid)
         for encoder in self.encoders:
             encoder.stem.fit()
 

@@ -36,7 +36,8 @@ def task_metrics(task: TaskSpec, predictions: Predictions) -> dict[str, float]:
     """Metrics of one task; empty when no label is known.
 
     Classification: accuracy, macro_f1. Events: the same over bins (AVE's segment accuracy: the share of bins right).
-    Regression: mae, pearson, skill (1 - MAE over the MAE of the split's median: 1 is exact, 0 is a constant guess).
+    Regression: mae, pearson, skill (1 - MAE over the MAE of the split's median: 1 is exact, 0 is a constant guess; -MAE
+    of a split whose targets are all equal).
     Sentiment: those and `sentiment_metrics`. All: n, the number of labelled clips or bins.
     """
     from sklearn.metrics import accuracy_score, f1_score
@@ -59,7 +60,7 @@ def task_metrics(task: TaskSpec, predictions: Predictions) -> dict[str, float]:
     return {
         "mae": mae,
         "pearson": float(np.corrcoef(values, truth)[0, 1]) if varied else 0.0,
-        "skill": 1 - mae / constant if constant > 0 else 0.0,
+        "skill": 1 - mae / constant if constant > 0 else -mae,
         **(sentiment_metrics(values, truth) if task.kind == "sentiment" else {}),
         "n": len(targets),
     }

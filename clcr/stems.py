@@ -272,9 +272,10 @@ def _pixels(size: int, patch: int, device: torch.device) -> Tensor:
 
 
 def _clip_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean over the valid tokens: (B, T, ...), (B, T) -> (B, 1, ...)."""
+    """Mean over the valid tokens: (B, T, ...), (B, T) -> (B, 1, ...). In float32: what moves is small beside it."""
     weights = valid / valid.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.einsum("bt,bt...->b...", weights, values)[:, None]
+    with torch.autocast(values.device.type, enabled=False):
+        return torch.einsum("bt,bt...->b...", weights, values)[:, None]
 
 
 def _moves(valid: Tensor, axes: int) -> Tensor:

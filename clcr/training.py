@@ -39,7 +39,7 @@ class OptimConfig:
     micro_batch: int = 0
     """clips that a worker passes forward and back at once, where its share of a step does not fit into its memory;
     gradients are summed over the passes. The regularisers then compare the clips of one pass (of all workers), not of
-    the whole step. 0 = the whole share"""
+    the whole step, and so do mm_orient's neighbours and ogm_ge's noise. 0 = the whole share"""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """sgd has momentum 0.9 (the paper)"""
     lr: float = 1e-3

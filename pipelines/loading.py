@@ -185,11 +185,20 @@ class SplitDataset(Dataset):
         return [PADDING if row < 0 else read.get(row) or self._cache[row] for row in rows]
 
     def _sample(self, row: int, stored: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "clip_id": self._clip_ids[row],
-            "features": {m: stored[m] for m in self.modalities if m in stored},
-            "targets": {name: values[row] for name, values in self.targets.items()},
-        }
+        targets = {name: values[row] for name, values in self.targets.items()}
+        return sample(self._clip_ids[row], stored, self.modalities, targets)
+
+
+def sample(
+    clip_id: str, stored: Mapping[str, Any], modalities: Iterable[str], targets: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `clcr.batches.collate` takes of a clip. Raises JobError where another clip lay at its place."""
+    if stored["json"]["clip_id"] != clip_id:
+        raise JobError(
+            f"clip {clip_id}: its place in the store holds {stored['json']['clip_id']}: the store was extracted anew "
+            "while this job read it; run the job again"
+        )
+    return {"clip_id": clip_id, "features": {m: stored[m] for m in modalities if m in stored}, "targets": targets}
 
 
 def _encode_targets(index: pa.Table, tasks: Mapping[str, TaskSpec], declared: Sequence[Task]) -> dict[str, list]:

@@ -38,7 +38,7 @@ from features.store import Store
 from infra.doctor import ray_access, require, storage
 from pipelines.cli import JobError, Progress, find_user_error, main, require_at_least, resolve_uri
 from pipelines.cluster import room, start_ray
-from pipelines.loading import AHEAD, ahead
+from pipelines.loading import AHEAD, ahead, sample
 from pipelines.models import TrainedModel, open_model
 
 CLAIM = "_predictions.json"  # what the parts are of; readers of parquet folders pass over names with an underscore
@@ -200,12 +200,9 @@ def batch_of(model: MultimodalModel, store: Store, rows: Sequence[Row]) -> Batch
 
     def samples() -> Iterator[dict[str, Any]]:
         stored = store.read_many([(row["shard"], row["offset"], row["nbytes"]) for row in rows])
-        for row, sample in zip(rows, stored, strict=True):
-            yield {
-                "clip_id": row["clip_id"],
-                "features": {m: sample[m] for m in model.features if m in sample},
-                "targets": {name: bin_events(None, row["duration"], rate, {}) for name, rate in rates.items()},
-            }
+        for row, found in zip(rows, stored, strict=True):
+            unknown = {name: bin_events(None, row["duration"], rate, {}) for name, rate in rates.items()}
+            yield sample(row["clip_id"], found, model.features, unknown)
 
     return collate(list(samples()), model.features, model.tasks)
 

@@ -31,7 +31,7 @@ def read(layout: Layout) -> Iterator[Row]:
         yield {
             "clip_id": name,
             "image": images.get(name),
-            "text": row["text_corrected"] or row["text_ocr"] or None,
+            "text": row["text_corrected"].strip() or row["text_ocr"].strip() or None,
             "split": "test" if test.held_out(f"test {name}") == "val" else layout.held_out(name),
             "sentiment": row["overall_sentiment"].removeprefix("very_") or None,
             **{name: None if level is None else int(level > 0) for name, level in levels.items()},

@@ -116,6 +116,14 @@ def test_a_constant_guess_of_the_median_has_no_skill_and_an_exact_one_has_all():
     assert task_metrics(MOOD, Predictions(ids, targets[:, None], targets))["skill"] == pytest.approx(1)
 
 
+def test_where_all_targets_are_equal_a_closer_guess_has_more_skill():
+    far, near = (
+        task_metrics(MOOD, Predictions(["a", "b"], torch.full((2, 1), guess), torch.tensor([2.0, 2.0])))["skill"]
+        for guess in (0.0, 1.5)
+    )
+    assert (far, near) == (-2.0, -0.5)
+
+
 def test_padding_samples_fall_out_when_workers_are_joined():
     whole = predictions()
     first = {t: Predictions([*p.clip_ids[:20], ""], p.logits[:21], p.targets[:21]) for t, p in whole.items()}

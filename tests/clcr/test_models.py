@@ -32,6 +32,18 @@ def fitted(make, name, batch, steps=5, **options):
     return model.eval()
 
 
+def test_statistics_do_not_depend_on_how_clips_are_batched(make):
+    batch = make.batch(20)
+    whole, single = make.model("clcr"), make.model("clcr")
+    whole.fit_statistics([batch])
+    single.fit_statistics(batch.split(1))
+    for (name, found), expected in zip(single.named_buffers(), whole.buffers(), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-6), name
+    assert (
+        whole.encoder.encoders[0].stem.pixels.count == 0.0 != (whole.encoder.encoders[0].stem.mean - 127.5).abs().max()
+    )
+
+
 @pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
 def test_padding_order_and_neighbours_never_change_a_clips_logits(make, name):

@@ -32,6 +32,16 @@ def test_frames_of_any_size_become_tokens_that_padding_does_not_change(video, mo
     assert torch.allclose(stem(clip[1:, :2], VALID[1:, :2]), tokens[1:, :2], atol=1e-5)
 
 
+@pytest.mark.parametrize("video", ["patches", "trunk"])
+def test_what_moves_little_is_seen_under_bfloat16_autocast(video):
+    stem, clip = frame_stem(video=video), torch.full((1, 75, 20, 24, 3), 200, dtype=torch.uint8)
+    clip += torch.randint(0, 2, clip.shape, dtype=torch.uint8)
+    valid = torch.ones(1, 75, dtype=torch.bool)
+    exact, _ = stem._split(stem._average(clip), valid)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(stem._split(stem._average(clip), valid)[0], exact)
+
+
 def test_a_static_colour_can_be_learned_although_the_mean_frame_is_removed():
     stem, classify = frame_stem(), torch.nn.Linear(16, 2)
     clips = torch.zeros(2, 4, 20, 24, 3, dtype=torch.uint8)

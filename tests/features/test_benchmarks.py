@@ -175,18 +175,20 @@ def test_aves_own_split_files_serve_as_well(clip, tmp_path, capsys):
 MEMES = """,image_name,text_ocr,text_corrected,humour,sarcasm,offensive,motivational,overall_sentiment
 0,image_1.jpg,OCR TEXT,right text,hilarious,general,not_offensive,not_motivational,very_positive
 1,image_2.png,ONLY OCR,,not_funny,not_sarcastic,hateful_offensive,motivational,negative
-2,image_3.jpg,,,funny,twisted_meaning,slight,motivational,neutral
+2,image_3.jpg,ONLY OCR, ,funny,twisted_meaning,slight,motivational,neutral
+3,image_4.jpg,,,funny,twisted_meaning,slight,motivational,neutral
 """
 
 
 def test_memotion_has_the_labels_of_its_three_tasks(tmp_path):
     (tmp_path / "labels.csv").write_text(MEMES)
-    for name in ("image_1.jpg", "image_2.png"):
+    for name in ("image_1.jpg", "image_2.png", "image_3.jpg"):
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / name)
     _, missing = write(Options("memotion", tmp_path, tmp_path / "m.parquet"))
-    first, second = pq.read_table(tmp_path / "m.parquet").to_pylist()
-    assert missing == ["image_3"] and (first["text"], second["text"]) == ("right text", "ONLY OCR")
+    first, second, third = pq.read_table(tmp_path / "m.parquet").to_pylist()
+    assert missing == ["image_4"]
+    assert (first["text"], second["text"], third["text"]) == ("right text", "ONLY OCR", "ONLY OCR")
     tasks = (
         "sentiment",
         "humour",
@@ -267,7 +269,7 @@ def test_a_pickle_that_asks_for_anything_but_arrays_is_refused(tmp_path, monkeyp
 
 MISTAKES = {
     "no lists": (["crema_d"], "has no train.csv; name the folder of the lists by --lists"),
-    "no media": (["memotion"], "has none of the 3 clips of the lists, such as image_1"),
+    "no media": (["memotion"], "has none of the 4 clips of the lists, such as image_1"),
     "no folder": (["ave", "--lists", "nowhere"], "nowhere is no folder"),
     "another split": (["memotion", "--split", "2"], "--split 2: ucf101 has the splits"),
     "a pickle of another": (["ave", "--pickle", "x.pkl"], "--pickle is of mosi and mosei"),

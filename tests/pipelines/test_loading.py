@@ -2,11 +2,14 @@
 
 import math
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
-from storefiles import make_clips, make_sample, write_store
+from storefiles import make_clips, make_sample, make_spec, write_shard, write_store
 
+from features.store import Store
+from features.store.shards import create_store
 from pipelines.cli import JobError
 from pipelines.loading import LoaderConfig, SplitLoader, ahead, feature_specs, plan_epoch, task_specs
 
@@ -49,6 +52,19 @@ def test_every_sample_is_read_once_per_epoch(store, split, cache_gb):
         assert sorted(read) == sorted(everything)
         if split != "train":
             assert read == everything
+
+
+def test_a_clip_that_another_lies_in_the_place_of_is_refused(tmp_path):
+    """As when a job reads a store while extract.py tries its failed clips again: places in the shard have changed."""
+    clips = [clip for number, clip in enumerate(make_clips(24)) if number % 3 == 0]  # samples of one size
+    rows = [(3 * number, replace(clip, split="train")) for number, clip in enumerate(clips[:4])]
+    spec = make_spec([clip for _, clip in rows])
+    create_store(str(tmp_path), spec)
+    write_shard(tmp_path, "train-000000", rows, spec)
+    reader = loader(Store(str(tmp_path)))
+    write_shard(tmp_path, "train-000000", rows[::-1], spec)
+    with pytest.raises(JobError, match=r"clip .*: its place in the store holds .*: the store was extracted anew"):
+        flat(reader.batches(0))
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_alone(store):
