@@ -1,4 +1,4 @@
-"""A real S3 server (moto) in a process of its own, and a TCP proxy before it that can be told to fail.
+"""An S3 server (moto's) in a process of its own, and a TCP proxy before it that can be told to fail.
 
 with server() as direct, Proxy(direct) as proxy:
     proxy.uri("s3://bucket/folder")

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.field ravdess --data ../shared/data --out DIR --trials 12 --seeds 5
 
-Writes the corpus's manifest, then runs pipelines/extract.py and tuning/compare.py as a user would; run again, it goes
+The data are not part of the repository; each function below names the files that it reads. Writes the manifest, then runs pipelines/extract.py and tuning/compare.py as a user would; run again, it goes
 on with what is missing. ravdess: 1,200 clips, a vector of the face and one of the voice, 8 emotions, tested actor by
 actor (5 folds of 4), and beside the models a logistic regression on the same vectors and folds. pom: 903 films,
 sequences of 20, 17 traits. mosi: 2,199 segments, their text and a vector of the sound, official folds. memes: 950
@@ -51,7 +51,10 @@ class FieldConfig:
 
 
 def ravdess(folder: Path) -> Iterable[Row]:
-    """Facial action units and MFCC statistics of a performance; four actors to a fold."""
+    """Facial action units and MFCC statistics of a performance; four actors to a fold.
+
+    ravdess/ravdess.npz: clip_id, actor and emotion (N,), action_units (N, 35), mfcc (N, 259).
+    """
     path = folder / "ravdess/ravdess.npz"
     archive = np.load(path)
     for n, (clip_id, actor, emotion) in enumerate(
@@ -70,7 +73,10 @@ def ravdess(folder: Path) -> Iterable[Row]:
 
 
 def pom(folder: Path) -> Iterable[Row]:
-    """Twenty steps of sound and picture of a review; its speaker's traits on scales of 1 to 7."""
+    """Twenty steps of sound and picture of a review; its speaker's traits on scales of 1 to 7.
+
+    pom/pom.npz: for each split audio_SPLIT (N, 20, 43), video_SPLIT (N, 20, 41), y_SPLIT (N, 17).
+    """
     path = folder / "pom/pom.npz"
     archive = np.load(path)
     for split in SPLITS:
@@ -82,7 +88,10 @@ def pom(folder: Path) -> Iterable[Row]:
 
 
 def mosi(folder: Path) -> Iterable[Row]:
-    """What was said in a segment, one vector of how it sounded, and its sentiment from -3 to 3."""
+    """What was said in a segment, one vector of how it sounded, and its sentiment from -3 to 3.
+
+    mosi/segments.csv: clip_id, split, text, sentiment; mosi/audio.npz: clip_id (N,), audio (N, 73).
+    """
     path = folder / "mosi/audio.npz"
     places = {clip_id: n for n, clip_id in enumerate(np.load(path)["clip_id"])}
     for row in _table(folder / "mosi/segments.csv"):
@@ -90,7 +99,10 @@ def mosi(folder: Path) -> Iterable[Row]:
 
 
 def memes(folder: Path) -> Iterable[Row]:
-    """An image, its text, and which of the frequent techniques of persuasion it uses."""
+    """An image, its text, and which of the frequent techniques of persuasion it uses.
+
+    semeval_memes/corpus.csv: clip_id, split, text, image (a path below it), techniques, and 0 or 1 for each technique.
+    """
     for row in _table(folder / "semeval_memes/corpus.csv"):
         del row["techniques"]
         yield {**row, "image": str(folder / "semeval_memes" / row["image"])}
