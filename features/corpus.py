@@ -152,8 +152,10 @@ class Corpus:
                 column = column if column.type == kind else column.cast(kind)
             except pa.ArrowInvalid as error:
                 raise CorpusError(f"{self.uri}: column {name!r} is not {kind} throughout: {one_line(error)}") from error
-            if pa.types.is_floating(kind):  # a missing number has one face
+            if pa.types.is_floating(kind):  # what is missing has one face
                 column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
+            elif pa.types.is_string(kind):
+                column = pc.if_else(pc.equal(column, ""), pa.scalar(None, kind), column)
             columns.append(column)
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 

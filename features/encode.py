@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from features.audio import encode_audio
 from features.corpus import VECTORS, Clip
 from features.errors import MediaError
+from features.events import NO_TIME
 from features.specs import Encoded, EncoderSpec, Sample
 from features.video import decode_frames
 
@@ -14,7 +15,8 @@ def encode_clip(clip: Clip, media: Mapping[str, str], spec: EncoderSpec) -> Samp
 
     media: resolved URIs by column (`video`, `audio`, `image`, a `text` that is a file, `{modality}_features`); `audio`
     falls back to the video's own sound. A missing track or an empty field makes that modality absent. Raises MediaError
-    when a file cannot be decoded, when too little of it decodes (stage quality), or when no wanted modality is there.
+    when a file cannot be decoded, when too little of it decodes (stage quality), when no wanted modality is there, or
+    when a clip with events has no length.
     """
     features, duration, quality = {}, 0.0, {}
     for modality, encoded in _modalities(clip, media, spec):
@@ -27,6 +29,8 @@ def encode_clip(clip: Clip, media: Mapping[str, str], spec: EncoderSpec) -> Samp
         raise MediaError("open", f"{clip.clip_id}: no {wanted} track in {', '.join(media.values()) or 'the row'}")
     if not duration and clip.end is not None:  # what has no time of its own has the row's
         duration = clip.end - (clip.start or 0.0)
+    if not duration and any(isinstance(label, list) for label in clip.labels.values()):
+        raise MediaError("open", f"{clip.clip_id}: {NO_TIME}")
     return Sample(features, duration, quality)
 
 

@@ -23,6 +23,7 @@ from features.files import open_fs, resolve
 
 BACKGROUND = "background"
 EVENTS = pa.list_(pa.struct([("start", pa.float64()), ("end", pa.float64()), ("label", pa.string())]))
+NO_TIME = "has events, and nothing says how long it is: give --vectors.rates NAME=..., or a column end"
 TOLERANCE = 1e-3  # seconds; labels are rounded to milliseconds, lengths are not
 
 

@@ -26,6 +26,7 @@ from features.store.shards import Failure
 
 Encode = Callable[[Clip, Mapping[str, str], EncoderSpec], Sample]
 CRASH, TIMEOUT, MEMORY = "Crash", "Timeout", "Memory"  # classes of failures
+LONGEST_WAIT = 2e6  # seconds that a pipe can be waited for at once
 GRACE = 1.0  # seconds: beyond the timeout until a child that nobody stopped stops itself; from its last word to its end
 
 
@@ -60,7 +61,7 @@ class IsolatedEncoder:
             self._start()
         try:
             self._connection.send((clip, media, self.timeout))
-            if self._connection.poll(self.timeout):
+            if self._connection.poll(min(self.timeout, LONGEST_WAIT)):
                 outcome = self._connection.recv()
                 if isinstance(outcome, Failure) and outcome.error == MEMORY:
                     self.close()  # what it holds by now, it may hold for ever

@@ -225,11 +225,14 @@ def _check_segments(corpus: "Corpus", batch: pa.RecordBatch) -> None:
     nothing = pa.nulls(batch.num_rows, pa.float64())
     start, end = (batch.column(n) if n in batch.schema.names else nothing for n in ("start", "end"))
     begin = pc.fill_null(start, 0.0)
-    wrong = pc.or_(pc.less(begin, 0.0), pc.fill_null(pc.less_equal(end, begin), False))
+    endless = pc.or_(pc.is_inf(begin), pc.fill_null(pc.is_inf(end), False))
+    wrong = pc.or_(pc.or_(pc.less(begin, 0.0), endless), pc.fill_null(pc.less_equal(end, begin), False))
     row = _first(wrong)
     if row is not None:
         clip, segment = batch.column("clip_id")[row].as_py(), f"{start[row].as_py()} s to {end[row].as_py()} s"
-        raise CorpusError(f"corpus {corpus.uri}: clip {clip!r} goes from {segment}; 0 <= start < end is needed")
+        raise CorpusError(
+            f"corpus {corpus.uri}: clip {clip!r} goes from {segment}; 0 <= start < end is needed, or no end"
+        )
 
 
 def _first(wrong: pa.Array) -> int | None:

@@ -23,6 +23,7 @@ import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from features import s3
 from features.files import require_reachable
 
 Config = TypeVar("Config")
@@ -78,9 +79,12 @@ def run_job(job: Callable[[Any], None], config_class: type, description: str) ->
         return _fail("stopped by hand; run the same command again to go on", 130)
     except Exception as error:
         known = find_user_error(error)
-        if known is None and not (isinstance(error, OSError) and error.errno):  # a full disk, a folder without access
+        advice = s3.explain(error) if isinstance(error, OSError) else None
+        # A full disk, a folder without access; storage that is away, or lets nobody in.
+        of_storage = isinstance(error, OSError) and bool(error.errno or advice or s3.is_transient(error))
+        if known is None and not of_storage:
             raise
-        return _fail(known or error, 1)
+        return _fail(known or (f"{error}: {advice}" if advice else error), 1)
     return 0
 
 

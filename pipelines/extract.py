@@ -8,7 +8,7 @@ nothing, or tries failed clips again (`--retry-failed`).
 
 import itertools
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -16,8 +16,10 @@ import ray
 from pyarrow.fs import FileType
 from rich.table import Table
 
-from features import text, vectors
+from features import s3, text, vectors
 from features.corpus import MEDIA, VECTORS, Corpus, read_corpus
+from features.errors import FeaturesError, one_line
+from features.events import NO_TIME
 from features.extractor import Extraction, extract_shard
 from features.files import open_fs, split_place
 from features.quality import QualitySpec
@@ -27,6 +29,7 @@ from features.store.inspect import make_console
 from features.store.lock import StoreLock
 from features.store.plan import write_plan
 from features.store.shards import create_store, failed_shards, find_store, sweep_litter
+from features.tasks import Task
 from infra.doctor import ray_access, require, storage
 from pipelines.cli import OPTIONAL_LIST, JobError, Progress, main, require_at_least, resolve_uri
 from pipelines.cluster import start_ray
@@ -90,6 +93,7 @@ def extract(config: ExtractConfig) -> None:
     corpus = read_corpus(corpus_uri).declare(tasks)
     report = corpus.validate(tasks, config.unlabelled)
     encoder = plan_encoders(config, corpus, report.sources)
+    require_time(corpus, encoder, report.tasks)
     spec = StoreSpec(encoder.features(), report.tasks, report.splits, config.shard_rows, report.digest)
     print(f"corpus {corpus_uri}: {spec.rows} clips ({', '.join(f'{n} {s}' for s, n in spec.splits.items())})")
     print("tasks: " + (", ".join(f"{t.name} ({len(t.classes) or t.kind})" for t in spec.tasks) or "none"), flush=True)
@@ -156,20 +160,29 @@ def with_folder(spec: TextSpec) -> TextSpec:
     return replace(spec, encoder=resolve_uri("--text.encoder", spec.encoder)) if is_folder else spec
 
 
+def require_time(corpus: Corpus, encoder: EncoderSpec, tasks: Iterable[Task]) -> None:
+    """Raise JobError for events in clips of which nothing says how long they are."""
+    timed = "end" in corpus.schema.names or any(feature.rate for feature in encoder.features().values())
+    if events := [task.name for task in tasks if task.kind == "events" and not timed]:
+        raise JobError(f"--tasks {events[0]}: every clip of {corpus.uri} {NO_TIME}")
+
+
 def require_media(corpus: Corpus) -> None:
     """Raise JobError where none of the first clips' files is there: a wrong folder or prefix, not some lost files."""
-    clips = itertools.islice(corpus.clips(), 32)
+    clips, why = itertools.islice(corpus.clips(), 32), ""
     uris = [uri for clip in clips for uri in clip.media(corpus.folder).values()]
-    if uris and not any(_is_there(uri) for uri in uris):
+    for uri in uris:
+        try:
+            fs, path = open_fs(split_place(uri)[0])
+            if fs.get_file_info(path).type == FileType.File:
+                return
+        except (FeaturesError, OSError) as error:  # a name that cannot be, storage that lets nobody in
+            why = why or f" ({s3.explain(error) or one_line(error)})"
+    if uris:
         raise JobError(
-            f"corpus {corpus.uri}: none of the first {len(uris)} media files is there, such as {uris[0]}; "
+            f"corpus {corpus.uri}: none of the first {len(uris)} media files is there, such as {uris[0]}{why}; "
             "relative paths are taken from the manifest's folder"
         )
-
-
-def _is_there(uri: str) -> bool:
-    fs, path = open_fs(split_place(uri)[0])
-    return fs.get_file_info(path).type == FileType.File
 
 
 def shards_to_retry(store: Store, classes: tuple[str, ...], pending: Collection[str]) -> list[str]:

@@ -133,6 +133,8 @@ class ShardWriter:
     def keep(self, row: Mapping[str, Any], payload: bytes) -> None:
         """Append a sample as it is. row: its index row, but for the offset; payload: its stretch of the tar."""
         if self._tar is None:
+            if self.fs.type_name == "gcs":  # a stream that is dropped shows what there was of it, in place of the tar
+                self._uncount()
             self._tar = self.fs.open_output_stream(self._temporary)
         self.rows.append({**row, "offset": self._tar.tell()})
         self._tar.write(payload)
@@ -144,9 +146,7 @@ class ShardWriter:
 
     def commit(self) -> None:
         """Tar, then failures, then index: after the last of them the shard counts."""
-        index = f"{self.root}/index/{self.name}.parquet"
-        if self.fs.get_file_info(index).type == pafs.FileType.File:
-            self.fs.delete_file(index)
+        self._uncount()
         if self._tar is not None:
             self._tar.write(bytes(TAR_END + -(self._tar.tell() + TAR_END) % tarfile.RECORDSIZE))
             self._tar.close()
@@ -154,6 +154,11 @@ class ShardWriter:
             self._tar = None
         self._write_part("failures", self.failed, FAILURE_SCHEMA)
         self._write_part("index", self.rows, self.schema)
+
+    def _uncount(self) -> None:
+        index = f"{self.root}/index/{self.name}.parquet"
+        if self.fs.get_file_info(index).type == pafs.FileType.File:
+            self.fs.delete_file(index)
 
     def _write_part(self, folder: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
         buffer = pa.BufferOutputStream()

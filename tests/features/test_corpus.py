@@ -72,6 +72,16 @@ def test_csv_and_parquet_of_the_same_rows_are_the_same_corpus(tmp_path):
     assert csv.validate() == parquet.validate()
 
 
+def test_an_empty_text_is_missing_in_csv_and_parquet_alike(tmp_path):
+    corpora = [
+        read_corpus(write(tmp_path / f"corpus.{kind}", color=["red", "", "blue", "red"])) for kind in ("csv", "parquet")
+    ]
+    for corpus in corpora:
+        assert [clip.labels["color"] for clip in corpus.clips()] == ["red", None, "blue", "red"]
+    first, second = (corpus.validate() for corpus in corpora)
+    assert first == second and first.tasks[0] == Task("color", "classification", ("blue", "red"))
+
+
 def test_batches_keep_the_order_and_change_nothing(manifest):
     corpus = read_corpus(write(manifest))
     batches = list(corpus.batches(3))
@@ -167,6 +177,7 @@ def test_tasks_that_do_not_fit_say_why(manifest, tasks, message):
         ({"audio": [None] * 4}, "clip 'b' has no media"),
         ({"start": [2.0, None, None, 2.0]}, "clip '00123' goes from 2.0 s to 1.5 s"),
         ({"start": [-1.0, None, None, 2.0]}, "clip '00123' goes from -1.0 s"),
+        ({"end": [1.5, None, float("inf"), None]}, "clip 'c' goes from None s to inf s"),
         ({"color": pa.nulls(4, pa.string())}, "'color' has no value in any row"),
         ({"mood": [0.5, float("nan"), 1.0, float("-inf")]}, "row 4, column 'mood': -inf cannot be learned; leave"),
     ],

@@ -71,6 +71,8 @@ def test_a_child_that_hangs_in_its_exit_is_killed(encoder):
 @pytest.mark.slow
 def test_the_timeout_is_the_clips_own_and_not_the_childs_start(encoder):
     assert isinstance(encode(encoder, "1")[0], PackedSample)  # importing the decoders takes longer than a clip may
+    encoder.timeout = 1e9
+    assert isinstance(encode(encoder, "1")[0], PackedSample)  # longer than a pipe can be waited for
     encoder.timeout = 0.3
     assert encode(encoder, "spins") == [Failure("decode", "Timeout", "took longer than 0.3 s and was stopped")]
 

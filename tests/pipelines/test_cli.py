@@ -228,6 +228,23 @@ def test_what_a_person_can_act_on_is_one_line_and_an_exit_code(monkeypatch, caps
     assert printed.startswith("error: ") and printed.count("\n") == 1
 
 
+def test_storage_that_lets_nobody_in_is_one_line_with_advice_and_a_bug_is_none(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["job.py", "--store", "s"])
+
+    def job(message):
+        def fail(options):
+            raise OSError(message)
+
+        return fail
+
+    denied = "When getting information for key 'a' in bucket 'b': AWS Error ACCESS_DENIED during HeadObject operation"
+    assert run_job(job(denied), Options, "A job.") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {denied}: access is denied; check the credentials") and printed.count("\n") == 1
+    with pytest.raises(OSError, match="a bug"):
+        run_job(job("a bug"), Options, "A job.")
+
+
 JOB = """
 import atexit, sys, threading, time
 from pipelines.cli import JobError, main

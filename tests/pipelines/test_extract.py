@@ -17,11 +17,12 @@ import ray
 from mediafiles import write_manifest
 from storefiles import LABELS, files_of, make_clips, make_spec
 
+from features.corpus import read_corpus
 from features.store import Store
 from features.store.shards import Failure, ShardWriter, create_store
 from pipelines.cli import JobError, run_job
 from pipelines.cluster import start_ray
-from pipelines.extract import ExtractConfig, extract, print_failures, shards_to_retry
+from pipelines.extract import ExtractConfig, extract, print_failures, require_media, shards_to_retry
 
 ROOT = Path(__file__).parents[2]
 JOB = [sys.executable, str(ROOT / "pipelines/extract.py")]
@@ -253,6 +254,15 @@ def test_a_mistake_in_the_input_is_one_line_and_leaves_nothing_behind(mistake, t
     code, _, err = run(monkeypatch, capsys, "--corpus", manifest, "--store", tmp_path / "store", *options)
     assert code != 0 and err.startswith("error: ") and err.count("\n") == 1 and named in err
     assert [path.name for path in tmp_path.iterdir()] == (["corpus.csv"] if rows else [])
+
+
+def test_a_name_that_cannot_be_opened_costs_its_clip_and_not_the_job(tmp_path):
+    (tmp_path / "there.mp4").touch()
+    bad = [{**GOOD[0], "video": name} for name in ("http://x.org/a.mp4", f"{'a' * 300}.mp4")]
+    rows = [{**row, "clip_id": n} for n, row in enumerate([*bad, {**GOOD[0], "video": "there.mp4"}])]
+    require_media(read_corpus(write_manifest(tmp_path / "corpus.csv", rows)))
+    with pytest.raises(JobError, match=r"none of the first 2 media files is there, such as http://x\.org/a\.mp4 \("):
+        require_media(read_corpus(write_manifest(tmp_path / "bad.csv", rows[:2])))
 
 
 @pytest.mark.slow

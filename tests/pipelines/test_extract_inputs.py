@@ -9,9 +9,13 @@ from mediafiles import write_manifest
 from PIL import Image
 
 from clcr.training import OptimConfig
-from features.errors import StoreError
+from features.corpus import read_corpus
+from features.encode import encode_clip
+from features.errors import MediaError, StoreError
+from features.specs import EncoderSpec, VectorSpec
 from features.store import Store
 from features.store.inspect import inspect
+from features.store.reader import Feature
 from features.store.sheet import choose, contact_sheet, write_figure
 from features.store.verify import verify
 from pipelines.cluster import start_ray
@@ -129,6 +133,27 @@ def test_models_learn_from_it(store, model, tmp_path):
         write_figure(str(tmp_path / "alpha.png"), figure)
         omega, _ = mean_weights(trained, store, fold=2)
         assert {len(weights) for weights in omega.values()} == {len(store.index("test", fold=2))}
+
+
+def test_events_in_clips_of_which_nothing_says_how_long_they_are_are_refused(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", np.ones((10, 4), np.float32))
+    event = '[{"start": 3, "end": 8, "label": "dog"}]'
+    rows = [{"clip_id": s, "smell_features": "a.npy", "split": s, "what": event} for s in ("train", "val", "test")]
+    given = ["--corpus", write_manifest(tmp_path / "corpus.csv", rows), "--store", tmp_path / "store", "--dry-run"]
+    assert run_extract(*given) == 1
+    said = capsys.readouterr().err
+    assert "--tasks what: every clip of" in said and "has events, and nothing says how long it is" in said
+    assert run_extract(*given, "--vectors.rates", "smell=1") == 0
+    write_manifest(tmp_path / "corpus.csv", [row | {"end": 10 if row["split"] == "train" else None} for row in rows])
+    assert run_extract(*given) == 0
+    corpus = read_corpus(str(tmp_path / "corpus.csv"))
+    spec = EncoderSpec(
+        None, None, vectors=VectorSpec(), declared={"smell": Feature((4,), "float32", 0.0, {"name": "vectors"})}
+    )
+    timed, untimed, _ = corpus.clips()
+    assert encode_clip(timed, timed.media(corpus.folder), spec).duration == 10
+    with pytest.raises(MediaError, match="val: has events, and nothing says how long it is: give"):
+        encode_clip(untimed, untimed.media(corpus.folder), spec)
 
 
 def test_the_fold_of_a_run_is_in_its_folder(tmp_path):
