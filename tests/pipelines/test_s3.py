@@ -4,6 +4,7 @@ for 20 s."""
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -160,8 +161,10 @@ def trained(storage, extracted, tmp_path_factory):
 
 
 def test_training_goes_through_an_outage_too(trained, tmp_path):
-    # With several clusters on one machine Ray's own cleaner may ask the wrong one, and says so at length.
-    ours = [line for line in trained.output.splitlines() if "PlacementGroupCleaner" not in line]
+    # With several clusters on one machine Ray's own cleaner may ask the wrong one, on a busy machine it may not stop in
+    # time; either is said at length.
+    ours = re.sub(r"(?s)Failed to stop PlacementGroupCleaner gracefully.*?GetTimeoutError", "", trained.output)
+    ours = [line for line in ours.splitlines() if "PlacementGroupCleaner" not in line]
     assert trained.unavailable > 0 and "Traceback" not in "\n".join(ours)
     assert trained.status == "FINISHED" and trained.epochs == list(range(6))
     metrics = read_json(trained.uri, "metrics.json")

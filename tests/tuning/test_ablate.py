@@ -94,6 +94,7 @@ def test_mlflow_holds_one_parent_with_a_child_per_training(ablated):
         "ablation.md",
         "ablation.png",
         "ablation-metrics.md",
+        "config.yaml",
     }
     assert f"test/full/{'label'}" in parent.data.metrics
 
