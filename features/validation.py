@@ -213,7 +213,7 @@ def _check_rows(corpus: "Corpus", batch: pa.RecordBatch, before: int) -> None:
         )
     empty = pa.array(np.ones(batch.num_rows, bool))
     for name in _media_columns(batch.schema):
-        empty = pc.and_(empty, pc.fill_null(pc.equal(batch.column(name), ""), True))
+        empty = pc.and_(empty, pc.is_null(batch.column(name)))
     row = _first(empty)
     if row is not None:
         columns = ", ".join(_media_columns(batch.schema))

@@ -78,14 +78,20 @@ def run_job(job: Callable[[Any], None], config_class: type, description: str) ->
     except KeyboardInterrupt:
         return _fail("stopped by hand; run the same command again to go on", 130)
     except Exception as error:
-        known = find_user_error(error)
-        advice = s3.explain(error) if isinstance(error, OSError) else None
-        # A full disk, a folder without access; storage that is away, or lets nobody in.
-        of_storage = isinstance(error, OSError) and bool(error.errno or advice or s3.is_transient(error))
-        if known is None and not of_storage:
+        known = find_user_error(error) or _of_storage(error)
+        if known is None:
             raise
-        return _fail(known or (f"{error}: {advice}" if advice else error), 1)
+        return _fail(known, 1)
     return 0
+
+
+def _of_storage(error: Exception) -> str | None:
+    """What to say of a full disk, a folder without access, storage that is away or lets nobody in; None of a bug."""
+    if not isinstance(error, OSError):
+        return None
+    if advice := s3.explain(error):
+        return f"{error}: {advice}"
+    return str(error) if error.errno or s3.is_transient(error) else None
 
 
 def parse(config_class: type[Config], args: Sequence[str], description: str = "") -> Config:

@@ -177,6 +177,8 @@ def require_media(corpus: Corpus) -> None:
             if fs.get_file_info(path).type == FileType.File:
                 return
         except (FeaturesError, OSError) as error:  # a name that cannot be, storage that lets nobody in
+            if s3.is_transient(error.__cause__ or error):  # away: the next name would wait for it as long
+                raise
             why = why or f" ({s3.explain(error) or one_line(error)})"
     if uris:
         raise JobError(

@@ -118,9 +118,9 @@ class Run:
         """A folder's files among the run's artifacts, under `name`."""
         self.ask(lambda client: client.log_artifacts(self.run_id, str(folder), name))
 
-    def experiment_id(self) -> str:
+    def experiment_id(self, patience: float = PATIENCE) -> str:
         """The experiment that the run is in."""
-        return self.ask(lambda client: client.get_run(self.run_id)).info.experiment_id
+        return self.ask(lambda client: client.get_run(self.run_id), patience).info.experiment_id
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run: FINISHED when all its points have arrived; FAILED or KILLED soon, if the server is there."""
@@ -135,6 +135,15 @@ class Run:
                 self.client.set_terminated(self.run_id, status)
         if self._outbox:  # a sweep has as many runs as trials
             self._outbox.close()
+
+    def mark_finished(self) -> None:
+        """End a run whose results are written: who wrote them may have been killed before it said so.
+
+        Waits for no server.
+        """
+        with suppress(Exception):
+            if self.client.get_run(self.run_id).info.status != "FINISHED":
+                self.client.set_terminated(self.run_id)
 
     @property
     def _where(self) -> str:
@@ -209,14 +218,6 @@ def resume_run(uri: str, run_id: str) -> Run:
     return run
 
 
-def mark_finished(uri: str, run_id: str) -> None:
-    """End a run whose results are written: who wrote them may have been killed before it said so. Waits for nobody."""
-    run = Run(uri, run_id)
-    with suppress(Exception):
-        if run.client.get_run(run_id).info.status != "FINISHED":
-            run.client.set_terminated(run_id)
-
-
 def abandon_children(parent: Run, ended: Mapping[str, str] = MappingProxyType({}), patience: float = PATIENCE) -> None:
     """End the child runs that still count as running, whose process was killed: as KILLED, or as `ended` says.
 
@@ -242,10 +243,10 @@ def delete_children(parent: Run, tag: str, keep: Collection[str | None]) -> None
 def _children(parent: Run, condition: str, patience: float = PATIENCE) -> list[str]:
     """Ids of the child runs for which a condition of MLflow's search holds, however many."""
     condition = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and {condition}"
+    experiment = parent.experiment_id(patience)
 
     def search(client: MlflowClient) -> list[str]:
         found, page = [], None
-        experiment = client.get_run(parent.run_id).info.experiment_id
         while page is None or page.token:
             page = client.search_runs([experiment], condition, page_token=page.token if page else None)
             found += [run.info.run_id for run in page]

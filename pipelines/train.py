@@ -83,8 +83,9 @@ def train(config: TrainConfig) -> None:
     if (finished := read_json(config.out, "metrics.json")) is not None:
         print(f"{config.out} holds this run, finished:")
         print_metrics(config, finished)
-        tracking.mark_finished(started["tracking_uri"], started["run_id"])
-        return register_model(config, tracking.Run(started["tracking_uri"], started["run_id"]))
+        run = tracking.Run(started["tracking_uri"], started["run_id"])
+        run.mark_finished()
+        return register_model(config, run)
     uri = prepare(config.out)
     name = f"{recipe.architecture}-seed{recipe.seed}"
     run = open_run(config, started, uri, name, {"model": recipe.architecture})

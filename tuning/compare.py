@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from itertools import product
 from statistics import mean
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import pyarrow.parquet as pq
 import tyro
@@ -24,13 +24,13 @@ from features.store import Store
 from pipelines.cli import JobError, main, require_at_least, resolve_uri
 from pipelines.learner import SPLITS, Recipe, build_model, model_names
 from pipelines.loading import task_specs
-from pipelines.tracking import Run, children_metrics, mark_finished
+from pipelines.tracking import Run, children_metrics
 from pipelines.train import check, claim, open_run, prepare
 from tuning.options import SweepConfig
 from tuning.report import publish
 from tuning.runs import Metrics, SeedRuns, run_all
 from tuning.space import apply, known, space
-from tuning.study import SCORE
+from tuning.study import ranked
 from tuning.sweep import sweep
 
 ALL = "all"
@@ -150,13 +150,14 @@ def able(config: CompareConfig, names: tuple[str, ...]) -> tuple[str, ...]:
 
 def require_searched(config: CompareConfig, names: Collection[str]) -> None:
     """Raise JobError where --search names what no model has, or leaves one untuned: they are to be tuned alike."""
-    recipes = {name: replaced(config.recipe, architecture=name) for name in names}
-    found = {name: known(recipe, config.search) for name, recipe in recipes.items()}
-    for name in names if config.search else ():
-        if not found[name]:
-            has = ", ".join(space(recipes[name]))
+    recipes = {name: replaced(config.recipe, architecture=name) for name in names if config.search}
+    found: set[str] = set()
+    for name, recipe in recipes.items():
+        if not (own := known(recipe, config.search)):
+            has = ", ".join(space(recipe))
             raise JobError(f"--search {','.join(config.search)}: {name} has none of it; it has {has}")
-    if unknown := [option for option in config.search if not any(option in options for options in found.values())]:
+        found.update(own)
+    if unknown := [option for option in config.search if option not in found]:
         has = ", ".join(dict.fromkeys(option for recipe in recipes.values() for option in space(recipe)))
         raise JobError(f"--search {unknown[0]}: none of the models has it; they have {has}")
 
@@ -243,23 +244,16 @@ def finalists(config: CompareConfig, name: str) -> dict[str, Recipe]:
         print(f"tuning {name}", flush=True)
         search(config, recipe, folder)
     elif not config.tuned_in and (ended := read_json(folder, "run.json")):
-        mark_finished(ended["tracking_uri"], ended["run_id"])
+        Run(ended["tracking_uri"], ended["run_id"]).mark_finished()
     recipes: list[Recipe] = []
-    for trial in ranked(folder):
+    fs, path = open_fs(folder)
+    for trial in ranked(pq.read_table(f"{path}/trials.parquet", filesystem=fs).to_pylist()):
         found = apply(recipe, {option: trial[option] for option in space(recipe) if option in trial})
         if found not in recipes:  # a search among few values tries some of them again
             recipes.append(found)
     if len(recipes) < config.finalists:
         print(f"{name} has {len(recipes)} finalists: its sweep found no other recipes", flush=True)
     return {f"{name}.{place}" if place > 1 else name: r for place, r in enumerate(recipes[: config.finalists], 1)}
-
-
-def ranked(folder: str) -> list[dict[str, Any]]:
-    """A sweep's trials, best first: those that finished, then those that ASHA stopped; none that failed."""
-    fs, path = open_fs(folder)
-    trials = pq.read_table(f"{path}/trials.parquet", filesystem=fs).to_pylist()
-    scored = [trial for trial in trials if trial["status"] != "FAILED"]
-    return sorted(scored, key=lambda trial: (trial["status"] != "FINISHED", -trial[SCORE]))
 
 
 def search(config: CompareConfig, recipe: Recipe, folder: str) -> None:

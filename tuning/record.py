@@ -46,8 +46,8 @@ class Record(tune.Callback):
         done = rows(search.study)
         self.best = max((row[SCORE] for row in done if row[SCORE] is not None), default=None)
         self.progress, self.said = Progress("sweep", trials, len(done), "trials", interval=0), time.monotonic()
-        view, where = ("mlflow.experimentKind", "custom_model_development"), run.experiment_id()
-        run.ask(lambda client: client.set_experiment_tag(where, *view))
+        experiment_id, view = run.experiment_id(), "custom_model_development"
+        run.ask(lambda client: client.set_experiment_tag(experiment_id, "mlflow.experimentKind", view))
         tracking.abandon_children(run, {row["run_id"]: STATUSES[row["status"]] for row in done})
         # Made by a driver that was killed before it could write down whose they are: empty.
         tracking.delete_children(run, "trial", keep={t.user_attrs.get("run_id") for t in search.study.trials})

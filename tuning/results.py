@@ -23,7 +23,7 @@ from tuning.record import NOTE
 from tuning.report import publish
 from tuning.runs import SeedRuns, run_all
 from tuning.space import apply, defaults
-from tuning.study import COST, OBJECTIVES, SCORE, objectives_of, rows
+from tuning.study import COST, OBJECTIVES, SCORE, objectives_of, ranked, rows
 
 GIVEN = "given"  # the recipe that the sweep started from
 
@@ -35,12 +35,12 @@ def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple
     every trial failed.
     """
     trials = rows(study)
-    scored = [row for row in trials if row["status"] != "FAILED"]
+    scored = ranked(trials)
     if not scored:
         first = next((f"trial {row['trial']}: {row['error']}" for row in trials), "no trial had the time to end")
         raise JobError(f"all {len(trials)} trials failed, the first is {first}; a further try needs another --out")
     front = {trial.number for trial in study.best_trials} if len(study.directions) > 1 else set()
-    best = max(scored, key=lambda row: (row["status"] == "FINISHED", row[SCORE]))  # as tuning/compare.py ranks them
+    best = scored[0]
     searched = list(study.trials[best["trial"]].params)
     print_trials(trials, searched, best, front)
     _write_parquet(config.out, trials)

@@ -175,6 +175,12 @@ def rows(study: optuna.Study) -> list[dict[str, Any]]:
     ]
 
 
+def ranked(trials: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of such rows those that did not fail, best first: what finished, then what ASHA stopped."""
+    scored = [trial for trial in trials if trial["status"] != "FAILED"]
+    return sorted(scored, key=lambda trial: (trial["status"] != "FINISHED", -trial[SCORE]))
+
+
 def replay(scheduler: TrialScheduler, trials: Iterable[FrozenTrial]) -> None:
     """Let a new ASHA scheduler see what trials of an earlier start showed, as if it had been there."""
     for trial in trials:

@@ -14,10 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+import s3
 from mediafiles import write_manifest
 from storefiles import LABELS, files_of, make_clips, make_spec
 
+import pipelines.extract
 from features.corpus import read_corpus
+from features.errors import FeaturesError
+from features.files import open_fs
 from features.store import Store
 from features.store.shards import Failure, ShardWriter, create_store
 from pipelines.cli import JobError, run_job
@@ -263,6 +267,23 @@ def test_a_name_that_cannot_be_opened_costs_its_clip_and_not_the_job(tmp_path):
     require_media(read_corpus(write_manifest(tmp_path / "corpus.csv", rows)))
     with pytest.raises(JobError, match=r"none of the first 2 media files is there, such as http://x\.org/a\.mp4 \("):
         require_media(read_corpus(write_manifest(tmp_path / "bad.csv", rows[:2])))
+
+
+def test_storage_that_is_away_is_waited_for_once(tmp_path, monkeypatch):
+    looks = []
+
+    def open_impatiently(uri):
+        looks.append(uri)
+        return open_fs(uri, patience=0)
+
+    monkeypatch.setattr(pipelines.extract, "open_fs", open_impatiently)
+    for name, value in s3.CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    away = "s3://bucket/{}.mp4?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
+    rows = [{**row, "video": away.format(row["clip_id"])} for row in GOOD]
+    with pytest.raises((OSError, FeaturesError)):
+        require_media(read_corpus(write_manifest(tmp_path / "corpus.csv", rows)))
+    assert len(looks) == 1
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.cli import JobError
 from pipelines.machine import watched
-from pipelines.tracking import abandon_children, children_metrics, mark_finished, start_run
+from pipelines.tracking import Run, abandon_children, children_metrics, start_run
 
 pytestmark = pytest.mark.slow
 
@@ -73,12 +73,12 @@ def test_a_run_ends_though_mlflow_refused_its_points(tmp_path):
 
 def test_a_finished_run_whose_driver_was_killed_before_it_said_so_is_ended(tmp_path):
     run = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "run", {}, {})
-    mark_finished(run.uri, run.run_id)
+    run.mark_finished()
     ended = run.client.get_run(run.run_id).info
     assert ended.status == "FINISHED"
-    mark_finished(run.uri, run.run_id)
+    run.mark_finished()
     assert run.client.get_run(run.run_id).info.end_time == ended.end_time
-    mark_finished(run.uri, "0" * 32)  # of a server that knows it no more
+    Run(run.uri, "0" * 32).mark_finished()  # of a server that knows it no more
 
 
 def test_names_that_mlflow_does_not_take_are_spelled_so_that_it_does(tmp_path):
