@@ -8,9 +8,9 @@ from test_learner import losses, on_two_workers, run
 
 from clcr.config import LossConfig, MMOrientConfig, ModelConfig
 from clcr.training import OptimConfig
-from pipelines.cli import parse, to_yaml
-from pipelines.learner import Learner, Recipe
+from pipelines.common.cli import parse, to_yaml
 from pipelines.train import TrainConfig
+from pipelines.training.learner import Learner, Recipe
 
 OVER_WORKERS = ("mm_orient", "misa", "ogm_ge")  # models whose losses or gradients need all workers' clips
 

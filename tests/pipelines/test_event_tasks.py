@@ -11,18 +11,19 @@ from mediafiles import numbered, sine, write_manifest, write_media
 from test_learner import losses, on_two_workers, recipe
 
 from clcr.config import ModelConfig, StemConfig
-from features.corpus import read_corpus
-from features.events import EVENTS
+from features.corpus.events import EVENTS
+from features.corpus.manifest import read_corpus
+from features.corpus.validation import validate
+from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.extractor import Extraction, isolated_encoder
-from features.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.store import Store, StoreSpec
 from features.store.inspect import inspect
 from features.store.plan import write_plan
 from features.store.shards import create_store
 from features.store.sheet import choose, describe
 from features.store.verify import verify
-from pipelines.learner import Learner
-from pipelines.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
+from pipelines.training.learner import Learner
+from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 
 ENCODER = EncoderSpec(VideoSpec(size=8), AudioSpec(mels=16))
 TONES = {"low": 300.0, "high": 2500.0}
@@ -54,7 +55,7 @@ def events_store(tmp_path_factory):
         split = "train" if number < 36 else "val" if number < 48 else "test"
         rows.append({"clip_id": number, "video": f"{number}.mp4", "split": split, "tone": cell})
     corpus = read_corpus(write_manifest(folder / "corpus.csv", rows)).declare(f"tone:events@{RATE}")
-    summary = corpus.validate(f"tone:events@{RATE}")
+    summary = validate(corpus, f"tone:events@{RATE}")
     spec = StoreSpec(ENCODER.features(), summary.tasks, summary.splits, 16, summary.digest)
     store = create_store(str(folder / "store"), spec)
     write_plan(store, corpus)
