@@ -106,8 +106,10 @@ ORPHAN = """
 import sys
 sys.path.insert(0, "tests/helpers")
 import crashing, features.decode.isolation
+from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
 from storefiles import make_clip
-from test_isolation import SPEC
+
+SPEC = EncoderSpec(VideoSpec(), AudioSpec())
 
 if __name__ == "__main__":
     encoder = features.decode.isolation.IsolatedEncoder(SPEC, timeout=2, encode_clip=crashing.encode)

@@ -6,10 +6,10 @@ import time
 import mlflowserver
 import pytest
 import torch
+from learners import recipe
 from matplotlib.figure import Figure
 from mlflow.tracking import MlflowClient
 from s3 import FORWARD, REFUSE, UNAVAILABLE, Proxy
-from test_learner import recipe
 
 import clcr
 from pipelines.common.cli import JobError

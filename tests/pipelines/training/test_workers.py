@@ -9,7 +9,7 @@ import pytest
 import storefiles
 import torch
 import torch.distributed as dist
-from test_learner import losses, on_workers, recipe, run
+from learners import losses, on_workers, recipe, run
 
 from clcr.config import ModelConfig, StemConfig
 from clcr.errors import DivergedError

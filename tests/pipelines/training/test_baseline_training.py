@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_learner import losses, on_two_workers, run
+from learners import losses, on_two_workers, run
 
 from clcr.config import LossConfig, MMOrientConfig, ModelConfig
 from clcr.training import OptimConfig

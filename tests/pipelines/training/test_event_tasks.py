@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow.dataset as ds
 import pytest
 import torch
+from learners import losses, on_two_workers, recipe
 from mediafiles import numbered, sine, write_manifest, write_media
-from test_learner import losses, on_two_workers, recipe
 
 from clcr.config import ModelConfig, StemConfig
 from features.corpus.events import EVENTS
