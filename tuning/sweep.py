@@ -142,7 +142,8 @@ def allocate(config: SweepConfig) -> tuple[int, dict[str, float]]:
             f"cluster's nodes have room for {slots} such workers"
         )
     # Without its dashboard Ray never returns the resources of workers whose trial ended before its first result.
-    if config.workers_per_trial > 1 and not ray.init(ignore_reinit_error=True).address_info["webui_url"]:
+    context: Any = ray.init(ignore_reinit_error=True)
+    if config.workers_per_trial > 1 and not context.address_info["webui_url"]:
         raise JobError(
             f"--workers-per-trial {config.workers_per_trial}: this Ray cluster runs without its dashboard, and then a "
             "trial that ends early may never give its workers back; start the cluster with the dashboard, or take "
@@ -178,11 +179,12 @@ def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> Non
             run_worker,
             train_loop_config={"config": config, "recipe": apply(config.recipe, point)},
             scaling_config=ScalingConfig(num_workers=config.workers_per_trial, use_gpu=gpu, resources_per_worker=need),
-            run_config=ray.train.RunConfig(
+            # Without running the code mypy sees the RunConfig and Callback of Ray Train v1, which take less.
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]
                 name=f"workers-{tune.get_context().get_trial_id()}",
                 storage_path=f"{path}/trials",
                 storage_filesystem=fs,
-                callbacks=[TuneReportCallback()],
+                callbacks=[TuneReportCallback()],  # type: ignore[list-item]
                 logging_config=LoggingConfig(log_level="ERROR"),
                 worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
             ),
