@@ -23,12 +23,12 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup      ## real mp4 files -> features -> four models -> a sweep -> compared runs in MLflow
 	@$(BIN)/python -m infra.demo
 
-test: setup      ## lint and every test
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+test: lint       ## lint and every test
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-fast: setup      ## lint and the tests that need no Ray, MLflow or browser
-	@$(BIN)/ruff check . && $(BIN)/python -m pytest -m "not slow"
+fast: setup      ## style, and the tests that need no Ray, MLflow or browser
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 chaos: setup     ## long: 20 random kills of the extract job, 300 damaged clips, a decoder that misbehaves
 	@$(BIN)/python -m tests.benchmarks.chaos
@@ -45,8 +45,9 @@ screenshot: setup  ## MLflow's comparison page of the demo's sweep, as README sh
 	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium chromium-driver >/dev/null; }
 	@$(BIN)/python -m infra.screenshot
 
-lint: setup      ## style only
+lint: setup      ## style (ruff) and types (mypy)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 lock: setup      ## resolve pyproject.toml again into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --upgrade --quiet --output-file requirements.lock

@@ -10,6 +10,7 @@ per bin of time for events. Everything here carries that axis N, and one set of 
 and eta are per bin where a task is.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,8 @@ class TimePooling(nn.Module):
         """
         if self.queries is None:
             return shares / shares.sum(dim=-1, keepdim=True).clamp(min=EPSILON)
-        scores = sum(tokens @ (self.queries @ basis).T for tokens, basis in flows)  # q . (U h), without lifting h
+        # q . (U h), without lifting h
+        scores = reduce(torch.add, [tokens @ (self.queries @ basis).T for tokens, basis in flows])
         scores = scores.transpose(1, 2)[:, task]
         return masked_softmax(scores + shares.clamp(min=EPSILON).log(), shares > 0)
 
@@ -68,9 +70,10 @@ class LevelWeights(nn.Module):
     def __init__(self, levels: int, width: int) -> None:
         super().__init__()
         self.anchors = nn.Parameter(torch.randn(levels, width))
-        self.score = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
-        nn.init.zeros_(self.score[-1].weight)
-        nn.init.zeros_(self.score[-1].bias)
+        first, last = nn.Linear(2 * width, width), nn.Linear(width, 1)
+        self.score = nn.Sequential(first, nn.GELU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, shared: Tensor, present: Tensor) -> Tensor:
         """shared: (B, N, K, M, d), zero where missing; present: (B, N, M) -> (B, N, K)."""

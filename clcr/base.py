@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,6 +27,9 @@ class MultimodalModel(nn.Module):
     levels: which levels of the hierarchy the model reads (default: all); the others' outputs are not built, so every
     parameter has a gradient.
     """
+
+    recipe: dict[str, Any]  # what `registry.build` built it from
+    pooling: Any  # of most models: a ModuleList of TimePooling; torch has no type for the items of one
 
     def __init__(
         self,
@@ -63,7 +67,8 @@ class MultimodalModel(nn.Module):
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """Optimizer groups: matrices decay; vectors, scalars and what a module calls `undecayed` do not."""
-        decayed, undecayed = [], []
+        decayed: list[nn.Parameter] = []
+        undecayed: list[nn.Parameter] = []
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 skip = parameter.ndim < 2 or name in getattr(module, "undecayed", ())

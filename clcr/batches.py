@@ -66,7 +66,10 @@ class Batch:
     def split(self, clips: int) -> list["Batch"]:
         """Batches of at most so many clips each, padded as they are."""
         starts = range(0, len(self), clips)
-        return [self._each(lambda x, i=i: x[i : i + clips], self.clip_ids[i : i + clips]) for i in starts]
+        return [self._rows(first, first + clips) for first in starts]
+
+    def _rows(self, first: int, last: int) -> "Batch":
+        return self._each(lambda x: x[first:last], self.clip_ids[first:last])
 
     def _each(self, change: Callable[[Tensor], Tensor], clip_ids: list[str]) -> "Batch":
         return replace(

@@ -282,7 +282,7 @@ class CLCRConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> "CLCRConfig":
         """The config that `dataclasses.asdict` (or a JSON file) describes; an unknown name is an error."""
-        parts = {f.name: f.default_factory for f in dataclasses.fields(cls)}
+        parts: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(cls)}
         for name in values:
             _require(name in parts, name, "", f"no such group of options; there are {', '.join(parts)}")
         for group, options in values.items():

@@ -28,6 +28,8 @@ class Nearness(nn.Module):
     The gains are learned; the first head starts at LOCAL, the last of several at 0, blind to time.
     """
 
+    frequencies: Tensor  # a buffer
+
     def __init__(self, heads: int, periods: int = 6) -> None:
         super().__init__()
         self.register_buffer("frequencies", 2 * math.pi / torch.logspace(-0.5, 1, periods), persistent=False)

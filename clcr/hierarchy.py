@@ -15,7 +15,7 @@ Padding is zeroed before anything looks at a neighbour, and norms are per token:
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +101,7 @@ class Stage(nn.Module):
         self.merge = Merge(stride)
         self.enter = Conv(model.width)
         nn.init.dirac_(self.enter.conv.weight)
+        assert self.enter.conv.bias is not None
         nn.init.zeros_(self.enter.conv.bias)
         self.norm = nn.LayerNorm(model.width)
         self.blocks = nn.ModuleList(ResidualConv(model.width, 2**i, model.dropout) for i in range(model.blocks))
@@ -116,6 +117,8 @@ class Stage(nn.Module):
 
 class Position(nn.Module):
     """Learned linear map of sinusoids of the time in seconds, periods from 0.1 s to 100 s."""
+
+    frequencies: Tensor  # a buffer
 
     def __init__(self, width: int, periods: int = 16) -> None:
         super().__init__()
@@ -155,7 +158,7 @@ class TemporalHierarchy(nn.Module):
     def __init__(self, spec: FeatureSpec, model: ModelConfig, stem: StemConfig, read: Sequence[int]) -> None:
         super().__init__()
         self.seconds = _seconds_per_token(spec)
-        strides = _strides(spec.rate, model)
+        self.strides = strides = _strides(spec.rate, model)
         # Differences reach as far as the tokens of the shallow level lie apart.
         self.stem = build_stem(spec, stem, model.width, lag=strides[0])
         self.stages = nn.ModuleList(Stage(stride, model) for stride in strides)
@@ -164,9 +167,9 @@ class TemporalHierarchy(nn.Module):
     def forward(self, features: Features) -> list[Tokens]:
         """Tokens of the levels that are read, shallow to deep."""
         x, valid, seconds, outputs = self.stem(features.values, features.valid), features.valid, self.seconds, []
-        for index, stage in enumerate(self.stages):
+        for index, (stage, stride) in enumerate(zip(self.stages, self.strides, strict=True)):
             x, valid = stage(x, valid)
-            seconds = seconds * stage.merge.stride
+            seconds = seconds * stride
             if str(index) in self.levels:
                 outputs.append(self.levels[str(index)](x, valid, seconds))
         return outputs
@@ -213,7 +216,7 @@ class SemanticHierarchy(nn.Module):
     ) -> None:
         super().__init__()
         self.modalities = tuple(features)
-        self.encoders = nn.ModuleList(
+        self.encoders: Any = nn.ModuleList(  # torch has no type for the items of one
             (LanguageHierarchy if len(spec.shape) == 2 else TemporalHierarchy)(spec, model, stem, read)
             for spec in features.values()
         )

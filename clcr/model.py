@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from statistics import mean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +139,7 @@ class CLCR(MultimodalModel):
         super().__init__(config, features, tasks, read)
         self.groups = groups
         starts = [config.budget_start(level) for level in read]
-        self.intra = nn.ModuleList(
+        self.intra: Any = nn.ModuleList(  # torch has no type for the items of one
             IntraCED(len(features), mean(starts[level] for level in group), config) for group in groups
         )
         self.summaries = nn.ModuleList(Summary(len(features), len(tasks), model) for _ in read)
@@ -216,8 +217,10 @@ class CLCR(MultimodalModel):
         )
 
     @torch.no_grad()
-    def diagnostics(self, out: CLCROutput, batch: Batch) -> dict[str, Tensor]:
+    def diagnostics(self, out: Output, batch: Batch) -> dict[str, Tensor]:
         """Per sample: participation, share of refused tokens, active budget, level and modality weights."""
+        assert isinstance(out, CLCROutput)
+        assert out.omega is not None and out.beta is not None and out.eta is not None
         values = {}
         for level in range(len(out.alpha)):
             for m in self.features:

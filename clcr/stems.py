@@ -9,6 +9,7 @@ Standardisation lives in buffers: `observe` training batches, then `fit`; until 
 """
 
 import math
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -40,17 +41,20 @@ class Moments:
 
     def mean(self) -> Tensor:
         """Mean per feature."""
-        return self.total / self.count.clamp(min=1)
+        return self.total / torch.as_tensor(self.count).clamp(min=1)
 
     def std(self) -> Tensor:
         """Standard deviation per feature; 1 where a feature is constant."""
-        variance = self.squares / self.count.clamp(min=1) - self.mean().square()
+        variance = self.squares / torch.as_tensor(self.count).clamp(min=1) - self.mean().square()
         std = variance.clamp(min=0).sqrt()
         return std.where(std > 1e-6 * (1 + self.mean().abs()), torch.ones_like(std))
 
 
 class Standardise(nn.Module):
     """(x - mean) / std per feature; broken values (NaN, infinities) become ordinary ones."""
+
+    mean: Tensor  # both are buffers
+    std: Tensor
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -81,6 +85,9 @@ class VectorStem(nn.Module):
     Differences span `lag` tokens: of log-mel's neighbours, 10 ms apart, they are mostly noise (GRID, sound alone: .83
     after 20 epochs, .88 with the 40 ms from one token of the shallow level to the next).
     """
+
+    moving_std: Tensor  # both are buffers
+    step_std: Tensor
 
     def __init__(self, dim: int, width: int, motion: bool, lag: int = 1) -> None:
         super().__init__()
@@ -156,6 +163,11 @@ class FrameStem(nn.Module):
     Frames are averaged over patches of `patch` pixels (1: left as they are) and go through `embed`, a network from
     (N, C, H, W) to (N, features); C = 3, or 6 with motion: what moves, and its differences, both scaled per pixel.
     """
+
+    mean: Tensor  # all four are buffers
+    std: Tensor
+    moving_std: Tensor
+    step_std: Tensor
 
     def __init__(
         self,
@@ -260,8 +272,8 @@ def patch_means(frames: Tensor, patch: int) -> Tensor:
     fits = frames.dtype == torch.uint8 and 255 * patch < 2**15
     sums = frames.to(torch.int16 if fits else torch.float32)
     sums = F.pad(sums, (0, 0, 0, -width % patch, 0, -height % patch))
-    sums = sum(sums[:, :, row::patch] for row in range(patch)).float()
-    sums = sum(sums[:, :, :, column::patch] for column in range(patch))
+    sums = reduce(torch.add, [sums[:, :, row::patch] for row in range(patch)]).float()
+    sums = reduce(torch.add, [sums[:, :, :, column::patch] for column in range(patch)])
     tall, wide = (_pixels(size, patch, frames.device) for size in (height, width))
     return sums / (tall[:, None] * wide)[..., None]
 

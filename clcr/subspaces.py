@@ -40,6 +40,8 @@ class Subspaces(nn.Module):
 class WholeSpace(nn.Module):
     """No subspaces (ablation): both flows of a token are the token itself."""
 
+    identity: Tensor  # a buffer
+
     def __init__(self, modalities: int, width: int) -> None:
         super().__init__()
         self.register_buffer("identity", torch.eye(width), persistent=False)

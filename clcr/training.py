@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clcr import metrics as M
+from clcr.base import MultimodalModel
 from clcr.batches import Batch
 from clcr.errors import ConfigError, DivergedError
 from clcr.tasks import TaskSpec, task_loss
@@ -95,7 +96,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: MultimodalModel,
         tasks: Mapping[str, TaskSpec],
         config: OptimConfig,
         steps_per_epoch: int,
@@ -107,6 +108,7 @@ class Trainer:
         self.device, self.steps_per_epoch = torch.device(device), steps_per_epoch
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         groups = model.parameter_groups(config.weight_decay)
+        self.optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
         else:
@@ -119,7 +121,7 @@ class Trainer:
         self.best_score, self.best_epoch = -math.inf, -1
         self.best_weights: dict[str, Tensor] = {}
         forward = torch.compile(self.model) if config.compile else self.model
-        self.forward = DistributedDataParallel(forward) if self.world > 1 else forward
+        self.forward: Any = DistributedDataParallel(forward) if self.world > 1 else forward
 
     @property
     def step(self) -> int:
@@ -207,7 +209,8 @@ class Trainer:
     def evaluate(self, batches: Iterable[Batch]) -> tuple[dict[str, M.Predictions], dict[str, float]]:
         """Predictions of every clip by task, gathered over workers, and the means of the model's diagnostics."""
         self.forward.eval()
-        parts, sums = [], defaultdict(lambda: (0.0, 0))
+        parts: list[Mapping[str, M.Predictions]] = []
+        sums: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
         for batch in batches:
             batch = batch.to(self.device)
             with self._autocast():

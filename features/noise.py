@@ -152,7 +152,7 @@ def _write_one(options: Options, splits: Mapping[str, list[str]], task: tuple[Cl
         sound = decode_sound(uri) if uri else None
     except MediaError:  # extract will say what is wrong with it
         return None
-    if sound is None:
+    if uri is None or sound is None:
         return None
     noise = noise_of(clip, sound, babblers(clip, uri, splits[clip.split], options.seed), options)
     mixed = add_noise(torch.from_numpy(sound.samples), torch.from_numpy(noise), torch.tensor(options.snr))
@@ -174,10 +174,10 @@ def write_wav(path: Path, samples: np.ndarray, rate: int) -> None:
 def _write_manifest(path: Path, corpus: Corpus, clips: Sequence[Clip], noisy: Sequence[str | None]) -> None:
     """The rows as they were, other files by their whole path; last, because it says that the sound is there."""
     schema = corpus.schema if "audio" in corpus.schema.names else corpus.schema.append(pa.field("audio", pa.string()))
-    rows = (row for batch in corpus.batches() for row in batch.to_pylist())
+    given = (row for batch in corpus.batches() for row in batch.to_pylist())
     rows = [
         row | clip.media(corpus.folder) | _event_files(clip, corpus.folder) | ({"audio": sound} if sound else {})
-        for row, clip, sound in zip(rows, clips, noisy, strict=True)
+        for row, clip, sound in zip(given, clips, noisy, strict=True)
     ]
     table = pa.Table.from_pylist(rows, schema)
     part = path.with_suffix(".part")

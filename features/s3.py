@@ -97,7 +97,7 @@ class PatientS3(FileSystemHandler):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # object's own type leaves no room for what has no hash
 
     def get_type_name(self) -> str:  # noqa: D102 (the methods below are pyarrow's)
         return "s3"

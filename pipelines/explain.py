@@ -54,6 +54,7 @@ def explain(config: ExplainConfig) -> None:
     trained, fold = load_model(folder), fold_of(folder)
     require_learned(trained, store)
     model = trained.model
+    assert isinstance(model, clcr.CLCR)  # load_model gives no other
     figures = {
         "levels.png": weights_figure(*mean_weights(model, store, fold)),
         "clips.png": contact_sheet(store, config.clips, config.seed, "test", alpha_strips(model), fold),
@@ -122,7 +123,10 @@ def mean_weights(
         for name, values in (("beta", out.beta), ("eta", out.eta)):
             for i, m in enumerate(model.features):
                 weights[f"{name} {m}"].append(values[real, i].numpy())
-    return tuple({name: np.concatenate(parts) for name, parts in group.items()} for group in (omega, weights))
+    of_tasks, of_modalities = (
+        {name: np.concatenate(parts) for name, parts in group.items()} for group in (omega, weights)
+    )
+    return of_tasks, of_modalities
 
 
 def participation_history(run: tracking.Run, model: clcr.CLCR) -> dict[str, list[tuple[int, float]]]:
@@ -147,7 +151,7 @@ def alpha_strips(model: clcr.CLCR) -> dict[str, Any]:
             alpha = out.alpha[level][m][0, keep].numpy()
             steps = [*edges[:, 0].tolist(), edges[-1, 1].item()]
             if not np.isfinite(steps).all():  # tokens without time, in their order
-                steps = np.linspace(*axes.get_xlim(), len(steps))
+                steps = np.linspace(*axes.get_xlim(), len(steps)).tolist()
             axes.stairs(alpha, steps, baseline=None, label=m)
         axes.set(ylim=(-0.05, 1.05))
         axes.legend(loc="lower right", fontsize=6, ncols=len(given), framealpha=0.6)

@@ -83,3 +83,25 @@ def store(tmp_path_factory):
     from storefiles import make_clips, write_store
 
     return write_store(tmp_path_factory.mktemp("store") / "store", make_clips(29, 3, 5), shard_rows=4)
+
+
+@pytest.fixture(scope="session")
+def _stop_ray():
+    yield
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def shared_ray(_stop_ray):
+    """The Ray that the test files of one process share, with two CPUs: who asks for it must leave it running."""
+    from pipelines.common.cluster import start_ray
+
+    start_ray(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+
+
+@pytest.fixture(scope="module")
+def no_shared_ray():
+    """For files that start a Ray of another kind: the shared one ends, and the next file that asks starts it again."""
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()

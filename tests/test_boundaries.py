@@ -37,6 +37,7 @@ FLOORS = {
         ("common",),
         ("tracking",),
         ("training",),
+        ("evaluation",),
         ("extract", "train", "evaluate", "predict", "explain", "serve"),
     ],
 }

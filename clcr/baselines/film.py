@@ -30,8 +30,8 @@ class FiLM(MultimodalModel):
         super().__init__(config, features, tasks, levels=[config.model.levels - 1])
         model, width, n = config.model, config.model.width, len(features)
         self.modulation = nn.ModuleList(nn.Linear((n - 1) * width, 2 * width, bias=False) for _ in features)
-        for linear in self.modulation:
-            nn.init.zeros_(linear.weight)
+        for weight in self.modulation.parameters():
+            nn.init.zeros_(weight)
         self.pooling = nn.ModuleList(TimePooling(len(tasks), width, model.pooling) for _ in features)
         self.heads = TaskHeads(n * width, width, [task.outputs for task in tasks.values()], model.dropout)
 

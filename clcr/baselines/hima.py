@@ -17,8 +17,9 @@ class Score(nn.Sequential):
     """v^T tanh(W x + b); v starts at zero, so that every weight starts even: (..., d) -> (...)."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1, bias=False), nn.Flatten(-2))
-        nn.init.zeros_(self[2].weight)
+        first, last = nn.Linear(width, width), nn.Linear(width, 1, bias=False)
+        super().__init__(first, nn.Tanh(), last, nn.Flatten(-2))
+        nn.init.zeros_(last.weight)
 
 
 class TokenAttention(nn.Module):

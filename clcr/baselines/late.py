@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from clcr.aggregation import TaskHeads, TimePooling
 from clcr.base import MultimodalModel, Output
@@ -25,12 +26,13 @@ class Late(MultimodalModel):
         """Predict every task for a batch."""
         (deepest,) = self.encoder(batch)
         windows = Windows.of(self.tasks, batch)
-        totals, voices = [0.0] * len(self.tasks), 0.0
+        totals: list[Tensor | float] = [0.0] * len(self.tasks)
+        voices: Tensor | float = 0.0
         for tokens, pooling, heads in zip(deepest.values(), self.pooling, self.heads, strict=True):
             shares = windows.shares(tokens)
             there = (shares > 0).any(dim=-1, keepdim=True).float()  # (B, N, 1)
             logits = heads(pooling.summary(tokens.values, shares, windows.task), windows)
             totals = [t + x * own for t, x, own in zip(totals, logits, windows.split(there), strict=True)]
             voices = voices + there
-        counts = windows.split(voices.clamp(min=1))
+        counts = windows.split(torch.as_tensor(voices).clamp(min=1))
         return Output(logits={n: t / count for n, t, count in zip(self.tasks, totals, counts, strict=True)})

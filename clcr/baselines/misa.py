@@ -89,8 +89,8 @@ class MISA(MultimodalModel):
         with torch.autocast(u.device.type, enabled=False):
             rows = torch.stack([u, shared, private, restored], dim=2).float().flatten(0, 1)
             rows, there = gather_rows(rows, there.flatten(0, 1))
-            u, shared, private, restored = (rows[:, i].unbind(dim=1) for i in range(4))
-            return weighted_losses(u, shared, private, restored, there, self.config.misa)
+            of_u, of_shared, of_private, of_restored = (rows[:, i].unbind(dim=1) for i in range(4))
+            return weighted_losses(of_u, of_shared, of_private, of_restored, there, self.config.misa)
 
 
 def weighted_losses(

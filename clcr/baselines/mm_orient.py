@@ -10,6 +10,7 @@ predicted for a clip does not depend on its batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,12 @@ from clcr.tasks import TaskSpec
 
 class MMOrient(MultimodalModel):
     """Tasks of whole clips, all read from one representation; a missing modality is zeros and nobody's neighbour."""
+
+    bank_nodes: Tensor  # all three are buffers
+    bank_pooled: Tensor
+    bank_present: Tensor
+    embeddings: Any  # a ModuleList of GlobalEmbedding; torch has no type for the items of one
+    side: Any  # likewise, a ModuleDict of Standardise
 
     def __init__(self, config: CLCRConfig, features: Mapping[str, FeatureSpec], tasks: Mapping[str, TaskSpec]) -> None:
         options, width, dropout = config.mm_orient, config.model.width, config.model.dropout

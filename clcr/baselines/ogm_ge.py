@@ -17,6 +17,7 @@ in the first half of the epochs; here all that an encoder learns with is modulat
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,9 @@ from clcr.windows import Windows
 
 class OGMGE(MultimodalModel):
     """Concatenation under a linear head, whose encoders learn at the pace of the slowest; a missing one is zeros."""
+
+    coefficients: Tensor  # a buffer
+    parts: Any  # a ModuleList of one ModuleList per modality; torch has no type for the items of one
 
     def __init__(self, config: CLCRConfig, features: Mapping[str, FeatureSpec], tasks: Mapping[str, TaskSpec]) -> None:
         if len(features) < 2:

@@ -10,7 +10,7 @@ A threshold of .9 on raw vectors links all clips of one corpus and none of anoth
 training clips and the threshold is the quantile of their pairs that links a chosen share of them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -55,6 +55,8 @@ class Clips(NamedTuple):
 
 class GlobalEmbedding(nn.Module):
     """One modality's embedding of a whole clip, the mean of its stored values, standardised; and whom it links."""
+
+    threshold: Tensor  # a buffer
 
     def __init__(self, spec: FeatureSpec, config: MMOrientConfig) -> None:
         super().__init__()
@@ -120,7 +122,7 @@ class Relations(nn.Module):
 
     def __init__(self, modalities: int, width: int) -> None:
         super().__init__()
-        self.along = nn.ModuleList(
+        self.along: Any = nn.ModuleList(  # torch has no type for the items of one
             nn.ModuleList(NeighbourMean(width) for _ in range(modalities)) for _ in range(modalities)
         )
 

@@ -56,8 +56,9 @@ class Clip:
     @classmethod
     def from_row(cls, row: Mapping[str, Any], labels: Sequence[str]) -> "Clip":
         """A clip from one row of `Corpus.batches` (a dict) and the names of the label columns that it should carry."""
+        values: dict[str, Any] = {name: row.get(name) for name in TYPES}
         return cls(
-            **{name: row.get(name) for name in TYPES},
+            **values,
             labels={name: row[name] for name in labels},
             vectors={name: uri for name, uri in row.items() if name.endswith(VECTORS) and uri},
         )

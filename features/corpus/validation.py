@@ -78,8 +78,8 @@ def validate(corpus: Corpus, wanted: str | Sequence[Declared] | None = None, unl
         raise CorpusError(
             f"corpus {corpus.uri} has no {' and no '.join(empty)} clips ({counts}); each needs one or more"
         )
-    tasks = tuple(_task(corpus, task, values[task.name]) for task in tasks)
-    return Summary(rows, splits, tasks, digest.hexdigest(), {name: n for name, n in sources.items() if n})
+    learned = tuple(_task(corpus, task, values[task.name]) for task in tasks)
+    return Summary(rows, splits, learned, digest.hexdigest(), {name: n for name, n in sources.items() if n})
 
 
 def _check_columns(corpus: Corpus) -> None:
@@ -169,6 +169,7 @@ def _task(corpus: Corpus, task: Declared, values: set) -> Task:
         classes = (BACKGROUND, *sorted(values - {BACKGROUND}))
     else:
         classes = () if task.kind in NUMBERS else tuple(str(v) for v in sorted(values))
+    assert task.kind is not None  # _declared gave it one
     return Task(task.name, task.kind, classes, task.rate)
 
 

@@ -44,8 +44,8 @@ def decode_image(uri: str, size: int) -> np.ndarray:
     """
     source = open_source(uri)
     try:
-        with Image.open(source) as image:
-            image = ImageOps.exif_transpose(image)
+        with Image.open(source) as file:
+            image: Image.Image = ImageOps.exif_transpose(file)
             if image.mode in ("I", "F"):
                 raise MediaError("image", f"{uri}: no telling which value is white (mode {image.mode}); save it as PNG")
             if image.mode.startswith("I;16"):  # Pillow would cut every number off at 255

@@ -34,7 +34,8 @@ def find_feature(spec: TextSpec) -> Feature:
     layers = spec.layers or tuple(sorted({max(1, round(depth * part / 3)) for part in (1, 2, 3)}))
     if layers[-1] > depth:
         raise FeaturesError(f"--text.layers {','.join(map(str, layers))}: the encoder has {depth} layers")
-    encoder = {"name": "hidden_layers", "model": f"{config.model_type} {depth} x {width}", "layers": list(layers)}
+    model = f"{config.model_type} {depth} x {width}"
+    encoder: dict[str, Any] = {"name": "hidden_layers", "model": model, "layers": list(layers)}
     encoder |= {"weights": _weights_id(spec.encoder), "max_tokens": spec.max_tokens}
     return Feature((len(layers), width), "float16", 0.0, encoder)
 
@@ -101,7 +102,8 @@ def _weights_id(name: str) -> str:
     if not folder.is_dir():
         from transformers.utils import cached_file
 
-        return f"{name}@{Path(cached_file(name, 'config.json')).parent.name}"  # a commit's folder in the hub's cache
+        config = Path(str(cached_file(name, "config.json")))
+        return f"{name}@{config.parent.name}"  # a commit's folder in the hub's cache
     whole = hashlib.sha256()
     for path in sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)}):
         with open(path, "rb") as file:

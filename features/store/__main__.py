@@ -38,7 +38,8 @@ class Verify:
         """Print each problem and a summary; 1 where there is a problem."""
         _require_at_least("--show", self.show, 0)
         _require_at_least("--threads", self.threads, 1)
-        store, started, shown = Store(self.store), time.monotonic(), []
+        store, started = Store(self.store), time.monotonic()
+        shown: list[Problem] = []
 
         def report(problem: Problem) -> None:
             if len(shown) < self.show:

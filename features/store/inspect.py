@@ -63,7 +63,7 @@ def _modality(index: pa.Table, name: str, feature: Any) -> dict[str, Any]:
     tokens = index[f"tokens_{name}"]
     present = tokens.filter(pc.greater(tokens, 0))
     figures = spread(present)
-    nbytes = int(figures["sum"]) * math.prod(feature.shape) * np.dtype(feature.dtype).itemsize
+    nbytes = int(figures["sum"] or 0) * math.prod(feature.shape) * np.dtype(feature.dtype).itemsize
     return {"present": len(present), "absent": len(tokens) - len(present), "tokens": figures, "bytes": nbytes}
 
 

@@ -66,7 +66,9 @@ def unpack(payload: bytes) -> dict[str, Any]:
     with tarfile.open(fileobj=io.BytesIO(payload), mode="r:") as tar:
         for member in tar:
             name, extension = member.name.split(".", 1)[1], member.name.rsplit(".", 1)[1]
-            content = tar.extractfile(member).read()
+            file = tar.extractfile(member)
+            assert file is not None  # the writer makes nothing but regular files
+            content = file.read()
             if extension == "json":
                 sample["json"] = json.loads(content)
             else:
@@ -86,6 +88,6 @@ def encode_array(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def decode_array(payload: bytes) -> np.ndarray:
+def decode_array(payload: bytes | memoryview) -> np.ndarray:
     """The array in the bytes of a .npy file."""
     return np.lib.format.read_array(io.BytesIO(payload), allow_pickle=False)

@@ -147,7 +147,7 @@ def _draw(
         _draw_frames(axes, values, feature, duration)
     elif len(feature.shape) == 1:
         extent = (0, len(values) / feature.rate if feature.rate else duration, 0, feature.shape[0])
-        low, high = colours
+        low, high = colours or (None, None)
         axes.imshow(
             values.T.astype(np.float32),
             aspect="auto",

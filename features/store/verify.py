@@ -90,7 +90,7 @@ def verify(
         found(problem)
     hashes = []
     with ThreadPoolExecutor(threads) as pool:
-        tasks = pool.map(lambda name: check_shard(store, name, plan[name], sizes, fast), plan)
+        tasks: Any = pool.map(lambda name: check_shard(store, name, plan[name], sizes, fast), plan)
         with closing(tasks):  # an interrupted run does not wait for the shards that are still to come
             for checked in tasks:
                 verdict.done += 1
@@ -159,8 +159,8 @@ def check_sample(stretch: bytes, row: Mapping[str, Any], spec: StoreSpec) -> Ite
             row[f"tokens_{modality}"],
         )
         if (array.shape, str(array.dtype)) != ((tokens, *feature.shape), feature.dtype):
-            wanted = f"{feature.dtype} {[tokens, *feature.shape]}"
-            yield f"{modality} is {array.dtype} {list(array.shape)}; index and store.json say {wanted}"
+            expected = f"{feature.dtype} {[tokens, *feature.shape]}"
+            yield f"{modality} is {array.dtype} {list(array.shape)}; index and store.json say {expected}"
     record = json.loads(bytes(members[f"{key}.json"]))
     labels = {name.removeprefix("label_"): value for name, value in row.items() if name.startswith("label_")}
     wanted = {"clip_id": row["clip_id"], "split": row["split"], "duration": row["duration"], "labels": labels}
@@ -269,7 +269,7 @@ def _check_tar(store: Store, name: str, index: pa.Table, size: int | None, fast:
     for first, last in holes:
         yield Problem(tar_file, f"bytes {first} to {last} belong to no row of {file}")
     if not fast:
-        yield from _check_content(store, name, index, np.flatnonzero(inside), end)
+        yield from _check_content(store, name, index, np.flatnonzero(inside).tolist(), end)
 
 
 def _check_content(store: Store, name: str, index: pa.Table, rows: Sequence[int], end: int) -> Iterator[Problem]:

@@ -54,7 +54,7 @@ def generate(
         if (out / "corpus.csv").exists() and not missing:
             return 0
         _render(out, missing, seed, min(processes or os.cpu_count() or 1, max(len(missing), 1)))
-        write_sidecars(out, corpus, TASKS | (RHYTHMS if rhythms else {}))
+        write_sidecars(out, corpus, {**TASKS, **RHYTHMS} if rhythms else TASKS)
     except OSError as error:
         raise CorpusError(f"--out {out}: {error.strerror or error}") from error
     return len(missing)

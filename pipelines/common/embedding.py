@@ -2,10 +2,11 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import ray
@@ -54,7 +55,7 @@ class FrameEncoder:
         clips, vectors = zip(*self.waiting, strict=True)
         self.waiting.clear()
         try:
-            embedded = await asyncio.to_thread(embed_clips, clips, self.net)
+            embedded: Sequence[np.ndarray | Exception] = await asyncio.to_thread(embed_clips, clips, self.net)
         except Exception as error:
             embedded = [error] * len(clips)  # to each who waits
         for future, outcome in zip(vectors, embedded, strict=True):
@@ -102,7 +103,7 @@ def encoders_on_gpus(spec: VideoSpec | None, gpus: int, workers: int) -> Iterato
         yield None
         return
     # One that dies starts anew, and its callers never know.
-    actor = ray.remote(num_cpus=0, num_gpus=1, max_restarts=-1, max_task_retries=-1)(FrameEncoder)
+    actor: Any = ray.remote(num_cpus=0, num_gpus=1, max_restarts=-1, max_task_retries=-1)(FrameEncoder)
     encoders = [actor.remote(spec.weights) for _ in range(count)]
     try:
         started = _started(encoders, all_of_them=gpus > 0)
@@ -114,7 +115,7 @@ def encoders_on_gpus(spec: VideoSpec | None, gpus: int, workers: int) -> Iterato
 
 def _started(encoders: list[ray.actor.ActorHandle], all_of_them: bool) -> list[ray.actor.ActorHandle]:
     """Those that run: all, however long that takes, or those that get a GPU soon that torch can use."""
-    devices = {encoder.ready.remote(): encoder for encoder in encoders}
+    devices: dict[Any, ray.actor.ActorHandle] = {encoder.ready.remote(): encoder for encoder in encoders}
     soon, late = ray.wait(list(devices), num_returns=len(devices), timeout=PATIENCE)
     if late and all_of_them:
         print(f"waiting for {len(late)} GPUs, which others seem to hold", flush=True)

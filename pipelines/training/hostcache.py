@@ -43,7 +43,7 @@ class SharedStore(Store):
     def read_many(self, places: Sequence[Place]) -> list[dict[str, Any]]:
         """As `Store.read_many`."""
         try:
-            known = ray.get(self.held.find.remote(places))
+            known: Any = ray.get(self.held.find.remote(places))
             new = [place for place in places if place not in known]
             mine = {place: ray.put(sample) for place, sample in zip(new, super().read_many(new), strict=True)}
             if mine:
@@ -56,7 +56,8 @@ class SharedStore(Store):
 
     def _find(self) -> ray.actor.ActorHandle:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return HeldSamples.options(name=self.name, get_if_exists=True, scheduling_strategy=here).remote()
+        actor: Any = HeldSamples
+        return actor.options(name=self.name, get_if_exists=True, scheduling_strategy=here).remote()
 
 
 @ray.remote(num_cpus=0)

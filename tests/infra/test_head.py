@@ -35,7 +35,7 @@ def session_of(head):
 
 
 @pytest.fixture
-def other_ray():
+def other_ray(no_shared_ray):
     """Another Ray on this machine, its folder and its processes."""
     context = retry_start(ray.init, address="local", num_cpus=1, include_dashboard=False, logging_level="error")
     yield context.address_info["session_dir"]

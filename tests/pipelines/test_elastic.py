@@ -25,7 +25,7 @@ EPOCHS = 40
 
 
 @pytest.fixture
-def cluster():
+def cluster(no_shared_ray):
     cluster = retry_start(Cluster, initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.second = retry_start(cluster.add_node, num_cpus=1)
     ray.init(address=cluster.address, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 import s3
 from mediafiles import write_manifest
 from storefiles import LABELS, files_of, make_clips, make_spec
@@ -25,7 +24,6 @@ from features.files import open_fs
 from features.store import Store
 from features.store.shards import Failure, ShardWriter, create_store
 from pipelines.common.cli import JobError, run_job
-from pipelines.common.cluster import start_ray
 from pipelines.extract import ExtractConfig, extract, print_failures, require_media, shards_to_retry
 
 ROOT = Path(__file__).parents[2]
@@ -42,14 +40,6 @@ def first_run(corpus, tmp_path_factory):
         [*JOB, "--corpus", corpus, "--store", folder, *OPTIONS], capture_output=True, text=True, env=no_cluster()
     )
     return done, folder
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """One Ray for the runs inside this process."""
-    start_ray(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def no_cluster():
@@ -97,7 +87,7 @@ def test_every_row_of_the_manifest_ends_in_exactly_one_place(first_run, corpus):
 
 
 @pytest.mark.slow
-def test_a_second_run_does_nothing(first_run, corpus, cluster, monkeypatch, capsys):
+def test_a_second_run_does_nothing(first_run, corpus, shared_ray, monkeypatch, capsys):
     before = {path: path.stat().st_mtime_ns for path in first_run[1].rglob("*.*")}
     code, out, _ = run(monkeypatch, capsys, "--corpus", corpus, "--store", first_run[1], *OPTIONS)
     assert code == 0 and "nothing to do" in out and "21 indexed + 3 failed" in out
@@ -105,7 +95,7 @@ def test_a_second_run_does_nothing(first_run, corpus, cluster, monkeypatch, caps
 
 
 @pytest.mark.slow
-def test_more_failures_than_allowed_make_the_exit_code_not_0(first_run, corpus, cluster, monkeypatch, capsys):
+def test_more_failures_than_allowed_make_the_exit_code_not_0(first_run, corpus, shared_ray, monkeypatch, capsys):
     code, _, err = run(
         monkeypatch, capsys, "--corpus", corpus, "--store", first_run[1], *OPTIONS, "--max-failed", "0.1"
     )
@@ -121,7 +111,7 @@ def is_decoder(process):
 
 @pytest.mark.slow
 def test_a_job_killed_in_the_middle_and_run_again_gives_the_same_bytes(
-    first_run, corpus, cluster, tmp_path, monkeypatch, capsys
+    first_run, corpus, shared_ray, tmp_path, monkeypatch, capsys
 ):
     store = tmp_path / "store"
     job = subprocess.Popen(
@@ -130,7 +120,7 @@ def test_a_job_killed_in_the_middle_and_run_again_gives_the_same_bytes(
     )  # fmt: skip
     while not list((store / "index").glob("*.parquet")):
         assert job.poll() is None
-        time.sleep(0.001)
+        time.sleep(0.01)
     family = psutil.Process(job.pid).children(recursive=True)
     os.kill(job.pid, signal.SIGKILL)
     job.wait()
@@ -171,7 +161,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(corpus, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_failed_clips_are_tried_again_and_no_others(first_run, corpus, cluster, tmp_path, monkeypatch, capsys):
+def test_failed_clips_are_tried_again_and_no_others(first_run, corpus, shared_ray, tmp_path, monkeypatch, capsys):
     shutil.copytree(first_run[1], tmp_path / "store")
     before = files_of(tmp_path / "store")
     command = ["--corpus", corpus, "--store", tmp_path / "store", *OPTIONS, "--retry-failed"]
@@ -213,7 +203,7 @@ def test_the_failures_table_takes_what_files_are_called_as_text(tmp_path, capsys
 
 @pytest.mark.slow
 def test_a_store_that_cannot_be_written_stops_the_job_in_one_line(
-    first_run, corpus, cluster, tmp_path, monkeypatch, capsys
+    first_run, corpus, shared_ray, tmp_path, monkeypatch, capsys
 ):
     shutil.copytree(first_run[1], tmp_path / "store")
     (tmp_path / "store" / "index" / "val-000002.parquet").unlink()
@@ -287,7 +277,7 @@ def test_storage_that_is_away_is_waited_for_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_folder_that_cannot_be_read_is_one_line(first_run, corpus, cluster, tmp_path, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_read_is_one_line(first_run, corpus, shared_ray, tmp_path, monkeypatch, capsys):
     shutil.copytree(first_run[1], tmp_path / "store")
     shutil.rmtree(tmp_path / "store" / "failures")
     (tmp_path / "store" / "failures").touch()  # a file where the folder should be

@@ -39,7 +39,7 @@ def manifest(media):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(no_shared_ray):
     """Two nodes of one CPU; the drivers that the tests start join it."""
     cluster = retry_start(Cluster, initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     yield cluster

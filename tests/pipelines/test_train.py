@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def two_nodes():
+def two_nodes(no_shared_ray):
     cluster = retry_start(Cluster, initialize_head=True, head_node_args={"num_cpus": 1})
     retry_start(cluster.add_node, num_cpus=1)
     ray.init(address=cluster.address, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})

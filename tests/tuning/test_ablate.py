@@ -1,19 +1,16 @@
-"""A real ablation: Ray tasks, MLflow, the table; gone on with after a kill."""
+"""A real ablation: Ray tasks, MLflow, the table; resumed with more seeds and variants."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from inprocess import run_here
 from mlflow.tracking import MlflowClient
 
 from clcr.config import CLCRConfig
 from pipelines.common.cli import JobError, flatten
 from pipelines.training.learner import Recipe
-from tuning.ablate import FULL, VARIANTS, AblateConfig
+from tuning.ablate import FULL, VARIANTS, AblateConfig, ablate
 
-ROOT = Path(__file__).parents[2]
 SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--epochs", "2", "--tasks", "label"]
 
 
@@ -44,18 +41,17 @@ def test_what_cannot_be_ablated_is_named(options, message):
 
 
 @pytest.mark.slow
-def test_a_run_that_no_node_has_room_for_is_refused(store, tmp_path):
+def test_a_run_that_no_node_has_room_for_is_refused(store, tmp_path, shared_ray):
     done = run(store, tmp_path, "--seeds", "1", "--variants", "no-exchange", "--cpus-per-run", "999")
     assert done.returncode == 1 and "error: --cpus-per-run 999" in done.stderr and "Traceback" not in done.stderr
 
 
 def run(store, folder, *options):
-    command = [sys.executable, "tuning/ablate.py", "--store", store.uri, "--out", str(folder / "ablation"), *SMALL]
-    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+    return run_here(ablate, AblateConfig, "--store", store.uri, "--out", folder / "ablation", *SMALL, *options)
 
 
 @pytest.fixture(scope="module")
-def ablated(store, tmp_path_factory):
+def ablated(store, tmp_path_factory, shared_ray):
     """First a small one; then more seeds and more variants are asked for, into the same folder."""
     folder = tmp_path_factory.mktemp("ablate")
     first = run(store, folder, "--seeds", "1", "--variants", "no-exchange")

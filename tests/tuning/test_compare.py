@@ -1,16 +1,14 @@
-"""A real comparison: a sweep per model, the best of each over seeds, one table; gone on with when asked for more."""
+"""A real comparison: a sweep per model, the best of each over seeds, one table; resumed when asked for more."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from statistics import mean
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from inprocess import run_here
 from mlflow.tracking import MlflowClient
 from storefiles import make_clips, write_store
 
@@ -21,16 +19,14 @@ from pipelines.common.cli import JobError, to_yaml
 from pipelines.explain import fold_of
 from pipelines.training.learner import Recipe
 from pipelines.training.loading import LoaderConfig
-from tuning.compare import CompareConfig, able, finalists, require_labels, require_searched, require_tuned
+from tuning.compare import CompareConfig, able, compare, finalists, require_labels, require_searched, require_tuned
 from tuning.space import known
 
-ROOT = Path(__file__).parents[2]
 SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--epochs", "2", "--tasks", "label"]
 
 
 def run(store, folder, *options):
-    command = [sys.executable, "tuning/compare.py", "--store", store.uri, "--out", str(folder / "comparison"), *SMALL]
-    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+    return run_here(compare, CompareConfig, "--store", store.uri, "--out", folder / "comparison", *SMALL, *options)
 
 
 def test_all_means_every_model_and_each_modality_alone(store):
@@ -118,7 +114,7 @@ def test_a_task_that_a_fold_cannot_be_scored_by_is_refused_before_anything_runs(
 
 
 @pytest.fixture(scope="module")
-def compared(store, tmp_path_factory):
+def compared(store, tmp_path_factory, shared_ray):
     """First two models with one seed; then another model, another seed and the next best recipes are asked for."""
     folder = tmp_path_factory.mktemp("compare")
     first = run(store, folder, "--models", "clcr,concat", "--trials", "2", "--seeds", "1", "--search", "lr,budget")
@@ -200,7 +196,7 @@ def test_recipes_tuned_on_one_store_are_trained_on_another(compared, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_fold_is_tested_once_by_models_of_its_own(tmp_path):
+def test_every_fold_is_tested_once_by_models_of_its_own(tmp_path, shared_ray):
     clips = [replace(clip, fold=number % 3) for number, clip in enumerate(make_clips(24, 3, 3))]
     store = write_store(tmp_path / "store", clips)
     done = run(store, tmp_path, "--models", "concat,audio", "--folds", "--trials", "0", "--seeds", "2")

@@ -40,7 +40,7 @@ def test_the_test_split_cannot_be_reached_from_a_trial(store):
 
 
 @pytest.fixture(scope="module")
-def without_dashboard():
+def without_dashboard(no_shared_ray):
     retry_start(ray.init, address="local", num_cpus=4, include_dashboard=False, logging_level="error")
     yield
     ray.shutdown()

@@ -129,9 +129,11 @@ def test_a_job_whose_lock_was_taken_over_stops_and_leaves_it_to_the_other(tmp_pa
     with StoreLock(str(tmp_path)) as lock:
         lock.check()
         write_atomic(lock.fs, lock.path, json.dumps(lock_of(tmp_path) | {"owner": "other", "pid": 7}).encode())
-        time.sleep(0.3)
+        deadline = time.monotonic() + 30
         with pytest.raises(StoreError, match=r"taken over by another job \(process 7 on .*\): this one stops"):
-            lock.check()
+            while time.monotonic() < deadline:  # until the next heartbeat has seen it
+                lock.check()
+                time.sleep(0.05)
     assert lock_of(tmp_path)["owner"] == "other"
 
 
@@ -151,7 +153,8 @@ def test_storage_that_is_away_longer_than_an_owner_may_be_silent_gives_its_lock_
                 StoreLock(uri).__enter__()
             outage.join()
             lock.check()
-            before = read_json(uri, "lock.json")["beats"]
-            time.sleep(2.5)
-            assert read_json(uri, "lock.json")["beats"] > before
+            before, deadline = read_json(uri, "lock.json")["beats"], time.monotonic() + 30
+            while read_json(uri, "lock.json")["beats"] <= before:
+                assert time.monotonic() < deadline, "no heartbeat after the outage"
+                time.sleep(0.1)
         assert read_json(uri, "lock.json") is None

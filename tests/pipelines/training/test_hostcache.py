@@ -17,7 +17,7 @@ ROWS = 29
 
 
 @pytest.fixture(scope="module")
-def one_host():
+def one_host(no_shared_ray):
     start_ray(address="local", num_cpus=1, include_dashboard=False)
     yield
     ray.shutdown()
