@@ -1,16 +1,14 @@
 """The predict job: every clip of a store is answered once, as the model answers it alone; what is there stays."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from inprocess import run_here
 from mediafiles import write_manifest
 from storefiles import make_clips, write_store
 
@@ -20,11 +18,11 @@ from clcr.config import ModelConfig
 from features.corpus.events import bin_events
 from features.store import Store
 from pipelines.common.cli import JobError
+from pipelines.extract import ExtractConfig, extract
 from pipelines.predict import PredictConfig, clips_by_shard, predict, predict_shard, to_events, write_part
 from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 from pipelines.training.trained import open_model
 
-ROOT = Path(__file__).parents[2]
 WORD = clcr.TaskSpec("word", "events", ("background", "a", "b"), 8.0)
 
 
@@ -41,12 +39,11 @@ def make_model(folder, store, name="concat", seed=0, word=True):
 
 
 def job(*options):
-    command = [sys.executable, "pipelines/predict.py", *map(str, options)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return run_here(predict, PredictConfig, *options)
 
 
 @pytest.fixture(scope="module")
-def predicted(store, tmp_path_factory):
+def predicted(store, tmp_path_factory, shared_ray):
     folder = tmp_path_factory.mktemp("predict")
     model = make_model(folder / "run" / "model", store)
     options = ("--model", folder / "run", "--store", store.uri, "--out", folder / "out", "--batch-size", 3)
@@ -95,7 +92,7 @@ def test_a_run_goes_on_with_the_parts_that_are_missing_or_lack_clips(predicted):
 
 
 @pytest.mark.slow
-def test_new_clips_without_labels_go_through_extract_and_predict(media, tmp_path):
+def test_new_clips_without_labels_go_through_extract_and_predict(media, tmp_path, shared_ray):
     """A model of labelled clips answers for clips of which nobody knows anything."""
     labelled = [("train", "a"), ("train", "b"), ("val", "a"), ("test", "b")]
     rows = [{"clip_id": f"{n}", "video": "good.mp4", "split": s, "label": y} for n, (s, y) in enumerate(labelled)]
@@ -103,17 +100,8 @@ def test_new_clips_without_labels_go_through_extract_and_predict(media, tmp_path
     for name, clips in (("old", rows), ("new", new)):
         manifest = write_manifest(media / f"{name}.csv", clips)
         extra = ["--unlabelled", "--max-failed", "1"] if name == "new" else []
-        command = [
-            "pipelines/extract.py",
-            "--corpus",
-            manifest,
-            "--store",
-            tmp_path / name,
-            "--video.size",
-            "16",
-            *extra,
-        ]
-        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+        options = ["--corpus", manifest, "--store", tmp_path / name, "--video.size", "16", *extra]
+        done = run_here(extract, ExtractConfig, *options)
         assert done.returncode == 0, done.stderr
     make_model(tmp_path / "model", Store(str(tmp_path / "old")), "clcr", word=False)
     done = job("--model", tmp_path / "model", "--store", tmp_path / "new", "--out", tmp_path / "out", "--split", "test")

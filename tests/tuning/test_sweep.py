@@ -1,4 +1,4 @@
-"""A real sweep: Ray Tune, Optuna, MLflow; killed in the middle, gone on with, asked for more; its best.yaml trains."""
+"""A real sweep: Ray Tune, Optuna, MLflow; killed in the middle, resumed, asked for more; its best.yaml trains."""
 
 import json
 import os
@@ -15,6 +15,7 @@ import optuna
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from inprocess import run_here
 from mlflow.tracking import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -22,6 +23,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from infra.screenshot import chromium, served
+from pipelines.train import TrainConfig, train
+from tuning.options import SweepConfig
+from tuning.sweep import sweep
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--epochs", "3", "--grace-epochs", "1"]
@@ -211,27 +215,27 @@ def test_the_job_prints_its_own_lines_and_none_of_the_libraries(swept):
     assert re.sub(ended_by_ray, "", done.stderr).strip() == ""
 
 
-def test_a_finished_sweep_says_its_result_again_and_more_trials_go_on_from_it(swept, store):
+def test_a_finished_sweep_says_its_result_again_and_more_trials_continue_it(swept, store, shared_ray):
     out, _, _, options = swept
     before = journal(out).trials
     more = ["--trials", "8", *options[2:], "--final-seeds", "0", "--start-from", str(out / "best.yaml")]
-    done = subprocess.run(command(store, out, *more), cwd=ROOT, capture_output=True, text=True)
+    done = run_here(sweep, SweepConfig, *command(store, out, *more)[2:])
     assert done.returncode == 0 and "sweep of 8 trials, 7 done" in done.stdout, done.stderr
     after = journal(out).trials
     assert after[:7] == before and len([t for t in after if t.state.is_finished()]) == 8
 
 
-def test_best_yaml_is_what_train_takes_as_it_is(swept, store):
+def test_best_yaml_is_what_train_takes_as_it_is(swept, store, shared_ray):
     out, *_ = swept
-    job = [sys.executable, "pipelines/train.py", "--config", str(out / "best.yaml")]
-    job += ["--store", store.uri, "--out", str(out.parent / "best"), "--epochs", "1"]
-    assert subprocess.run(job, cwd=ROOT, capture_output=True).returncode == 0
+    options = ["--store", store.uri, "--out", out.parent / "best", "--epochs", "1"]
+    done = run_here(train, TrainConfig, "--config", out / "best.yaml", *options)
+    assert done.returncode == 0, done.stderr
     assert set(json.loads((out.parent / "best" / "metrics.json").read_text())) == {"label", "mood"}
 
 
 def test_another_recipe_in_the_same_folder_is_refused_in_one_line(swept, store):
     out, _, _, options = swept
-    done = subprocess.run(command(store, out, *options, "--lr", "0.002"), cwd=ROOT, capture_output=True, text=True)
+    done = run_here(sweep, SweepConfig, *command(store, out, *options, "--lr", "0.002")[2:])
     assert done.returncode == 1 and "holds another run (lr" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
