@@ -1,11 +1,15 @@
 """What every model here shares: the encoder, its declarations, what a forward pass returns, parameter groups."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from clcr.batches import Batch, FeatureSpec
+from clcr.answers import Answer, answers_of, unlabelled
+from clcr.batches import Batch, FeatureSpec, collate
 from clcr.config import CLCRConfig, pairs
 from clcr.errors import ConfigError
 from clcr.hierarchy import SemanticHierarchy
@@ -46,6 +50,36 @@ class MultimodalModel(nn.Module):
         self.tasks = dict(tasks)
         read = range(config.model.levels) if levels is None else levels
         self.encoder = SemanticHierarchy(self.features, config.model, config.stem, read)
+
+    def predict(self, samples: Iterable[Mapping[str, Any]], batch_size: int = 64) -> Iterator[Answer]:
+        """An answer for each sample, in their order, `batch_size` of them passed through the model at a time.
+
+        samples: {"clip_id", "features": {modality: (T, *shape) array}}, as `Store.samples` yields them; a task of
+        events also needs "duration" in seconds. An answer is {"clip_id", TASK: a class's name, a number, or a list of
+        {"start", "end", "label"} in seconds}; a class comes with TASK_probability and TASK_probabilities by class.
+        Raises ClcrError where a sample's features are not those that the model reads.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size {batch_size}: must be 1 or more")
+        rest = iter(samples)
+        while several := list(islice(rest, batch_size)):
+            yield from self._answer(several)
+
+    @torch.no_grad()
+    def _answer(self, samples: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """One batch's answers, in evaluation mode; afterwards the model is in the mode in which it was."""
+        batch = collate([unlabelled(sample, self.tasks) for sample in samples], self.features, self.tasks)
+        before, device = self.training, next(self.parameters()).device
+        self.eval()
+        try:
+            logits = self(batch.to(device)).logits
+        finally:
+            self.train(before)
+        answers: list[Answer] = [{"clip_id": clip_id} for clip_id in batch.clip_ids]
+        for name, task in self.tasks.items():
+            for answer, of_task in zip(answers, answers_of(task, logits[name].float().cpu(), samples), strict=True):
+                answer |= of_task
+        return answers
 
     def fit_statistics(self, batches: Iterable[Batch]) -> None:
         """Set the stems' standardisation from training batches."""
