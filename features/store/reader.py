@@ -124,7 +124,7 @@ class Store:
         names = ["clip_id", "shard", "offset", "nbytes", "duration"]
         for row in self.index(split, names, fold).to_pylist():
             stored = self.read(row["shard"], row["offset"], row["nbytes"])
-            about = stored.pop("json")
+            about = stored["json"]
             if about["clip_id"] != row["clip_id"]:
                 raise StoreError(
                     f"clip {row['clip_id']}: its place in {self.uri} holds {about['clip_id']}: the store was extracted "
@@ -132,7 +132,7 @@ class Store:
                 )
             yield {
                 "clip_id": row["clip_id"],
-                "features": stored,
+                "features": {name: values for name, values in stored.items() if name != "json"},
                 "labels": about["labels"],
                 "duration": row["duration"],
             }
