@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib
+import inspect
 import re
 import shlex
 import subprocess
@@ -18,16 +19,13 @@ from pipelines.common.cli import _options, parse
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests/golden/v1"
-DOCUMENTS = sorted(
-    path
-    for path in ROOT.rglob("*.md")
-    if not {".venv", "demo-out", "out", "node_modules"} & set(path.relative_to(ROOT).parts)
-    and not path.is_relative_to(GOLDEN.parent)
-)
 ROOMS = ("pipelines", "features", "clcr", "tuning", "infra", "tests/benchmarks")
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.md"))})
+MODULES = ["features.store", "features.synthetic", "features.noise", "features.datasets", "infra.doctor"]
+MODULES += [f"tests.benchmarks.{path.stem}" for path in sorted((ROOT / "tests/benchmarks").glob("[!_]*.py"))]
 FOREIGN = {  # options of programs that are not ours, named in the text
     "--working-dir", "--address", "--head", "--follow", "--no-wait", "--num-cpus", "--nodes", "--gpus-per-node",
-    "--backend-store-uri", "--artifacts-destination", "--allowed-hosts", "--host", "--port", "--dashboard-host",
+    "--config", "--help", "--no-deps", "--backend-store-uri", "--artifacts-destination", "--host", "--port",
 }  # fmt: skip
 BAD = {  # what words.md says not to write, and what to write instead
     r"\bgo(es|ing)? on where\b|\b(then|it|again|jobs?|command|runs?|training) goe?s? on\b|\bto go on\b|\bgone on\b":
@@ -55,10 +53,15 @@ def blocks(path, *languages):
     return [text for language, text in found if language in languages]
 
 
+def without_blocks(path):
+    """The text of a document, its fenced blocks left out."""
+    return re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
 def commands(path):
     """Every command of a document's shell blocks as its words; continued lines are one, comments are left out."""
     for block in blocks(path, "", "bash", "sh", "shell"):
-        for line in block.replace("\\\n", " ").splitlines():
+        for line in block.replace("\\\n", "").splitlines():
             line = re.sub(r"(^|\s)#.*$", "", line).strip()
             if re.search(r"(^|[\s/])(python|make|mlflow|ray)\s", line):
                 yield from (shlex.split(part) for part in re.split(r"\s(?:&&|\||;)\s", line))
@@ -83,7 +86,7 @@ def options_of(module):
     return eval(ast.unparse(calls[0].args[0]), vars(imported)) if calls else None
 
 
-def check(words, tmp_path):
+def check(words):
     """Parse a command by its own parser. Raises, or exits, where it does not parse."""
     if "python" not in {Path(word).name for word in words}:
         if words[0] == "make":
@@ -93,16 +96,16 @@ def check(words, tmp_path):
     at = next(number for number, word in enumerate(words) if Path(word).name == "python")
     program, arguments = words[at + 1], words[at + 2 :]
     if program == "-m" and arguments[0] == "infra.local_cluster":
-        return check_local_cluster(arguments[1:], tmp_path)
+        return check_local_cluster(arguments[1:])
     if program == "-m":
         if arguments[0] != "pytest" and (options := options_of(arguments[0])) is not None:
             tyro.cli(options, args=arguments[1:])
         return
     if "pipelines" in program or "tuning" in program:
-        parse(job_of(program), [written(word, tmp_path) for word in arguments])
+        parse(job_of(program), [written(word) for word in arguments])
 
 
-def check_local_cluster(arguments, tmp_path):
+def check_local_cluster(arguments):
     """The command exists and takes these arguments, and what it submits parses."""
     calls = []
     stubs = {}
@@ -111,10 +114,10 @@ def check_local_cluster(arguments, tmp_path):
     tyro.extras.subcommand_cli_from_dict(stubs, args=arguments)
     assert len(calls) == 1
     if "--" in arguments:
-        check(arguments[arguments.index("--") + 1 :], tmp_path)
+        check(arguments[arguments.index("--") + 1 :])
 
 
-def written(word, tmp_path):
+def written(word):
     """A YAML file that a command reads and another one writes: a sweep's best recipe stands for it."""
     if word.endswith(".yaml") and not (ROOT / word).exists():
         return str(GOLDEN / "best.yaml")
@@ -127,62 +130,49 @@ EVERY_COMMAND = [(path, words) for path in DOCUMENTS for words in commands(path)
 @pytest.mark.parametrize(
     ("path", "words"), EVERY_COMMAND, ids=[f"{relative(path)}-{' '.join(words)[:70]}" for path, words in EVERY_COMMAND]
 )
-def test_a_command_parses(path, words, tmp_path, monkeypatch, capsys):
+def test_a_command_parses(path, words, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     try:
-        check(words, tmp_path)
+        check(words)
     except SystemExit as stop:
         assert stop.code in (0, None), capsys.readouterr().err
 
 
+def scripts():
+    """The jobs: what is executable in the rooms that hold them."""
+    files = [path for room in ("pipelines", "tuning") for path in sorted((ROOT / room).glob("*.py"))]
+    return [relative(path) for path in files if path.stat().st_mode & 0o100]
+
+
 def test_every_job_is_in_a_command_of_a_document():
-    scripts = {
-        relative(p) for room in ("pipelines", "tuning") for p in (ROOT / room).glob("*.py") if p.stat().st_mode & 0o100
-    }
     shown = {word for _, words in EVERY_COMMAND for word in words}
-    assert scripts and scripts <= shown
+    assert scripts() and set(scripts()) <= shown
+
+
+@functools.cache
+def known_options():
+    """Every option of every job, and of every module that is run by `python -m`, with its switched-off form."""
+    names = {name for script in scripts() for name, _ in _options(job_of(script))}
+    for module in MODULES:
+        options = options_of(module)
+        for part in getattr(options, "__args__", (options,)):  # of `Verify | Inspect` both
+            names |= set(getattr(part, "__dataclass_fields__", ()))
+    for command in local_cluster.COMMANDS.values():
+        names |= set(inspect.signature(command).parameters)
+    given = {f"--{name.replace('_', '-')}" for name in names}
+    return given | {re.sub(r"(--(?:.*\.)?)", r"\1no-", option, count=1) for option in given} | FOREIGN
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
 def test_an_option_that_the_text_names_exists(path):
-    known = set(FOREIGN)
-    for room in ("pipelines", "tuning"):
-        for script in (ROOT / room).glob("*.py"):
-            if script.stat().st_mode & 0o100:
-                known |= {f"--{name.replace('_', '-')}" for name, _ in _options(job_of(relative(script)))}
-    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
-    named = {
-        option for code in re.findall(r"`([^`\n]+)`", text) for option in re.findall(r"(?<!\S)--[a-z][\w.-]*", code)
-    }
-    unknown = {option.replace("_", "-") for option in named} - known
-    for option in unknown & {o.replace("--no-", "--") for o in unknown}:
-        unknown.discard(option)
-    assert not unknown - options_elsewhere()
-
-
-@functools.cache
-def options_elsewhere():
-    """The options of the modules that are run by `python -m`."""
-    modules = ["features.store", "features.synthetic", "features.noise", "features.datasets", "infra.doctor"]
-    modules += [f"tests.benchmarks.{path.stem}" for path in (ROOT / "tests/benchmarks").glob("[!_]*.py")]
-    text = "".join(subprocess_help(module) for module in modules)
-    return set(re.findall(r"--[a-z][\w.-]*", text)) | {"--hosts", "--cpus", "--dead-after", "--folder"}
-
-
-def subprocess_help(module):
-    options = options_of(module)
-    if options is None:
-        return ""
-    names = []
-    for part in getattr(options, "__args__", (options,)):
-        fields = getattr(part, "__dataclass_fields__", {})
-        names += [f"--{name.replace('_', '-')}" for name in fields]
-    return " ".join(names)
+    code = " ".join(re.findall(r"`([^`]+)`", without_blocks(path)))
+    named = {option.replace("_", "-") for option in re.findall(r"(?<!\S)--[a-z][\w.-]*", code)}
+    assert not named - known_options()
 
 
 def anchors(path):
     """The anchors of a document's headings, as GitHub makes them."""
-    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = without_blocks(path)
     found = set()
     for heading in re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE):
         plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
@@ -195,7 +185,7 @@ def anchors(path):
 
 def dead_links(path):
     """The relative links of a document that lead nowhere: no such file, or no such heading in it."""
-    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = without_blocks(path)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:", link):
             continue
@@ -250,8 +240,7 @@ def test_readme_is_short_and_every_room_has_one():
 def test_the_words_are_plain(path, request):
     if relative(path) == "clcr/README.md":
         request.applymarker(pytest.mark.xfail(reason="it is rewritten with the results of issue 20", strict=False))
-    prose = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
-    prose = re.sub(r"`[^`\n]*`", "", " ".join(prose.split()))
+    prose = re.sub(r"`[^`]*`", "", " ".join(without_blocks(path).split()))
     found = {match.group(): better for bad, better in BAD.items() if (match := re.search(bad, prose, re.IGNORECASE))}
     assert not found
 
@@ -267,11 +256,11 @@ def test_a_wrong_flag_and_a_dead_link_are_found(tmp_path, capsys):
     assert list(dead_links(document)) == ["gone.md", "#two"]
     wrong_flag, wrong_option, wrong_target = commands(document)
     with pytest.raises(Exception, match="--epoch"):
-        check(wrong_flag, tmp_path)
+        check(wrong_flag)
     with pytest.raises(SystemExit):
-        check(wrong_option, tmp_path)
+        check(wrong_option)
     with pytest.raises(AssertionError):
-        check(wrong_target, tmp_path)
+        check(wrong_target)
 
 
 def test_the_papers_have_authors():
