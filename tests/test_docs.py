@@ -25,7 +25,7 @@ MODULES = ["features.store", "features.synthetic", "features.noise", "features.d
 MODULES += [f"tests.benchmarks.{path.stem}" for path in sorted((ROOT / "tests/benchmarks").glob("[!_]*.py"))]
 FOREIGN = {  # options of programs that are not ours, named in the text
     "--working-dir", "--address", "--head", "--follow", "--no-wait", "--num-cpus", "--nodes", "--gpus-per-node",
-    "--config", "--help", "--no-deps", "--backend-store-uri", "--artifacts-destination", "--host", "--port",
+    "--config", "--help", "--no-deps", "--backend-store-uri", "--artifacts-destination", "--allowed-hosts",
 }  # fmt: skip
 BAD = {  # what words.md says not to write, and what to write instead
     r"\bgo(es|ing)? on where\b|\b(then|it|again|jobs?|command|runs?|training) goe?s? on\b|\bto go on\b|\bgone on\b":
