@@ -37,7 +37,7 @@ from features.files import list_files, open_fs, read_json, write_atomic, write_t
 from features.store import Store
 from infra.doctor import ray_access, require, storage
 from pipelines.common.cli import JobError, Progress, find_user_error, main, require_at_least, resolve_uri
-from pipelines.common.cluster import room, start_ray
+from pipelines.common.cluster import count_slots, start_ray
 from pipelines.training.loading import AHEAD, ahead, sample
 from pipelines.training.trained import TrainedModel, open_model
 
@@ -128,7 +128,7 @@ def claim(out: str, trained: TrainedModel, store: Store) -> None:
 def run(config: PredictConfig, model: MultimodalModel, store: Store, shards: Mapping[str, int], out: str) -> None:
     """Predict the shards on the whole cluster; shards: how many clips each has."""
     gpus = config.gpus_per_process if ray.cluster_resources().get("GPU", 0) else 0
-    most = room({"CPU": 1, "GPU": gpus})
+    most = count_slots({"CPU": 1, "GPU": gpus})
     if not most:
         raise JobError(f"--gpus-per-process {gpus:g}: no node has room for such a process")
     workers = min(config.concurrency or most, most, len(shards))

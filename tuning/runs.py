@@ -14,7 +14,7 @@ import torch
 
 from features.files import open_fs, read_json, resolve, write_text
 from pipelines.common.cli import JobError, Progress, flatten, to_yaml
-from pipelines.common.cluster import room
+from pipelines.common.cluster import count_slots
 from pipelines.tracking import run as tracking
 from pipelines.training.learner import Learner, Recipe
 from pipelines.training.run_folder import finish
@@ -63,7 +63,7 @@ def run_all(runs: SeedRuns) -> dict[str, dict[int, Metrics]]:
     missing = [(name, seed) for seed in runs.seeds for name in runs.recipes if seed not in done[name]]
     total = len(runs.recipes) * len(runs.seeds)
     gpus = runs.gpus_per_run if ray.cluster_resources().get("GPU", 0) else 0
-    if room({"CPU": runs.cpus_per_run, "GPU": gpus}) < 1:
+    if count_slots({"CPU": runs.cpus_per_run, "GPU": gpus}) < 1:
         raise JobError(f"--cpus-per-run {runs.cpus_per_run}, --gpus-per-run {gpus:g}: no node has room for such a run")
     progress = Progress("runs", total, done=total - len(missing), unit="runs", interval=0)
     task = train_and_test.options(num_cpus=runs.cpus_per_run, num_gpus=gpus)

@@ -29,7 +29,7 @@ from ray.util.placement_group import get_current_placement_group
 
 from features.files import open_fs
 from pipelines.common.cli import JobError, find_user_error, main, resolve_uri
-from pipelines.common.cluster import room
+from pipelines.common.cluster import count_slots
 from pipelines.training.learner import Learner
 from pipelines.training.run_folder import check, claim, open_run, prepare
 from pipelines.training.workers import worker_learner
@@ -131,7 +131,7 @@ def allocate(config: SweepConfig) -> tuple[int, dict[str, float]]:
     """
     gpu = config.gpus_per_trial if ray.cluster_resources().get("GPU", 0) else 0
     need = {"CPU": config.cpus_per_trial} | ({"GPU": gpu} if gpu else {})
-    slots = room(need)
+    slots = count_slots(need)
     fitting = slots // config.workers_per_trial
     concurrency = config.concurrency or min(fitting, config.trials or fitting)
     if concurrency < 1 or concurrency > fitting:

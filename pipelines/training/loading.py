@@ -85,6 +85,7 @@ class SplitLoader:
         self.dataset = SplitDataset(store, split, features, tasks, config.cache_gb * 1e9, config.fold)
         if not len(self.dataset):
             raise JobError(f"{store.uri}: split {split} has no sample; see its failures")
+        self.tasks = dict(tasks)
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.shuffle = split == "train"
         self.steps = -(-len(self.dataset) // batch_size)
@@ -109,6 +110,14 @@ class SplitLoader:
         rows = self._order(-1)[:clips].tolist()
         for first in range(0, len(rows), self.batch_size):
             yield self.collate(self.dataset.__getitems__(rows[first : first + self.batch_size]))
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        """All labels of the split for every numeric task: (clips,) float64, NaN where the label is missing."""
+        return {
+            name: np.array(self.dataset.targets[name], dtype=np.float64)
+            for name, task in self.tasks.items()
+            if not task.has_classes
+        }
 
     def _order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
