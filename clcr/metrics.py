@@ -57,11 +57,13 @@ def task_metrics(task: TaskSpec, predictions: Predictions, spread: float = 1.0) 
         }
     values, truth = logits.squeeze(-1).double().numpy(), targets.double().numpy()
     middle = np.median(truth)
-    mae = float(np.abs(values - truth).mean())
-    constant = float(np.abs(truth - middle).mean())
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is left out below
+        mae = float(np.abs(values - truth).mean())
+        constant = float(np.abs(truth - middle).mean())
+        pearson = _pearson((values - middle) / spread, (truth - middle) / spread)
     found = {
         "mae": mae,
-        "pearson": _pearson((values - middle) / spread, (truth - middle) / spread),
+        "pearson": pearson,
         "skill": 1 - mae / constant if constant > 0 else -mae / spread,
         **(sentiment_metrics(values, truth) if task.kind == "sentiment" else {}),
         "n": len(targets),

@@ -25,6 +25,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from features.files import open_fs, write_atomic
+from pipelines.common.compat import suggest
 
 # MLflow's comparison opens with the metric whose name comes first: what a trial, its best checkpoint, is worth.
 SCORE = "best/score"  # on the validation split
@@ -119,7 +120,7 @@ class StudySearch(Searcher):
         trial = self.interrupted.pop(0) if self.interrupted else self.study.ask(self.space)
         self.asked[trial_id] = trial
         # A driver that was killed while it asked left a trial with some of its parameters: they stay, others are drawn.
-        return {name: trial._suggest(name, distribution) for name, distribution in self.space.items()}
+        return {name: suggest(trial, name, distribution) for name, distribution in self.space.items()}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """The record (a callback) tells the study: it also hears of the last result of a trial that ASHA stops."""

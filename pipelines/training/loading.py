@@ -103,7 +103,7 @@ class SplitLoader:
             multiprocessing_context=_forkserver() if self.processes else None,
             pin_memory=torch.cuda.is_available(),
         )
-        return ahead(loader, 0 if self.processes else AHEAD)
+        return prefetch(loader, 0 if self.processes else AHEAD)
 
     def sample_batches(self, clips: int) -> Iterator[Batch]:
         """A seeded sample of the split, the same on every worker: for statistics of the data."""
@@ -125,7 +125,7 @@ class SplitLoader:
         return np.random.default_rng((self.seed, epoch + 1)).permutation(len(self.dataset))
 
 
-def ahead(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+def prefetch(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
     """The same batches, `count` of them made by a thread before they are asked for; what making one raises comes out
     in its turn."""
     source, end = iter(batches), object()

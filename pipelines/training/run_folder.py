@@ -211,10 +211,10 @@ def name_of(store_uri: str) -> str:
     return store_uri.partition("?")[0].rstrip("/").rpartition("/")[2]
 
 
-def title(store_uri: str, recipe: Recipe) -> str:
-    """A run's name: model, store and seed, in words."""
+def title(store_uri: str, recipe: Recipe, variant: str = "") -> str:
+    """A run's name in words: the model, or a variant of it, store and seed."""
     fold = "" if recipe.loader.fold is None else f", fold {recipe.loader.fold}"
-    return f"{recipe.architecture} on {name_of(store_uri)}, seed {recipe.seed}{fold}"
+    return f"{variant or recipe.architecture} on {name_of(store_uri)}, seed {recipe.seed}{fold}"
 
 
 def description(store_uri: str, recipe: Recipe, tasks: Collection[str]) -> str:
