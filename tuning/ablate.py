@@ -5,6 +5,7 @@ Every variant is the given recipe with one part switched off or replaced. The jo
 of the intervals and one MLflow run with a child run per training. Run again, it trains only what is missing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ import tyro
 
 from pipelines.common.cli import JobError, main, override, require_at_least, resolve_uri
 from pipelines.training.learner import Recipe
-from pipelines.training.run_folder import check, claim, open_run, prepare
+from pipelines.training.run_folder import as_begun, check, claim, open_run, prepare, sole_owner
 from tuning.report import publish
 from tuning.runs import SeedRuns, run_all
 
@@ -78,9 +79,16 @@ class AblateConfig:
 def ablate(config: AblateConfig) -> None:
     """The job: check the options, claim the output folder, train what is missing, report."""
     config = replaced(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
+    config = as_begun(config)
     recipes = config.recipes()
     for recipe in recipes.values():
         check(config.store, recipe)
+    with sole_owner(config.out):
+        train_variants(config, recipes)
+
+
+def train_variants(config: AblateConfig, recipes: Mapping[str, Recipe]) -> None:
+    """The ablation in its folder, which no other job writes to meanwhile."""
     started = claim(config, may_differ=CHANGEABLE)
     uri = prepare(config.out)
     run = open_run(config, started, uri, "ablation", {"model": "clcr"})

@@ -26,7 +26,7 @@ from pipelines.common.cli import JobError, main, require_at_least, resolve_uri
 from pipelines.tracking.run import Run, children_metrics
 from pipelines.training.learner import Recipe, build_model, model_names
 from pipelines.training.loading import task_specs
-from pipelines.training.run_folder import check, claim, open_run, prepare
+from pipelines.training.run_folder import as_begun, check, claim, open_run, prepare, sole_owner
 from tuning.options import SweepConfig
 from tuning.report import publish
 from tuning.runs import Metrics, SeedRuns, run_all
@@ -114,12 +114,19 @@ def compare(config: CompareConfig) -> None:
     config = replaced(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
     if config.tuned_in:
         config = replaced(config, tuned_in=resolve_uri("--tuned-in", config.tuned_in))
+    config = as_begun(config)
     store = Store(config.store)
     names = able(config, config.names(store))
     require_searched(config, names)
     folds: Sequence[int | None] = store.folds() if config.folds else [config.recipe.loader.fold]
     require_labels(store, config.recipe.tasks, folds)
     require_tuned(config, names, folds)
+    with sole_owner(config.out):
+        tune_and_train(config, store, names, folds)
+
+
+def tune_and_train(config: CompareConfig, store: Store, names: tuple[str, ...], folds: Sequence[int | None]) -> None:
+    """The comparison in its folder, which no other job writes to meanwhile."""
     started = claim(config, may_differ=CHANGEABLE)
     uri = prepare(config.out)
     os.environ["MLFLOW_TRACKING_URI"] = uri  # the sweeps' runs go to the same server

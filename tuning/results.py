@@ -2,10 +2,10 @@
 
 import io
 import json
+import shlex
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import optuna
 import pyarrow as pa
@@ -17,6 +17,7 @@ from rich.table import Table
 from features.files import open_fs, resolve, write_atomic, write_text
 from pipelines.common.cli import JobError, to_yaml
 from pipelines.tracking import run as tracking
+from pipelines.tracking import views
 from pipelines.training.learner import Recipe
 from tuning.options import SweepConfig
 from tuning.pictures import write_pictures
@@ -55,13 +56,13 @@ def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple
     totals |= {"sweep/trials": len(trials), "sweep/epochs": sum(row["epochs"] for row in trials)}
     run.log_metrics(totals, step=len(trials))  # a later start with more trials continues the curve
     run.set_tag("best", json.dumps({"run_id": best["run_id"], "trial": best["trial"]}))
-    run.set_tag(NOTE, describe(config, run, trials, best))
+    run.set_tag(NOTE, describe(config, run, trials, best, searched))
     text = to_yaml(recipes[best["trial"]])
     run.log_text(text, "best.yaml")
     write_text(config.out, "best.yaml", text)
     print(summary(config, trials))
     file = resolve("best.yaml", config.out)
-    print(f"best: trial {best['trial']}; python pipelines/train.py --config {file} --store ... --out ...")
+    print(f"best: trial {best['trial']}; python pipelines/train.py --config {shlex.quote(file)} --store ... --out ...")
     return _name(best["trial"]), recipes[best["trial"]]
 
 
@@ -103,13 +104,23 @@ def train_final(config: SweepConfig, run: tracking.Run, name: str, best: Recipe)
 
 
 def compare_hint(run: tracking.Run, study: optuna.Study) -> str:
-    """How to compare the trials in MLflow: an address on a server; a command and an address for an embedded file."""
-    ids = [row["run_id"] for row in rows(study) if row["status"] != "FAILED" and row["run_id"]]
-    page = f"/#/compare-runs?runs={quote(json.dumps(ids))}&experiments={quote(json.dumps([run.experiment_id()]))}"
-    if run.uri.startswith("http"):
-        return f"compare the trials: {run.uri.rstrip('/')}{page}"
-    serve = f"mlflow ui --backend-store-uri {run.uri}"
-    return f"compare the trials: {serve}   and then open   http://127.0.0.1:5000{page}"
+    """Where MLflow compares the trials: an address on a server, a command and an address for an embedded file."""
+    return f"compare the trials: {views.page(run.uri, comparison(run, rows(study)))}"
+
+
+def comparison(run: tracking.Run, trials: Sequence[Row]) -> str:
+    """The path of MLflow's comparison of the trials that did not fail."""
+    ids = [row["run_id"] for row in trials if row["status"] != "FAILED" and row["run_id"]]
+    return views.comparison_path(ids, run.experiment_id())
+
+
+def save_view(run: tracking.Run, searched: Collection[str]) -> str:
+    """Keep a view of the trials in MLflow, best first, with what was searched as columns; its path."""
+    columns = [f"params.`{name}`" for name in searched]
+    state = views.view(columns, [SCORE, COST], f"tags.`mlflow.parentRunId` = '{run.run_id}'")
+    experiment, key = run.experiment_id(), run.run_id[:12]
+    run.ask(lambda client: client.set_experiment_tag(experiment, views.SHARED + key, state))
+    return f"/#/experiments/{experiment}/runs?viewStateShareKey={key}"
 
 
 def print_trials(trials: Sequence[Row], searched: Sequence[str], best: Row, front: Collection[int]) -> None:
@@ -135,14 +146,16 @@ def summary(config: SweepConfig, trials: Sequence[Row]) -> str:
     return f"ASHA stopped {len(stopped)} of {len(trials)} trials and saved {saved} epochs; {failed} failed"
 
 
-def describe(config: SweepConfig, run: tracking.Run, trials: Sequence[Row], best: Row) -> str:
+def describe(
+    config: SweepConfig, run: tracking.Run, trials: Sequence[Row], best: Row, searched: Collection[str]
+) -> str:
     """The parent run's description, as MLflow shows it."""
     what = " and ".join(f"`{OBJECTIVES[name][0]}` ({OBJECTIVES[name][1][:3]}.)" for name in config.objectives)
     return (
         f"Sweep of `{config.recipe.architecture}` on `{config.store}`, over {what}, on the validation split.\n\n"
         f"{summary(config, trials)}. Best: trial {best['trial']}, score {best[SCORE]:.3f} (`best.yaml`).\n\n"
-        f"To compare: filter the runs by `tags.mlflow.parentRunId = '{run.run_id}' and tags.trial != ''`, select all, "
-        f"press *Compare*; take the searched options as parameters and `{SCORE}` as the metric. "
+        f"[Compare the trials]({comparison(run, trials)}) (parallel coordinates: take the searched options as "
+        f"parameters and `{SCORE}` as the metric), or [see them as a table, best first]({save_view(run, searched)}). "
         "Pictures of the search are among the artifacts."
     )
 

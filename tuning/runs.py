@@ -13,11 +13,13 @@ import ray
 import torch
 
 from features.files import open_fs, read_json, resolve, write_text
+from features.store import Store
 from pipelines.common.cli import JobError, Progress, flatten, to_yaml
-from pipelines.common.cluster import room
+from pipelines.common.cluster import count_slots
 from pipelines.tracking import run as tracking
 from pipelines.training.learner import Learner, Recipe
-from pipelines.training.run_folder import finish
+from pipelines.training.loading import task_specs
+from pipelines.training.run_folder import description, finish, name_of, title
 
 Metrics = dict[str, dict[str, float]]
 VALIDATION = "val_score"  # in a run's run.json: the validation score of its best epoch
@@ -65,7 +67,7 @@ def run_all(runs: SeedRuns) -> dict[str, dict[int, Metrics]]:
     missing = [(name, seed) for seed in runs.seeds for name in runs.recipes if seed not in done[name]]
     total = len(runs.recipes) * len(runs.seeds)
     gpus = runs.gpus_per_run if ray.cluster_resources().get("GPU", 0) else 0
-    if room({"CPU": runs.cpus_per_run, "GPU": gpus}) < 1:
+    if count_slots({"CPU": runs.cpus_per_run, "GPU": gpus}) < 1:
         raise JobError(f"--cpus-per-run {runs.cpus_per_run}, --gpus-per-run {gpus:g}: no node has room for such a run")
     progress = Progress("runs", total, done=total - len(missing), unit="runs", interval=0)
     task = train_and_test.options(num_cpus=runs.cpus_per_run, num_gpus=gpus)
@@ -93,13 +95,15 @@ def train_and_test(runs: SeedRuns, name: str, seed: int, device: str) -> None:
     """One run, from the recipe to its test metrics. If its worker or node is lost, Ray starts it again."""
     torch.set_num_threads(runs.cpus_per_run)
     recipe, out = replace(runs.recipes[name], seed=seed), runs.folder(name, seed)
-    tags = {"model": recipe.architecture, "variant": name, "seed": str(seed)}
-    title = f"{name}-seed{seed}" + (f"-fold{recipe.loader.fold}" if recipe.loader.fold is not None else "")
-    run = tracking.start_run(runs.parent.uri, runs.experiment, title, flatten(recipe), tags, runs.parent.run_id)
+    tasks = task_specs(Store(runs.store), recipe.tasks)
+    tags = {"model": recipe.architecture, "variant": name, "seed": str(seed), "tasks": ", ".join(tasks)}
+    tags |= {"store": name_of(runs.store), tracking.NOTE: description(runs.store, recipe, tasks)}
+    called = title(runs.store, recipe, name)
+    run = tracking.start_run(runs.parent.uri, runs.experiment, called, flatten(recipe), tags, runs.parent.run_id)
     with run.ending():
         learner = Learner(runs.store, recipe, device=device)
         for epoch in learner.fit():
-            run.log_metrics(epoch.metrics, epoch.number)
+            run.log_metrics({"best/score": learner.trainer.best_score} | epoch.metrics, epoch.number)
         fs, path = open_fs(out)
         fs.create_dir(path, recursive=True)
         write_text(out, "config.yaml", to_yaml(recipe))

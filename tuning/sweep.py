@@ -10,6 +10,7 @@ on the test split. Run again with the same options, it resumes; with more --tria
 import logging
 import math
 import os
+import shlex
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import replace as replaced
@@ -28,10 +29,12 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.util.placement_group import get_current_placement_group
 
 from features.files import open_fs
+from features.store import Store
 from pipelines.common.cli import JobError, find_user_error, main, resolve_uri
-from pipelines.common.cluster import room
+from pipelines.common.cluster import count_slots
 from pipelines.training.learner import Learner
-from pipelines.training.run_folder import check, claim, open_run, prepare
+from pipelines.training.loading import task_specs
+from pipelines.training.run_folder import as_begun, check, claim, open_run, prepare, sole_owner, title
 from pipelines.training.workers import worker_learner
 from tuning.options import SweepConfig
 from tuning.record import HELD, Record
@@ -50,11 +53,21 @@ DRIVER: dict[str, float] = {"CPU": 0, "memory": 1 << 20}
 def sweep(config: SweepConfig) -> None:
     """The job: check the options, claim the output folder, search, report; then score the best on the test split."""
     config = replaced(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
+    config = as_begun(config)
     check(config.store, config.recipe)
+    with sole_owner(config.out):
+        search_and_train(config)
+
+
+def search_and_train(config: SweepConfig) -> None:
+    """The sweep in its folder, which no other job writes to meanwhile."""
     points = config.first_points
     started = claim(config, may_differ=CHANGEABLE)
     uri = prepare(config.out)
-    run = open_run(config, started, uri, f"sweep-{config.recipe.architecture}", {"model": config.recipe.architecture})
+    architecture, tasks = config.recipe.architecture, task_specs(Store(config.store), config.recipe.tasks)
+    name = f"sweep of {title(config.store, config.recipe)}"
+    tags = {"model": architecture, "tasks": ", ".join(tasks), "seed": str(config.recipe.seed)}
+    run = open_run(config, started, uri, name, tags)
     with run.ending():
         file = StudyFile(config.out)
         study = file.open(config.objectives, config.recipe.seed, startup=min(10, config.trials // 2 or 10))
@@ -65,7 +78,7 @@ def sweep(config: SweepConfig) -> None:
         before = len(study.get_trials(deepcopy=False, states=tuple(STATUS)))
         print(
             f"sweep of {many}, {before} done; MLflow run {run.run_id} at {run.uri}\n"
-            f"watch it: optuna-dashboard {file.path}",
+            f"watch it: optuna-dashboard {shlex.quote(str(file.path))}",
             flush=True,
         )
         record = Record(run, config.experiment, config.recipe, search, file, config.trials)
@@ -132,7 +145,7 @@ def allocate(config: SweepConfig) -> tuple[int, dict[str, float]]:
     """
     gpu = config.gpus_per_trial if ray.cluster_resources().get("GPU", 0) else 0
     need = {"CPU": config.cpus_per_trial} | ({"GPU": gpu} if gpu else {})
-    slots = room(need)
+    slots = count_slots(need)
     fitting = slots // config.workers_per_trial
     concurrency = config.concurrency or min(fitting, config.trials or fitting)
     if concurrency < 1 or concurrency > fitting:
