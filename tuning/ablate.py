@@ -67,7 +67,9 @@ class AblateConfig:
         if unknown := [name for name in self.variants if name not in VARIANTS]:
             raise JobError(f"--variants {unknown[0]}: known are {', '.join(VARIANTS)}")
         if self.recipe.architecture != "clcr":
-            raise JobError(f"--model {self.recipe.architecture}: only clcr has parts to ablate; --beside adds others")
+            raise JobError(
+                f"--architecture {self.recipe.architecture}: only clcr has parts to ablate; --beside adds others"
+            )
 
     def recipes(self) -> dict[str, Recipe]:
         """What is trained, by name: the full model first. Raises ConfigError for variants that cannot be."""
