@@ -27,7 +27,7 @@ class Recipe(CLCRConfig):
     """What is learned and how: the options that train and sweep share, those of the network among them."""
 
     architecture: Annotated[str, tyro.conf.arg(name="architecture", aliases=("--model",))] = "clcr"
-    """the model: clcr, mm_orient, concat, late, film, misa, ogm_ge, mult, or a modality's name (video): that one alone"""
+    """the model: clcr, mm_orient, concat, late, film, misa, ogm_ge, mult, or a modality's name: that alone"""
     tasks: tuple[str, ...] = ()
     """tasks to learn together; none named = all that the store declares"""
     seed: int = 0

@@ -14,7 +14,7 @@ def test_a_node_whose_agent_is_slow_to_start_is_started_again(monkeypatch):
     start_ray(num_cpus=1)
     assert not answers
     answers += [ConnectionError("no cluster there"), "not asked"]
-    with pytest.raises(ConnectionError):
+    with pytest.raises(JobError, match="cannot be joined: no cluster there"):
         start_ray(address="auto")
     assert answers == ["not asked"]
 
@@ -23,7 +23,9 @@ def test_a_node_whose_agent_is_slow_to_start_is_started_again(monkeypatch):
     ("address", "culprit"),
     [
         ("127.0.0.1:1", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:1 .*unset RAY_ADDRESS"),
-        ("head:port", "no Ray cluster answers at RAY_ADDRESS=head:port"),
+        ("head:port", "RAY_ADDRESS=head:port: give the head's host:port, such as head:6379"),
+        ("head", "RAY_ADDRESS=head: give the head's host:port, such as head:6379"),
+        ("ray://head:10001", "jobs do not run through Ray Client; give the head's host:port"),
         ("http://127.0.0.1:8265", "RAY_ADDRESS=http://127.0.0.1:8265 takes `ray job submit`s"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_run_that_version_1_began_is_resumed_with_its_meaning(store, tmp_path,
         del options[name]  # version 1 had neither
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(options))
-    with pytest.raises(JobError, match="holds another run .*loss.standardise False not True, score skill not bounded"):
+    with pytest.raises(JobError, match=r"holds another run .*standardise False not True, score skill not bounded"):
         claim(config)
     begun = as_begun(config)
     assert begun.recipe.optim.score == "skill" and not begun.recipe.loss.standardise
