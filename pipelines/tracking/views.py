@@ -1,8 +1,9 @@
 """Addresses of MLflow's pages that open as people need them: the training view, with scores, best first.
 
-MLflow 3.17 opens in its GenAI mode, where no run is to be seen; every address that a job prints names the mode for model
-training, and a tag of the experiment says what it is for. What a table shows (columns, order, filter) is a state that its *Share* button keeps in a tag of the experiment,
-under a key which an address names; a job writes such states too.
+MLflow 3.17 opens in its GenAI mode, where no run is to be seen; every address that a job prints names the mode for
+model training, and a tag of the experiment says what it is for. What a table shows (columns, order, filter) is a state
+that its *Share* button keeps in a tag of the experiment, under a key which an address names; a job writes such states
+too.
 """
 
 import json
