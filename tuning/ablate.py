@@ -68,7 +68,8 @@ class AblateConfig:
         if unknown := [name for name in self.variants if name not in VARIANTS]:
             raise JobError(f"--variants {unknown[0]}: known are {', '.join(VARIANTS)}")
         if self.recipe.architecture != "clcr":
-            raise JobError(f"--model {self.recipe.architecture}: only clcr has parts to ablate; --beside adds others")
+            name = self.recipe.architecture
+            raise JobError(f"--architecture {name}: only clcr has parts to ablate; --beside adds others")
 
     def recipes(self) -> dict[str, Recipe]:
         """The recipes to train, by name, the full model first. Raises ConfigError for one that cannot be built."""

@@ -120,7 +120,7 @@ def save_view(run: tracking.Run, searched: Collection[str]) -> str:
     state = views.view(columns, [SCORE, COST], f"tags.`mlflow.parentRunId` = '{run.run_id}'")
     experiment, key = run.experiment_id(), run.run_id[:12]
     run.ask(lambda client: client.set_experiment_tag(experiment, views.SHARED + key, state))
-    return f"/#/experiments/{experiment}/runs?viewStateShareKey={key}"
+    return views.runs_path(experiment, key)
 
 
 def print_trials(trials: Sequence[Row], searched: Sequence[str], best: Row, front: Collection[int]) -> None:
@@ -154,8 +154,8 @@ def describe(
     return (
         f"Sweep of `{config.recipe.architecture}` on `{config.store}`, over {what}, on the validation split.\n\n"
         f"{summary(config, trials)}. Best: trial {best['trial']}, score {best[SCORE]:.3f} (`best.yaml`).\n\n"
-        f"[Compare the trials]({comparison(run, trials)}) (parallel coordinates: take the searched options as "
-        f"parameters and `{SCORE}` as the metric), or [see them as a table, best first]({save_view(run, searched)}). "
+        f"[Compare the trials]({comparison(run, trials)[1:]}) (parallel coordinates: take the searched options as "
+        f"parameters and `{SCORE}` as the metric), or [see the table, best first]({save_view(run, searched)[1:]}). "
         "Pictures of the search are among the artifacts."
     )
 

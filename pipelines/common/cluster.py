@@ -100,7 +100,7 @@ def _require_answer(address: str) -> None:
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise JobError(f"{what}: give the head's host:port, such as {address.rstrip(':')}:6379")
+        raise JobError(f"{what}: give the head's host:port, such as {host or address}:6379")
     advice = "start it, or unset RAY_ADDRESS and the job starts a Ray of its own here"
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

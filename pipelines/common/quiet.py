@@ -19,6 +19,7 @@ NOISE = re.compile(
 # Tracebacks, by their last line: of a process that was told to end, and of one that asked the wrong cluster.
 ENDINGS = re.compile(r"SystemExit: \d+|ray\.util\.state\.exception\.\w+|RayStateApiException|ServerUnavailable")
 PREFIX = re.compile(r"^(?:\x1b\[\d+m)*(\(\S.*? ?pid=\d+[^)]*\))(?:\x1b\[\d+m)* ?")  # of another process's line
+END = b"\x00end of this process's standard error\x00"
 OPENINGS = ("Traceback (most recent call last):", "Exception in thread ")
 
 
@@ -61,36 +62,31 @@ def quieten() -> Callable[[], None]:
     terminal = os.dup(2)
     os.dup2(write, 2)
     os.close(write)
-    ended = threading.Event()
+    done = threading.Event()
 
     def pump() -> None:
         lines = Filter(lambda line: _write(terminal, line))
-        rest = b""
-        while True:
-            chunk = os.read(read, 65536)
-            *whole, rest = (rest + chunk).split(b"\n")
-            marked = END in whole  # children may hold the pipe open: its end never comes
+        rest, ended_here = b"", False
+        while not ended_here and (chunk := os.read(read, 65536)):
+            # Children may hold the pipe open, and then its own end never comes.
+            rest, mark, _ = (rest + chunk).partition(END)
+            ended_here = bool(mark)
+            *whole, rest = rest.split(b"\n")
             for line in whole:
-                if line != END:
-                    lines.feed(line.decode(errors="replace") + "\n")
-            if marked or not chunk:
-                break
-        lines.close()
+                lines.feed(line.decode(errors="replace") + "\n")
         if rest:
-            _write(terminal, rest.decode(errors="replace"))
-        ended.set()
+            lines.feed(rest.decode(errors="replace"))
+        lines.close()
+        done.set()
 
     threading.Thread(target=pump, name="stderr", daemon=True).start()
 
     def end() -> None:
-        os.write(2, b"\n" * 0 + END + b"\n")
-        ended.wait(2)
+        os.write(2, END)
+        done.wait(2)
         os.dup2(terminal, 2)
 
     return end
-
-
-END = b"\x00end of this process's standard error\x00"
 
 
 def _write(descriptor: int, text: str) -> None:

@@ -1,8 +1,9 @@
 """Addresses of MLflow's pages that open as people need them: the training view, with scores, best first.
 
-MLflow 3.17 opens a new experiment in its GenAI mode, where no run is to be seen; a tag of the experiment says what it
-is for. What a table shows (columns, order, filter) is a state that its *Share* button keeps in a tag of the experiment,
-under a key which an address names; a job writes such states too.
+MLflow 3.17 opens in its GenAI mode, where no run is to be seen; every address that a job prints names the mode for
+model training, and a tag of the experiment says what it is for. What a table shows (columns, order, filter) is a state
+that its *Share* button keeps in a tag of the experiment, under a key which an address names; a job writes such states
+too.
 """
 
 import json
@@ -13,6 +14,7 @@ from urllib.parse import quote
 from mlflow.tracking import MlflowClient
 
 KIND = ("mlflow.experimentKind", "custom_model_development")  # against "genai_development"
+MODE = "workflowType=machine_learning"  # of an address; a browser's own is GenAI until somebody switches
 SHARED = "mlflow.sharedViewState."
 SCORE = "best/score"
 RUNS = "runs"  # the key of the view of all runs of an experiment
@@ -36,7 +38,7 @@ def view(columns: Sequence[str], metrics: Sequence[str] = (SCORE, "best/test_sco
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
-        "selectedColumns": [*(f"metrics.`{name}`" for name in metrics), *columns, "attributes.`Description`"],
+        "selectedColumns": [*(f"metrics.`{name}`" for name in metrics), *columns],
         "viewMaximized": True,
     }
     return json.dumps(state)
@@ -44,13 +46,18 @@ def view(columns: Sequence[str], metrics: Sequence[str] = (SCORE, "best/test_sco
 
 def runs_page(uri: str, experiment_id: str, key: str = RUNS) -> str:
     """Where MLflow shows the runs of an experiment, in the view of that key."""
-    return page(uri, f"/#/experiments/{experiment_id}/runs?viewStateShareKey={key}")
+    return page(uri, runs_path(experiment_id, key))
+
+
+def runs_path(experiment_id: str, key: str = RUNS) -> str:
+    """The path of that page, in the mode for model training."""
+    return f"/#/experiments/{experiment_id}/runs?{MODE}&viewStateShareKey={key}"
 
 
 def comparison_path(run_ids: Sequence[str], experiment_id: str) -> str:
     """The path of MLflow's comparison of some runs."""
     runs, experiments = quote(json.dumps(list(run_ids))), quote(json.dumps([experiment_id]))
-    return f"/#/compare-runs?runs={runs}&experiments={experiments}"
+    return f"/#/compare-runs?runs={runs}&experiments={experiments}&{MODE}"
 
 
 def page(uri: str, path: str) -> str:

@@ -26,12 +26,12 @@ STATISTICS_CLIPS = 256  # clips from which the stems learn the mean and spread o
 class Recipe(CLCRConfig):
     """What is learned and how: the options that train and sweep share, those of the network among them."""
 
-    architecture: Annotated[str, tyro.conf.arg(name="model")] = "clcr"
-    """clcr, mm_orient, concat, late, film, misa, ogm_ge, mult, or one modality's name (video): that one alone"""
+    architecture: Annotated[str, tyro.conf.arg(name="architecture", aliases=("--model",))] = "clcr"
+    """the model: clcr, mm_orient, concat, late, film, misa, ogm_ge, mult, or a modality's name: that alone"""
     tasks: tuple[str, ...] = ()
     """tasks to learn together; none named = all that the store declares"""
     seed: int = 0
-    """of the initial weights, the order of the clips and dropout"""
+    """random seed for the initial weights, the order of the clips and dropout"""
     optim: Annotated[OptimConfig, tyro.conf.arg(name="")] = field(default_factory=OptimConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
 
@@ -107,10 +107,10 @@ def modalities_of(architecture: str, store: Store) -> tuple[str, ...]:
     if architecture in store.spec.features:
         return (architecture,)
     if architecture not in MODELS:
-        raise JobError(f"--model {architecture}: known for this store are {', '.join(model_names(store))}")
+        raise JobError(f"--architecture {architecture}: known for this store are {', '.join(model_names(store))}")
     return ()
 
 
 def model_names(store: Store) -> list[str]:
-    """What `--model` takes for a store: every model, and each modality alone."""
+    """What `--architecture` takes for a store: every model, and each modality alone."""
     return [*MODELS, *store.spec.features]

@@ -1,8 +1,10 @@
 """The predict job: every clip of a store is answered once, as the model answers it alone; what is there stays."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +21,18 @@ from features.corpus.events import bin_events
 from features.store import Store
 from pipelines.common.cli import JobError
 from pipelines.extract import ExtractConfig, extract
-from pipelines.predict import PredictConfig, clips_by_shard, predict, predict_shard, to_events, write_part
+from pipelines.predict import (
+    PredictConfig,
+    answers,
+    clips_by_shard,
+    distinct_names,
+    predict,
+    predict_shard,
+    require_distinct_columns,
+    to_events,
+    to_table,
+    write_part,
+)
 from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 from pipelines.training.trained import open_model
 
@@ -164,6 +177,51 @@ def test_a_store_of_other_features_a_folder_without_a_model_and_an_unknown_split
     with pytest.raises(JobError, match="--split dev: choose one of train, val, test"):
         PredictConfig("m", "s", "o", "dev")
     assert not (tmp_path / "out").exists()
+
+
+def test_tasks_that_would_write_one_column_are_refused(store, tmp_path):
+    tasks = {name: clcr.TaskSpec(name, kind, classes) for name, kind, classes in (
+        ("mood", "classification", ("a", "b")), ("mood_probability", "regression", ()))}  # fmt: skip
+    with pytest.raises(JobError, match="task mood_probability: its column mood_probability is one of task mood too"):
+        require_distinct_columns(tasks)
+    with pytest.raises(JobError, match="task split: its column split is one of every row too"):
+        require_distinct_columns({"split": clcr.TaskSpec("split", "regression")})
+    require_distinct_columns({"mood": tasks["mood"], "mood_probable": clcr.TaskSpec("mood_probable", "regression")})
+
+
+def test_classes_that_differ_in_case_are_read_by_duckdb(tmp_path):
+    classes = ("A", "a", "a_2", "B")
+    assert distinct_names(classes) == ["A", "a_3", "a_2", "B"]
+    task = clcr.TaskSpec("mood", "classification", classes)
+    row = {"clip_id": "x", "split": "test", "fold": None, "duration": 1.0}
+    table = to_table({"mood": task}, [row], {"mood": torch.tensor([[0.0, 3.0, 0.0, 0.0]])})
+    pq.write_table(table, tmp_path / "part.parquet")
+    read = duckdb.sql(f"select mood, mood_probability, mood_probabilities from '{tmp_path}/*.parquet'").fetchall()
+    best, probability, each = read[0]
+    assert best == "a" and each["a_3"] == pytest.approx(probability) and each["A"] < probability
+
+
+def test_numbers_are_written_as_exactly_as_the_model_says_them():
+    stamp = torch.tensor([[1.7e9 + 1.25]], dtype=torch.float64)
+    written = answers(clcr.TaskSpec("when", "regression"), stamp, [1.0])
+    assert written["when"].to_pylist() == [1.7e9 + 1.25]
+
+
+def test_a_modality_that_a_whole_corpus_lacks_is_missing_in_every_clip(store, tmp_path):
+    make_model(tmp_path / "model", store, "clcr", word=False)
+    trained, path = open_model("--model", str(tmp_path)), tmp_path / "store"
+    lacking = write_store(path, make_clips(4, 3, 5))
+    spec = json.loads((path / "store.json").read_text())
+    del spec["features"]["audio"]
+    (path / "store.json").write_text(json.dumps(spec))
+    lacking = Store(str(path))
+    trained.require_features(lacking)
+    assert predict_shard(trained.model, lacking, "train-000000", 4).num_rows == 4
+    del spec["features"]["video"]
+    spec["features"]["text"] = {"shape": [4], "dtype": "float16", "rate": 0.0, "encoder": {"name": "words"}}
+    (path / "store.json").write_text(json.dumps(spec))
+    with pytest.raises(JobError, match="holds text, and the model reads video, audio"):
+        trained.require_features(Store(str(path)))
 
 
 def test_bins_become_the_events_that_give_the_same_bins():

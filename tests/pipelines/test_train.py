@@ -199,7 +199,7 @@ def test_a_worker_gets_no_more_cpus_than_a_node_has_and_what_has_no_room_is_refu
     ("options", "message"),
     [
         (["--tasks", "colour"], "--tasks colour"),
-        (["--model", "resnet"], "--model resnet"),
+        (["--model", "resnet"], "--architecture resnet"),
         (["--model.width", "7", "--model.heads", "2"], "heads"),
         (["--epochs", "0"], "--epochs 0"),
         (["--grad-clip", "-1"], "--grad-clip -1.0: must be 0 or more"),

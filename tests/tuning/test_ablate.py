@@ -31,7 +31,7 @@ def test_the_full_model_is_always_there_and_first():
     ("options", "message"),
     [
         ({"variants": ("no-brain",)}, "--variants no-brain: known are full, no-hierarchy"),
-        ({"recipe": Recipe(architecture="concat")}, "--model concat: only clcr has parts"),
+        ({"recipe": Recipe(architecture="concat")}, "--architecture concat: only clcr has parts"),
         ({"seeds": 0}, "--seeds 0"),
     ],
 )

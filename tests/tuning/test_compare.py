@@ -205,7 +205,7 @@ def test_every_fold_is_tested_once_by_models_of_its_own(tmp_path, shared_ray):
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     learned = {r.info.run_name: r.data.params["loader.fold"] for r in runs if r.data.tags.get("variant") == "concat"}
-    assert learned == {f"concat-seed{seed}-fold{fold}": str(fold) for seed in (1, 2) for fold in range(3)}
+    assert learned == {f"concat on store, seed {seed}, fold {fold}": str(fold) for seed in (1, 2) for fold in range(3)}
     accuracy = {}
     for fold in range(3):
         seeds = [json.loads((folder / f"fold{fold}/concat-seed{s}/metrics.json").read_text())["label"] for s in (1, 2)]

@@ -1,10 +1,12 @@
 """Ray starts on a slow machine too, and a cluster that is not there is named."""
 
+import json
+
 import pytest
 import ray
 
 from pipelines.common.cli import JobError
-from pipelines.common.cluster import start_ray
+from pipelines.common.cluster import forwarded_variables, start_ray
 
 
 def test_a_node_whose_agent_is_slow_to_start_is_started_again(monkeypatch):
@@ -14,7 +16,7 @@ def test_a_node_whose_agent_is_slow_to_start_is_started_again(monkeypatch):
     start_ray(num_cpus=1)
     assert not answers
     answers += [ConnectionError("no cluster there"), "not asked"]
-    with pytest.raises(ConnectionError):
+    with pytest.raises(JobError, match="cannot be joined: no cluster there"):
         start_ray(address="auto")
     assert answers == ["not asked"]
 
@@ -23,7 +25,9 @@ def test_a_node_whose_agent_is_slow_to_start_is_started_again(monkeypatch):
     ("address", "culprit"),
     [
         ("127.0.0.1:1", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:1 .*unset RAY_ADDRESS"),
-        ("head:port", "no Ray cluster answers at RAY_ADDRESS=head:port"),
+        ("head:port", "RAY_ADDRESS=head:port: give the head's host:port, such as head:6379"),
+        ("head", "RAY_ADDRESS=head: give the head's host:port, such as head:6379"),
+        ("ray://head:10001", "jobs do not run through Ray Client; give the head's host:port"),
         ("http://127.0.0.1:8265", "RAY_ADDRESS=http://127.0.0.1:8265 takes `ray job submit`s"),
     ],
 )
@@ -31,6 +35,20 @@ def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch, address, culp
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(JobError, match=culprit):
         start_ray()
+
+
+def test_workers_of_a_joined_cluster_get_what_lets_them_in(monkeypatch):
+    given = {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_S3_ENDPOINT_URL": "http://s3", "AWS_SECRET_ACCESS_KEY": "x"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("UNRELATED", "1")
+    found = forwarded_variables("head:6379")
+    assert found.items() >= (given | {"RAY_ADDRESS": "head:6379"}).items() and "UNRELATED" not in found
+    came = {"runtime_env": {"env_vars": {"AWS_SECRET_ACCESS_KEY": "x"}}}  # with the job: Ray refuses it twice
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(came))
+    assert "AWS_SECRET_ACCESS_KEY" not in forwarded_variables("auto") and "RAY_ADDRESS" not in forwarded_variables(
+        "auto"
+    )
 
 
 def raise_or_return(answer):

@@ -1,0 +1,139 @@
+"""A run's folder: one job at a time, results saved before they are tracked, old runs resumed as they were begun."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from learners import recipe
+from mlflow.exceptions import RestException
+from mlflow.tracking import MlflowClient
+
+import clcr
+from clcr.versions import VERSION, VERSION_1_NAMES
+from pipelines.common.cli import flatten, parse, to_yaml
+from pipelines.common.errors import JobError
+from pipelines.tracking.run import start_run
+from pipelines.train import TrainConfig, show_finished
+from pipelines.training.learner import Learner, Recipe
+from pipelines.training.run_folder import as_begun, claim, finish, open_run, sole_owner, title, track_result
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def trained(store):
+    learner = Learner(store.uri, recipe(epochs=1))
+    for _ in learner.fit():
+        pass
+    return learner
+
+
+def test_a_folder_has_one_job_and_a_dead_ones_claim_is_taken_over(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    code = (
+        "import sys, time\n"
+        "from pipelines.training.run_folder import sole_owner\n"
+        f"with sole_owner({str(out)!r}):\n"
+        "    print('mine', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}})}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(JobError) as refused, sole_owner(str(out)):
+            pass
+        said = str(refused.value)
+        assert f"--out {out} is being written by job raysubmit_1, process {other.pid} on " in said
+        assert "ray job logs -f raysubmit_1" in said and "ray job stop raysubmit_1" in said
+    finally:
+        other.kill()
+        other.wait()
+    with sole_owner(str(out)):
+        assert json.loads((out / "_owner.json").read_text())["pid"] != other.pid
+    assert not (out / "_owner.json").exists()
+
+
+class Refusing:
+    """A tracking server that takes nothing any more."""
+
+    def __init__(self, client):
+        self.client = client
+
+    def __getattr__(self, name):
+        if name.startswith("log_"):
+            raise RestException({"error_code": "PERMISSION_DENIED", "message": "read only"})
+        return getattr(self.client, name)
+
+
+def test_what_mlflow_refuses_is_saved_first_and_sent_by_the_next_start(trained, store, tmp_path):
+    out, uri = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
+    run = start_run(uri, "x", "run", {}, {})
+    honest = run.client
+    run._client = Refusing(honest)
+    config = TrainConfig(store.uri, str(out), recipe=trained.recipe)
+    claim(config)
+    with pytest.raises(JobError, match=rf"are saved in {out}, but MLflow has not taken them \(.*read only"):
+        finish(trained, str(out), run, *trained.test())
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert clcr.load(out / "model") and (out / "confusion" / "label.png").stat().st_size > 1000
+    assert not (out / "tracked.json").exists() and not honest.get_run(run.run_id).data.metrics
+    show_finished(config, {"run_id": run.run_id, "tracking_uri": uri}, metrics)
+    found = MlflowClient(uri).get_run(run.run_id)
+    assert found.info.status == "FINISHED" and found.data.metrics["test/label/accuracy"] == metrics["label"]["accuracy"]
+    assert found.data.metrics["best/test_score"] == found.data.metrics["test/score"]
+    sent = {f.path for folder in ("model", "confusion") for f in honest.list_artifacts(run.run_id, folder)}
+    assert {"model/weights.safetensors", "confusion/label.png"} <= sent
+    (out / "model" / "weights.safetensors").unlink()
+    track_result(str(out), run, metrics, 1)  # all was sent: nothing is read again
+
+
+def test_a_deleted_run_is_followed_by_a_new_one_that_is_said(store, tmp_path, capsys):
+    config = TrainConfig(store.uri, str(tmp_path / "run"), recipe=recipe())
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    first = open_run(config, claim(config), uri, title(store.uri, config.recipe), {"seed": "0"}, "in words")
+    tags = first.client.get_run(first.run_id)
+    assert tags.info.run_name == "clcr on store, seed 0"
+    assert tags.data.tags["store"] == "store" and tags.data.tags["mlflow.note.content"] == "in words"
+    same = open_run(config, claim(config), uri, "x", {})
+    assert same.run_id == first.run_id and not capsys.readouterr().out
+    first.client.delete_run(first.run_id)
+    second = open_run(config, claim(config), uri, "x", {})
+    assert second.run_id != first.run_id
+    assert "was deleted: this start has a new run" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run/run.json").read_text())["run_id"] == second.run_id
+
+
+def test_a_run_that_version_1_began_is_resumed_with_its_meaning(store, tmp_path, capsys):
+    config = TrainConfig(store.uri, str(tmp_path / "run"), recipe=recipe())
+    options = yaml.safe_load(to_yaml(config))
+    assert options.pop("version") == VERSION and options.keys() >= VERSION_1_NAMES
+    for name in ("loss.standardise", "score"):
+        del options[name]  # version 1 had neither
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(options))
+    with pytest.raises(JobError, match=r"holds another run .*standardise False not True, score skill not bounded"):
+        claim(config)
+    begun = as_begun(config)
+    assert begun.recipe.optim.score == "skill" and not begun.recipe.loss.standardise
+    assert "resumed with loss.standardise False, score skill" in capsys.readouterr().out
+    claim(begun)
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["version"] == VERSION
+    assert as_begun(begun) == begun
+    assert as_begun(replace(config, out=str(tmp_path / "new"))).recipe.loss.standardise
+
+
+def test_a_file_by_hand_means_todays_defaults_and_a_jobs_those_of_its_version(tmp_path):
+    (tmp_path / "mine.yaml").write_text("lr: 0.01\nmodel.width: 16\n")
+    (tmp_path / "later.yaml").write_text(f"version: {VERSION + 1}\nlr: 0.01\n")
+    assert parse(Recipe, ["--config", str(tmp_path / "mine.yaml")]).loss.standardise
+    with pytest.raises(JobError, match=f"written by a later version .{VERSION + 1}"):
+        parse(Recipe, ["--config", str(tmp_path / "later.yaml")])
+    (tmp_path / "job.yaml").write_text(to_yaml(recipe()))
+    assert flatten(parse(Recipe, ["--config", str(tmp_path / "job.yaml")])) == flatten(recipe())
