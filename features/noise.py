@@ -25,10 +25,10 @@ import pyarrow as pa
 import torch
 import tyro
 from pyarrow import parquet
-from torchaudio.functional import add_noise, resample
+from torchaudio.functional import add_noise
 
 from features.corpus.manifest import Clip, Corpus, read_corpus
-from features.decode.audio import Sound, decode_sound
+from features.decode.audio import Sound, decode_sound, resample
 from features.errors import CorpusError, FeaturesError, MediaError
 from features.files import resolve
 from features.progress import counted

@@ -1,7 +1,6 @@
-"""A media file handed to a decoder: where it lies, how FFmpeg opens it, its clock, and how long it says it is."""
+"""A media file handed to a decoder: where it lies, how FFmpeg opens it, its clock and its packets."""
 
 import io
-import re
 from collections.abc import Iterator
 
 import av
@@ -20,7 +19,6 @@ av.logging.set_level(av.logging.PANIC)  # what matters arrives as an exception; 
 
 Source = str | io.BytesIO
 
-GUESSED = ("aac", "ac3", "eac3", "amr", "h264", "hevc", "mp3")  # bare streams: FFmpeg guesses a duration from the size
 SLACK = 0.5  # s by which the streams of a whole file may end before the duration that the file states
 PADDING = 0.1  # s by which one stream may: codecs pad, and not every last packet states how long it lasts
 
@@ -88,25 +86,6 @@ def packets(container: av.container.InputContainer, stream: Stream) -> Iterator[
         last = av.Packet()  # empty: the decoder gives what it still holds
         last.stream = stream
         yield last
-
-
-def declared_end(source: Source, uri: str, container: av.container.InputContainer, stream: Stream) -> float | None:
-    """When the stream ends by the file's own word (s on the file's clock); None where the file has none on that."""
-    zero, start = clock_zero(container), stream.start_time or 0
-    if container.format.name in GUESSED and not start:  # an mp3 that begins after 0 has a header that counts it
-        return None
-    if stream.duration:
-        return float((start + stream.duration) * stream.time_base) - zero
-    if clock := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska
-        hours, minutes, seconds = map(float, clock.groups())
-        return (hours * 60 + minutes) * 60 + seconds - zero
-    if not container.duration:
-        return None
-    end = container.duration / av.time_base  # of the longest stream: says nothing on the others, if that is whole
-    with open_container(source, uri) as again:
-        ends = ((packet_time(p) or 0.0) + float((p.duration or 0) * p.time_base) for p in again.demux() if p.size)
-        held = max(ends, default=0.0) - zero
-    return end if held < end - SLACK else None
 
 
 def held_share(
