@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import unicodedata
 import uuid
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -72,6 +73,24 @@ def resolve(uri: str, folder: str) -> str:
     address, mark, options = folder.partition("?")
     file, place = split_place(uri)
     return f"{address.rstrip('/')}/{quote(file)}{mark}{options}{place}"
+
+
+def path_of(uri: str) -> str:
+    """A URI without its options; a local path as it is, for in its name a question mark is a character like any."""
+    return uri.partition("?")[0] if "://" in uri else uri
+
+
+def find_file(fs: FileSystem, path: str) -> pafs.FileInfo:
+    """A file's info; where there is none of that name, of the same name in the other Unicode form.
+
+    macOS and some archives write an accented letter as two characters (NFD), and manifests mostly as one (NFC).
+    """
+    info = fs.get_file_info(path)
+    for form in ("NFC", "NFD"):
+        other = unicodedata.normalize(form, path)
+        if info.type == pafs.FileType.NotFound and other != path:
+            info = fs.get_file_info(other)
+    return info
 
 
 def split_place(uri: str) -> tuple[str, str]:

@@ -25,13 +25,13 @@ from features.decode import text, vectors
 from features.decode.specs import AudioSpec, EncoderSpec, ImageSpec, TextSpec, VectorSpec, VideoSpec
 from features.errors import FeaturesError, one_line
 from features.extractor import Extraction, extract_shard
-from features.files import open_fs, split_place
+from features.files import find_file, open_fs, split_place
 from features.store import Store, StoreSpec
 from features.store.inspect import make_console
 from features.store.lock import StoreLock
 from features.store.plan import write_plan
 from features.store.quality import QualitySpec
-from features.store.shards import create_store, failed_shards, find_store, sweep_litter
+from features.store.shards import create_store, failed_shards, find_store, require_same_decoding, sweep_litter
 from infra.doctor import ray_access, require, storage
 from pipelines.common.cli import OPTIONAL_LIST, JobError, Progress, main, require_at_least, resolve_uri
 from pipelines.common.cluster import start_ray
@@ -96,8 +96,17 @@ def extract(config: ExtractConfig) -> None:
     report = validate(corpus, tasks, config.unlabelled)
     encoder = plan_encoders(config, corpus, report.sources)
     require_time(corpus, encoder, report.tasks)
-    spec = StoreSpec(encoder.features(), report.tasks, report.splits, config.shard_rows, report.digest)
+    spec = StoreSpec(
+        encoder.features(),
+        report.tasks,
+        report.splits,
+        config.shard_rows,
+        report.digest,
+        decoding=encoder.decoding(),
+    )
     print(f"corpus {corpus_uri}: {spec.rows} clips ({', '.join(f'{n} {s}' for s, n in spec.splits.items())})")
+    for note in (*corpus.notes, *report.notes):
+        print(f"note: {note}")
     print("tasks: " + (", ".join(f"{t.name} ({len(t.classes) or t.kind})" for t in spec.tasks) or "none"), flush=True)
     existing = find_store(store_uri, spec)
     require_media(corpus)
@@ -114,6 +123,8 @@ def extract(config: ExtractConfig) -> None:
         pending = [name for name in spec.shards() if name not in committed]
         if config.retry_failed is not None:
             pending += shards_to_retry(store, config.retry_failed, pending)
+        if pending:
+            require_same_decoding(store, spec)
         run(config, corpus, store, encoder, pending, lock)
         sweep_litter(store)  # of workers that died
     summarize(store, config.max_failed)
@@ -176,7 +187,7 @@ def require_media(corpus: Corpus) -> None:
     for uri in uris:
         try:
             fs, path = open_fs(split_place(uri)[0])
-            if fs.get_file_info(path).type == FileType.File:
+            if find_file(fs, path).type == FileType.File:
                 return
         except (FeaturesError, OSError) as error:  # a name that cannot be, storage that lets nobody in
             if s3.is_transient(error.__cause__ or error):  # away: the next name would wait for it as long

@@ -3,11 +3,12 @@
 Keys are compared by 8-byte hashes, so that a million clips take tens of megabytes; a hit is looked up again by name.
 """
 
-import difflib
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,12 @@ import pyarrow.compute as pc
 from features.corpus.events import BACKGROUND, EVENTS, find_fault
 from features.corpus.manifest import SPLITS, Corpus
 from features.corpus.tasks import EVENT_RATE, NUMBERS, SENTIMENT, Declared, Task, parse_tasks, shortened
-from features.errors import CorpusError
+from features.errors import CorpusError, did_you_mean
 
+NUMBER = r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"
+FRACTION = r"^[-+]?\d*\.\d*([eE][-+]?\d+)?$"
+FEW = 50  # different whole numbers beside text may be classes; more are taken for a measure
+MOSTLY = 0.8  # share of a column's values that are numbers, from which on the others look like mistakes
 MAX_CLASSES = 10_000  # beyond this a column is an identifier or a text
 
 
@@ -25,7 +30,8 @@ MAX_CLASSES = 10_000  # beyond this a column is an identifier or a text
 class Summary:
     """What a valid corpus holds. digest: sha256 of all rows in order, the same for csv and parquet of the same rows.
 
-    sources: rows that name a medium or vectors, by column; columns that are empty throughout are left out.
+    sources: rows that name a medium or vectors, by column; columns that are empty throughout are left out. notes: what
+    looks unintended and spoils no run, each in a few words.
     """
 
     rows: int
@@ -33,6 +39,7 @@ class Summary:
     tasks: tuple[Task, ...]
     digest: str
     sources: dict[str, int]
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 def validate(corpus: Corpus, wanted: str | Sequence[Declared] | None = None, unlabelled: bool = False) -> Summary:
@@ -46,52 +53,83 @@ def validate(corpus: Corpus, wanted: str | Sequence[Declared] | None = None, unl
     corpus = corpus.declare(wanted)
     _check_columns(corpus)
     tasks = [] if unlabelled else _typed_tasks(corpus, wanted)
-    values: dict[str, set] = {task.name: set() for task in tasks}
-    splits, rows = dict.fromkeys(SPLITS, 0), 0
-    ids, digest = [], _Digest(corpus.schema)
-    groups: dict[str, list] = {column: [] for column in ("split", "fold") if column in corpus.schema.names}
-    sources = dict.fromkeys(_media_columns(corpus.schema), 0)
+    named = {task.name for task in wanted or () if task.kind is not None}
+    checks = [_LabelCheck(corpus, task, task.name in named) for task in tasks]
+    rows = _RowCheck(corpus)
     for batch in corpus.batches():
-        _check_rows(corpus, batch, rows)
-        for task in tasks:
-            _check_label(corpus, task, batch, rows)
-        rows += batch.num_rows
+        for check in checks:  # after what concerns the row as a whole
+            check.fault = check.find_fault(batch)
+        rows.add(batch)
+        for check in checks:
+            check.add(batch)
+    rows.finish(unlabelled)
+    found = tuple(check.task() for check in checks)
+    notes = tuple(note for check in checks for note in check.notes())
+    sources = {name: count for name, count in rows.sources.items() if count}
+    return Summary(rows.count, rows.splits, found, rows.digest.hexdigest(), sources, notes)
+
+
+class _RowCheck:
+    """Looks at what rows have whatever is to be learned: ids, splits, groups, media; counts them as it goes."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus, self.count = corpus, 0
+        self.splits = dict.fromkeys(SPLITS, 0)
+        self.ids: list[np.ndarray] = []
+        self.digest = _Digest(corpus.schema)
+        self.groups: dict[str, list] = {name: [] for name in ("split", "fold") if name in corpus.schema.names}
+        self.sources = dict.fromkeys(_media_columns(corpus.schema), 0)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take the next rows. Raises CorpusError for the first one that is wrong by itself."""
+        _check_rows(self.corpus, batch, self.count)
+        self.count += batch.num_rows
         for pair in batch.column("split").value_counts().to_pylist():
-            splits[pair["values"]] += pair["counts"]
-        ids.append(_hashes(batch.column("clip_id")))
+            self.splits[pair["values"]] += pair["counts"]
+        self.ids.append(_hashes(batch.column("clip_id")))
         if "group" in batch.schema.names:
-            for column, pairs in groups.items():
+            for column, pairs in self.groups.items():
                 pairs.append(_group_pairs(batch, column))
-        for name in sources:
-            sources[name] += pc.sum(pc.greater(pc.binary_length(batch.column(name)), 0)).as_py() or 0
-        for task in tasks:
-            _collect(values[task.name], task, batch.column(task.name))
-        digest.update(batch)
-    if not rows:
-        raise CorpusError(f"corpus {corpus.uri} has no rows")
-    _check_duplicates(corpus, ids)
-    for column, pairs in groups.items():
-        _check_groups(corpus, column, pairs)
-    empty = [split for split, count in splits.items() if not count]
-    if empty and not unlabelled:
-        counts = ", ".join(f"{split} {count}" for split, count in splits.items())
-        raise CorpusError(
-            f"corpus {corpus.uri} has no {' and no '.join(empty)} clips ({counts}); each needs one or more"
-        )
-    tasks = tuple(_task(corpus, task, values[task.name]) for task in tasks)
-    return Summary(rows, splits, tasks, digest.hexdigest(), {name: n for name, n in sources.items() if n})
+        for name in self.sources:
+            self.sources[name] += pc.sum(pc.greater(pc.binary_length(batch.column(name)), 0)).as_py() or 0
+        self.digest.update(batch)
+
+    def finish(self, unlabelled: bool) -> None:
+        """Raise CorpusError for what only all rows together get wrong."""
+        if not self.count:
+            raise CorpusError(f"corpus {self.corpus.uri} has no rows")
+        _check_duplicates(self.corpus, self.ids)
+        for column, pairs in self.groups.items():
+            _check_groups(self.corpus, column, pairs)
+        empty = [split for split, count in self.splits.items() if not count]
+        if empty and not unlabelled:
+            counts = ", ".join(f"{split} {count}" for split, count in self.splits.items())
+            raise CorpusError(
+                f"corpus {self.corpus.uri} has no {' and no '.join(empty)} clips ({counts}); each needs one or more"
+            )
 
 
 def _check_columns(corpus: Corpus) -> None:
     names = corpus.schema.names
     for name in ("clip_id", "split"):
         if name not in names:
-            close = _did_you_mean(name, names)
+            close = did_you_mean(name, names)
             raise CorpusError(f"corpus {corpus.uri} has no column {name!r}{close}; it has {shortened(names)}")
     if not _media_columns(corpus.schema):
         raise CorpusError(
             f"corpus {corpus.uri} has no media column (video, audio, image, text); it has {shortened(names)}"
         )
+
+
+def _first_text(corpus: Corpus, name: str) -> str:
+    """The first value of a column that is no number, for a message."""
+    before = 0
+    for batch in corpus.batches():
+        row = _first(pc.invert(pc.fill_null(pc.match_substring_regex(batch.column(name), NUMBER), True)))
+        if row is not None:
+            return f" ({batch.column(name)[row].as_py()!r} in row {before + row + 1} is no number)"
+        before += batch.num_rows
+    return ""
 
 
 def _media_columns(schema: pa.Schema) -> list[str]:
@@ -109,12 +147,12 @@ def _typed_tasks(corpus: Corpus, wanted: Sequence[Declared] | None) -> list[Decl
     for task in wanted or [Declared(name) for name in corpus.labels]:
         name = task.name
         if name not in corpus.labels:
-            close = _did_you_mean(name, corpus.labels)
+            close = did_you_mean(name, corpus.labels)
             raise CorpusError(f"no label column {name!r} in {corpus.uri}{close}; it has {shortened(corpus.labels)}")
         column = corpus.schema.field(name).type
         if task.kind is None:
             task = Declared(name, _natural_kind(column), EVENT_RATE if column == EVENTS else 0.0)
-        _check_kind(task, column)
+        _check_kind(corpus, task, column)
         tasks.append(task)
     return tasks
 
@@ -125,7 +163,7 @@ def _natural_kind(column: pa.DataType) -> str:
     return "regression" if column == pa.float64() else "classification"
 
 
-def _check_kind(task: Declared, column: pa.DataType) -> None:
+def _check_kind(corpus: Corpus, task: Declared, column: pa.DataType) -> None:
     name, kind = task.name, task.kind
     if pa.types.is_nested(column) and column != EVENTS:
         raise CorpusError(f"task {name!r} is a column of {column}, which no task kind learns; name other tasks")
@@ -133,62 +171,121 @@ def _check_kind(task: Declared, column: pa.DataType) -> None:
         holds = "events" if column == EVENTS else f"{column}, and no start, end and label"
         raise CorpusError(f"task {name!r} cannot be of kind {kind}: its column holds {holds}")
     if kind in NUMBERS and column == pa.string():
-        raise CorpusError(f"task {name!r} cannot be a {kind}: its column is text; name it {name}:classification")
+        text = _first_text(corpus, name)
+        raise CorpusError(f"task {name!r} cannot be a {kind}: its column is text{text}; name it {name}:classification")
     if kind == "classification" and column == pa.float64():
         raise CorpusError(
             f"task {name!r} cannot be a classification: its column holds fractions; store whole numbers or text"
         )
 
 
-def _did_you_mean(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+class _LabelCheck:
+    """Looks at one task's values: what its kind asks of them, its classes, and what looks unintended.
 
+    named: the run says of which kind the task is.
+    """
 
-def _collect(values: set, task: Declared, column: pa.Array) -> None:
-    """Gather a task's classes; of numbers one value is enough to know that there are any."""
-    if task.kind in NUMBERS:
-        values.update(column.drop_null()[:1].to_pylist() if not values else ())
-        return
-    if task.kind == "events":
-        column = pc.struct_field(pc.list_flatten(column), "label")
-    values.update(pc.unique(column.drop_null()).to_pylist())
-    if len(values) > MAX_CLASSES:
-        raise CorpusError(
-            f"task {task.name!r} has more than {MAX_CLASSES} classes; if it is no label, name the tasks to learn"
-        )
+    def __init__(self, corpus: Corpus, task: Declared, named: bool) -> None:
+        self.corpus, self.declared, self.named = corpus, task, named
+        self.rows, self.missing, self.numbers = 0, 0, 0
+        self.whole, self.fractions = True, False
+        self.counts: Counter = Counter()
+        self.spoiling: tuple[int, str] | None = None  # the first value among numbers that is none, and its row
+        self.fault: tuple[int, str] | None = None
 
-
-def _task(corpus: Corpus, task: Declared, values: set) -> Task:
-    if not values:
-        what = "event" if task.kind == "events" else "value"
-        raise CorpusError(
-            f"task {task.name!r} has no {what} in any row of {corpus.uri}; fill the column or leave the task out"
-        )
-    if task.kind == "events":
-        classes = (BACKGROUND, *sorted(values - {BACKGROUND}))
-    else:
-        classes = () if task.kind in NUMBERS else tuple(str(v) for v in sorted(values))
-    return Task(task.name, task.kind, classes, task.rate)
-
-
-def _check_label(corpus: Corpus, task: Declared, batch: pa.RecordBatch, before: int) -> None:
-    """What a task's kind asks of its values."""
-    column, fault = batch.column(task.name), None
-    if task.kind == "events":
-        fault = find_fault(column, _seconds(batch))
-    elif task.kind in NUMBERS:
-        row = _first(pc.fill_null(pc.is_inf(column), False))
-        if row is not None:
-            fault = row, f"{column[row].as_py():g} cannot be learned; leave the field empty where there is no number"
-        elif task.kind == "sentiment":
+    def find_fault(self, batch: pa.RecordBatch) -> tuple[int, str] | None:
+        """The first value that cannot be, as its row in the batch and a few words."""
+        column = batch.column(self.declared.name)
+        if self.declared.kind == "events":
+            return find_fault(column, _seconds(batch))
+        if self.declared.kind not in NUMBERS:
+            return None
+        if (row := _first(pc.fill_null(pc.is_inf(column), False))) is not None:
+            return row, f"{column[row].as_py():g} cannot be learned; leave the field empty where there is no number"
+        if self.declared.kind == "sentiment":
             row = _first(pc.fill_null(pc.greater(pc.abs(column), SENTIMENT), False))
             if row is not None:
                 value = f"{column[row].as_py():g}"
-                fault = row, f"{value} lies beyond the scale of -3 to 3; rescale it or call it a regression"
-    if fault is not None:
-        row, what = fault
-        raise CorpusError(f"corpus {corpus.uri}: row {before + row + 1}, column {task.name!r}: {what}")
+                return row, f"{value} lies beyond the scale of -3 to 3; rescale it or call it a regression"
+        return None
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take the next rows. Raises CorpusError for a value that cannot be, or for too many classes."""
+        name, column = self.declared.name, batch.column(self.declared.name)
+        if self.fault is not None:
+            row, what = self.fault
+            raise CorpusError(f"corpus {self.corpus.uri}: row {self.rows + row + 1}, column {name!r}: {what}")
+        self.missing += column.null_count
+        if self.declared.kind in NUMBERS:
+            self.counts.update(column.drop_null()[:1].to_pylist())  # one is enough to know that there are any
+            if pa.types.is_floating(column.type):
+                self.whole = self.whole and pc.all(pc.equal(column, pc.round(column))).as_py() is not False
+        else:
+            if column.type == pa.string() and not self.named:
+                self._look_for_numbers(column)
+            if self.declared.kind == "events":
+                column = pc.struct_field(pc.list_flatten(column), "label")
+            for pair in column.drop_null().value_counts().to_pylist():
+                self.counts[pair["values"]] += pair["counts"]
+        self.rows += batch.num_rows
+        if len(self.counts) > MAX_CLASSES:
+            self._check_spoilt()
+            raise CorpusError(
+                f"task {name!r} has more than {MAX_CLASSES} classes; if it is no label, name the tasks to learn"
+            )
+
+    def _look_for_numbers(self, column: pa.Array) -> None:
+        numbers = pc.fill_null(pc.match_substring_regex(column, NUMBER), True)
+        self.numbers += (pc.sum(numbers).as_py() or 0) - column.null_count
+        self.fractions = self.fractions or bool(pc.any(pc.match_substring_regex(column, FRACTION)).as_py())
+        row = _first(pc.invert(numbers))
+        if row is not None and self.spoiling is None:
+            self.spoiling = self.rows + row + 1, column[row].as_py()
+
+    def _check_spoilt(self) -> None:
+        """Raise CorpusError for a column of numbers in which some values are none; classes are rarely such numbers."""
+        if self.spoiling is None:
+            return
+        (row, value), name = self.spoiling, self.declared.name
+        commas = re.fullmatch(r"[-+]?\d+,\d+", value) is not None
+        measured = self.fractions or len(self.counts) > FEW  # and no codes of classes
+        if not commas and not (measured and self.numbers >= MOSTLY * (self.rows - self.missing)):
+            return
+        what = "has a decimal comma; write a point" if commas else "is no number; fix it, or leave it empty"
+        raise CorpusError(
+            f"corpus {self.corpus.uri}: row {row}, column {name!r}: {value!r} {what} (as classes: --tasks "
+            f"{name}:classification)"
+        )
+
+    def task(self) -> Task:
+        """The task with its classes. Raises CorpusError where it has no value, or numbers that are spoilt."""
+        task = self.declared
+        if not self.counts:
+            what = "event" if task.kind == "events" else "value"
+            raise CorpusError(
+                f"task {task.name!r} has no {what} in any row of {self.corpus.uri}; fill the column or leave the task "
+                "out"
+            )
+        self._check_spoilt()
+        if task.kind == "events":
+            classes = (BACKGROUND, *sorted(self.counts.keys() - {BACKGROUND}))
+        else:
+            classes = () if task.kind in NUMBERS else tuple(str(value) for value in sorted(self.counts))
+        return Task(task.name, task.kind, classes, task.rate)
+
+    def notes(self) -> Iterator[str]:
+        """What looks unintended."""
+        name = self.declared.name
+        if self.missing:
+            yield f"task {name!r}: {self.missing} of {self.rows} clips have no value"
+        if self.declared.kind == "classification":
+            single = [str(value) for value, count in self.counts.items() if count == 1]
+            if single:
+                names = shortened(single, 5)
+                yield f"task {name!r}: {len(single)} of {len(self.counts)} classes have one clip each ({names})"
+        is_float = self.corpus.schema.field(name).type == pa.float64()
+        if self.declared.kind == "regression" and not self.named and is_float and self.whole:
+            yield f"task {name!r} is a regression of whole numbers; as classes: --tasks {name}:classification"
 
 
 def _seconds(batch: pa.RecordBatch) -> np.ndarray:

@@ -179,16 +179,34 @@ class _Mixer:
 
     def mix(self, frame: av.AudioFrame) -> np.ndarray:
         """(N,) float32: the frame, less the few samples that a resampler holds back for the next one."""
-        given, parts = (frame.format.name, frame.layout.name, frame.sample_rate), []
+        frame, parts = _equally_mixed(frame) if _is_unstated(frame.layout) else frame, []
+        given = frame.format.name, frame.layout.name, frame.sample_rate
         if given != self.given:
             parts = self.resampler.resample(None) if self.given else []
             self.given = given
             # Without the limit FFmpeg mixes floats beyond full scale: equal channels come out 1.4 times as loud.
-            layout = frame.layout if frame.layout.name.endswith(" channels") else "mono"
-            self.resampler = av.AudioResampler("fltp", layout, self.rate, options={"rematrix_maxval": "1.0"})
+            self.resampler = av.AudioResampler("fltp", "mono", self.rate, options={"rematrix_maxval": "1.0"})
         parts += self.resampler.resample(frame)
-        parts = [part.to_ndarray().mean(axis=0) for part in parts if part is not None]  # None: nothing was held back
+        parts = [part.to_ndarray()[0] for part in parts if part is not None]  # None: nothing was held back
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def _is_unstated(layout: av.AudioLayout) -> bool:
+    return layout.name.endswith(" channels")
+
+
+def _equally_mixed(frame: av.AudioFrame) -> av.AudioFrame:
+    """The mean of a frame's channels, as a frame of its own."""
+    samples = frame.to_ndarray()
+    if samples.dtype.kind != "f":
+        zero, scale = (128, 128) if samples.dtype == np.uint8 else (0, -float(np.iinfo(samples.dtype).min))
+        samples = (samples.astype(np.float32) - zero) / scale
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    mean = np.ascontiguousarray(samples.mean(axis=0, keepdims=True), np.float32)
+    mixed = av.AudioFrame.from_ndarray(mean, "fltp", "mono")
+    mixed.sample_rate, mixed.pts, mixed.time_base = frame.sample_rate, frame.pts, frame.time_base
+    return mixed
 
 
 def _frames(container: InputContainer, stream: AudioStream) -> Iterator[tuple[av.Packet, av.AudioFrame | None]]:

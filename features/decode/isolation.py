@@ -48,9 +48,8 @@ class IsolatedEncoder:
         self.spec, self.timeout, self.memory_gb, self.encode_clip = spec, timeout, memory_gb, encode_clip
         # A fork server imports the decoders once; a child after a crash then starts in milliseconds.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(
-            ["features.decode.sockets", "features.decode.isolation", "features.decode.clip", "webdataset"]
-        )
+        preloaded = ["features.decode.sockets", "features.decode.isolation", "features.decode.clip", "webdataset"]
+        self._context.set_forkserver_preload(preloaded)
         self._child: multiprocessing.Process | None = None
         self._connection: Connection | None = None
         self._used = False  # the child has decoded a clip

@@ -10,7 +10,7 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileType, LocalFileSystem
 
 from features.errors import FeaturesError, MediaError, StorageError, one_line
-from features.files import open_fs
+from features.files import find_file, open_fs
 from features.s3 import is_transient
 
 PATIENCE = 60.0  # s; less than a clip's default timeout: storage that is away is not the clip's fault
@@ -31,7 +31,7 @@ def open_source(uri: str) -> Source:
     """
     try:
         filesystem, path = open_fs(uri, PATIENCE)
-        info = filesystem.get_file_info(path)
+        info = find_file(filesystem, path)
         if info.type == FileType.NotFound:
             raise MediaError("open", f"{uri} does not exist; check the manifest's path")
         if info.type != FileType.File:
@@ -39,8 +39,8 @@ def open_source(uri: str) -> Source:
         if info.size == 0:
             raise MediaError("open", f"{uri} is empty (0 bytes); fetch it again")
         if isinstance(filesystem, LocalFileSystem):
-            return path
-        with filesystem.open_input_file(path) as file:
+            return info.path
+        with filesystem.open_input_file(info.path) as file:
             return io.BytesIO(file.read())
     except MediaError:
         raise

@@ -16,7 +16,6 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -182,7 +181,8 @@ def frame_times(
     """When each frame from begin to stop is shown, from the packets alone; None where there is no picture.
 
     margin: s before begin that the file is sought to; infinite: it is read from its beginning. timing: what decoding
-    has shown, where the packets do not tell. seekable: a seek has not failed yet. Raises MediaError (stage open or video).
+    has shown, where the packets do not tell. seekable: a seek has not failed yet. Raises MediaError (stage open or
+    video).
     """
     with open_container(source, uri) as container:
         stream = picture_stream(source, uri, container)
@@ -213,7 +213,7 @@ def frame_times(
             return frame_times(source, uri, begin, stop, math.inf if margin else EARLIER, timing, seekable)
         if not read.stamps and not read.hidden and not is_declared_filled(stream):
             return None
-        timing = timing or _timing(stream, read, opening)
+        timing = timing or _timing(stream, opening)
         if timing == "ordered" and seek:
             return frame_times(source, uri, begin, stop, timing=timing)
         stamps, end = read.finish(stream.start_time, timing)
@@ -234,13 +234,11 @@ def _longest(container: InputContainer) -> float:
     return 2 * container.duration / TIME_BASE + 10 if container.duration else math.inf
 
 
-def _timing(stream: VideoStream, read: "_Packets", opening: "_Opening") -> Timing:
-    if stream.start_time is None:
-        return "ordered"
-    stated = [stamp for stamp, _ in read.stamps]
-    in_order = all(before < after for before, after in pairwise(stated))
-    # AVI states when packets are decoded; what else does shows when its frames come out in another order.
-    if in_order and stream.codec_context.has_b_frames and stream.container.format.name == "avi":
+def _timing(stream: VideoStream, opening: "_Opening") -> Timing:
+    # AVI states when packets are decoded, and its frames are as far apart; FFmpeg shows those that refer to later ones
+    # some frames late. What else gives wrong times shows when frames come out in another order (pyav.Mistimed).
+    by_place = stream.container.format.name == "avi" and stream.codec_context.has_b_frames
+    if stream.start_time is None or by_place:
         return "ordered"
     return "fields" if opening.interlaced else "stated"
 

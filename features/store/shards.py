@@ -214,12 +214,21 @@ def find_store(uri: str, spec: StoreSpec) -> Store | None:
             raise StoreError(f"{uri} holds files but no store ({foreign[0]}): give --store a new or empty folder")
         return None
     store = Store(uri)
-    if changed := spec.difference(store.spec):
+    if changed := replace(spec, decoding=store.spec.decoding).difference(store.spec):
         raise StoreError(
             f"{uri} holds a store with another spec ({'; '.join(changed)}): "
             "give another --store, or the corpus and options that this one was made with"
         )
     return store
+
+
+def require_same_decoding(store: Store, spec: StoreSpec) -> None:
+    """Raise StoreError where more clips of a store would be decoded in another way than those that it has."""
+    if store.spec.decoding != spec.decoding:
+        raise StoreError(
+            f"{store.uri} was extracted by decoders of version {store.spec.decoding}, and these are of version "
+            f"{spec.decoding}: extract all of it into another --store; this one can still be read and trained on"
+        )
 
 
 def create_store(uri: str, spec: StoreSpec) -> Store:

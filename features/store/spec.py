@@ -24,10 +24,12 @@ class Feature:
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """What a store holds. Two stores with equal specs hold the same bytes; of
-    networks' vectors a GPU's differ from a CPU's in the last bits.
+    """What a store holds. Two stores with equal specs hold the same bytes.
 
-    splits: rows of the manifest per split; corpus: sha256 of the manifest's normalised content.
+    Of networks' vectors a GPU's differ from a CPU's in the last bits.
+
+    splits: rows of the manifest per split; corpus: sha256 of the manifest's normalised content. decoding: the version
+    of the decoders (`specs.DECODING`) that read its media; a store of another version is read, but not extended.
     """
 
     features: Mapping[str, Feature]
@@ -36,6 +38,7 @@ class StoreSpec:
     shard_rows: int
     corpus: str
     schema_version: int = SCHEMA_VERSION
+    decoding: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, the content of store.json."""
@@ -43,6 +46,8 @@ class StoreSpec:
         for task in plain["tasks"]:
             if not task["rate"]:  # only events have one: the fingerprints of stores without any stay as they were
                 del task["rate"]
+        if plain["decoding"] == 1:  # the version of stores that do not name theirs
+            del plain["decoding"]
         return {**plain, "fingerprint": _digest(plain)}
 
     @classmethod
@@ -57,7 +62,9 @@ class StoreSpec:
             for name, f in spec["features"].items()
         }
         tasks = tuple(Task(t["name"], t["kind"], tuple(t["classes"]), t.get("rate", 0.0)) for t in spec["tasks"])
-        return cls(features, tasks, spec["splits"], spec["shard_rows"], spec["corpus"])
+        return cls(
+            features, tasks, spec["splits"], spec["shard_rows"], spec["corpus"], decoding=spec.get("decoding", 1)
+        )
 
     @property
     def fingerprint(self) -> str:
