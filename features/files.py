@@ -17,7 +17,9 @@ from features import s3
 from features.errors import FeaturesError, one_line
 
 PROBE = 3.0  # seconds that storage may be away when a job starts
-PLACE = re.compile(r"(.+\.np[yz](?:\?[^#]*)?)(#[^#/]*)")  # an array of a file: `vectors.npz#key[row]`
+PLACE = re.compile(
+    r"(.+\.np[yz](?:\?[^#]*)?)(#[^#/]*)|(.+?\.tar(?:\?[^#]*)?)(#.+)", re.DOTALL
+)  # `vectors.npz#key[row]`, `shard.tar#clip.mp4`
 
 
 def open_fs(uri: str, patience: float = s3.PATIENCE) -> tuple[FileSystem, str]:
@@ -94,9 +96,11 @@ def find_file(fs: FileSystem, path: str) -> pafs.FileInfo:
 
 
 def split_place(uri: str) -> tuple[str, str]:
-    """The file of `vectors.npz#key[row]`, and `#key[row]`; "" where a whole file is meant."""
+    """The file of `vectors.npz#key[row]` or `shard.tar#clip.mp4`, and the rest from # on; "" for a whole file."""
     match = PLACE.fullmatch(uri)
-    return (match[1], match[2]) if match else (uri, "")
+    if match is None:
+        return uri, ""
+    return (match[1], match[2]) if match[1] else (match[3], match[4])
 
 
 def list_files(fs: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:

@@ -57,7 +57,7 @@ def folder_table(filesystem: FileSystem, root: str, uri: str) -> tuple[pa.Table,
         rows["split"] = split_by_hash(rows["clip_id"], rows["label"])
     table = pa.table({name: pa.array(values, pa.string()) for name, values in rows.items()})
     left_out = ", ".join(
-        f"{count} {'.' * bool(ending)}{ending or 'without ending'}" for ending, count in others.most_common()
+        f"{count} {'.' * bool(ending)}{ending or 'without an ending'}" for ending, count in others.most_common()
     )
     return table, (f"files left out: {left_out}",) if others else ()
 

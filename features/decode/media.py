@@ -1,6 +1,8 @@
 """A media file handed to a decoder: where it lies, how FFmpeg opens it, its clock and its packets."""
 
+import functools
 import io
+import tarfile
 from collections.abc import Iterator
 
 import av
@@ -10,7 +12,7 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileType, LocalFileSystem
 
 from features.errors import FeaturesError, MediaError, StorageError, one_line
-from features.files import find_file, open_fs
+from features.files import find_file, open_fs, split_place
 from features.s3 import is_transient
 
 PATIENCE = 60.0  # s; less than a clip's default timeout: storage that is away is not the clip's fault
@@ -20,6 +22,7 @@ av.logging.set_level(av.logging.PANIC)  # what matters arrives as an exception; 
 Source = str | io.BytesIO
 
 SLACK = 0.5  # s by which the streams of a whole file may end before the duration that the file states
+TAR_BUFFER = 1 << 20  # bytes read at once of a tar's headers, and of the small files between them
 PADDING = 0.1  # s by which one stream may: codecs pad, and not every last packet states how long it lasts
 
 
@@ -30,7 +33,8 @@ def open_source(uri: str) -> Source:
     is away for longer than its patience.
     """
     try:
-        filesystem, path = open_fs(uri, PATIENCE)
+        file, member = split_place(uri)
+        filesystem, path = open_fs(file, PATIENCE)
         info = find_file(filesystem, path)
         if info.type == FileType.NotFound:
             raise MediaError("open", f"{uri} does not exist; check the manifest's path")
@@ -38,17 +42,49 @@ def open_source(uri: str) -> Source:
             raise MediaError("open", f"{uri} is not a file; check the manifest's path")
         if info.size == 0:
             raise MediaError("open", f"{uri} is empty (0 bytes); fetch it again")
+        if member:
+            return _read_member(uri, file, member[1:])
         if isinstance(filesystem, LocalFileSystem):
             return info.path
         with filesystem.open_input_file(info.path) as file:
             return io.BytesIO(file.read())
     except MediaError:
         raise
+    except tarfile.TarError as error:
+        raise MediaError(
+            "open", f"{uri}: the tar does not read: {one_line(error)}; a tar must not be packed"
+        ) from error
     except (FeaturesError, ArrowException, OSError) as error:
         cause = error.__cause__ or error  # the bucket's region is looked up where open_fs explains what fails
         if is_transient(cause):
             raise StorageError(f"{uri} cannot be read: {one_line(cause)}; run the same command again later") from error
         raise MediaError("open", f"{uri} cannot be read: {one_line(error)}") from error
+
+
+def _read_member(uri: str, file: str, name: str) -> io.BytesIO:
+    """The bytes of one member of a tar, of which only they are read."""
+    places = _members(file)
+    if name not in places:
+        raise MediaError("open", f"{uri} does not exist: the tar has {len(places)} files, and none of that name")
+    offset, size = places[name]
+    if not size:
+        raise MediaError("open", f"{uri} is empty (0 bytes); fetch it again")
+    filesystem, path = open_fs(file, PATIENCE)
+    with filesystem.open_input_file(find_file(filesystem, path).path) as stream:
+        stream.seek(offset)
+        return io.BytesIO(stream.read(size))
+
+
+@functools.lru_cache(maxsize=8)  # a manifest's rows have their media in the same few tars
+def _members(file: str) -> dict[str, tuple[int, int]]:
+    """Where each file of a tar lies: `{name: (offset, size)}`, from its headers alone."""
+    filesystem, path = open_fs(file, PATIENCE)
+    with (
+        filesystem.open_input_file(find_file(filesystem, path).path) as stream,
+        io.BufferedReader(stream, TAR_BUFFER) as buffered,
+        tarfile.open(fileobj=buffered, mode="r:") as tar,
+    ):
+        return {member.name: (member.offset_data, member.size) for member in tar if member.isfile()}
 
 
 def open_container(source: Source, uri: str) -> av.container.InputContainer:

@@ -32,6 +32,7 @@ from features.decode.media import (
     clock_zero,
     held_share,
     open_container,
+    open_source,
     packet_time,
     packets,
     stamp_of,
@@ -116,6 +117,12 @@ def sound_stream(source: Source, uri: str, container: InputContainer) -> AudioSt
     streams = list(container.streams.audio)
     streams.sort(key=lambda s: (not s.disposition & Disposition.default, -s.channels))
     return _first_filled(source, uri, streams, least=1)
+
+
+def has_sound(uri: str) -> bool:
+    """Whether a file has a sound track, by its header alone. Raises MediaError (stage open)."""
+    with open_container(open_source(uri), uri) as container:
+        return bool(container.streams.audio)
 
 
 def _pixels(stream: VideoStream) -> int:

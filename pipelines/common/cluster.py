@@ -33,7 +33,19 @@ def start_ray(**options: Any) -> None:
     # A bare ray.init() can join some other cluster that happens to be alive on this machine.
     address = options.pop("address", None) or os.environ.get("RAY_ADDRESS") or ("auto" if submitted() else "local")
     _require_answer(address)
+    if address == "local" and "_temp_dir" not in options and (folder := short_ray_folder()):
+        options["_temp_dir"] = folder
     retry_start(ray.init, **{"address": address, "log_to_driver": True, "logging_level": "warning"} | options)
+
+
+def short_ray_folder() -> str | None:
+    """A folder for Ray's files where TMPDIR or RAY_TMPDIR is too long for the sockets in it; None where it is not."""
+    from infra.doctor import ray_folder
+
+    if (check := ray_folder()).ok:
+        return None
+    print(f"note: {check.found}; Ray's files go to /tmp/ray", flush=True)
+    return "/tmp/ray"
 
 
 def room(need: Mapping[str, float]) -> int:
