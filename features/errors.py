@@ -17,7 +17,7 @@ class StoreError(FeaturesError):
 
 
 class StorageError(FeaturesError):
-    """Storage that stays away: no clip's fault, so the job stops and goes on later."""
+    """Storage that stays away: no clip's fault, so the job stops and is resumed later."""
 
 
 class MediaError(FeaturesError):

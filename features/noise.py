@@ -52,7 +52,7 @@ class Options:
     voices: int = 6
     """clips in the mixture of babble"""
     seed: int = 0
-    """of the noise and of who babbles; the same seed gives the same sound"""
+    """random seed for the noise and for the clips that it is made of; the same seed gives the same sound"""
     processes: int = 0
     """processes at work; 0 = one per CPU"""
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Extract: a corpus of clips becomes a feature store, on any number of machines (Ray Data).
 
-Each task takes one shard of the plan, decodes its clips in a process that may die, writes the shard and commits it. A
-run that was killed goes on where it stopped when the same command is given again; over a finished store it does
-nothing, or tries failed clips again (`--retry-failed`).
+Each task takes one shard of the plan, decodes its clips in a process of its own, writes the shard and commits it. A clip
+that crashes, hangs or exhausts memory is recorded in failures/ and costs only itself. Run the same command again to
+resume a run that was killed; over a finished store it does nothing, tries failed clips again (`--retry-failed`), or
+extracts the clips by which the manifest has grown (`--extend`).
 """
 
 import itertools
@@ -56,7 +57,7 @@ class ExtractConfig:
     corpus: str
     """manifest (.csv or .parquet) or folder of class folders; path or URI"""
     store: str
-    """feature store to make or to go on with; path or URI"""
+    """feature store to make or to resume; path or URI"""
     tasks: tuple[str, ...] = ()
     """label columns, `name` or `name:KIND`, KIND classification, regression, sentiment (MOSI's scale of -3 to 3),
     events (one bin a second) or events@25 (25 bins a second); none named = every label column"""
@@ -298,7 +299,7 @@ def run(
     with encoders_on_gpus(encoder.video, config.gpus, workers) as embed:
         bare, retry = replace(corpus, table=None), config.retry_failed
         extraction = Extraction(store.uri, bare, encoder, config.timeout, config.memory_gb, retry, embed)
-        # Tasks rather than actors: those of a node that died run elsewhere, whatever room there is.
+        # Tasks rather than actors: those of a node that died run elsewhere, wherever a CPU is free.
         results = shards.map_batches(
             extract_shard,
             fn_kwargs={"extraction": extraction},
@@ -326,9 +327,9 @@ def print_plan(store_uri: str, spec: StoreSpec, store: Store | None) -> None:
 def describe(name: str, feature: Feature) -> str:
     """A modality's rate and shape, and the option that gives it a rate where it has none."""
     rate = f"{feature.rate:g} tokens per second" if feature.rate else "tokens without time"
-    if not feature.rate and feature.encoder.get("name") == "vectors":
-        rate += f" (--vectors.rates {name}=30 gives them one)"
-    return f"{rate} of {feature.dtype} {list(feature.shape)}"
+    what = f"{rate} of {feature.dtype} {list(feature.shape)}"
+    without_time = not feature.rate and feature.encoder.get("name") == "vectors"
+    return f"{what}; --vectors.rates {name}=30 gives them 30 per second" if without_time else what
 
 
 def print_modalities(store: Store, indexed: int) -> None:
@@ -371,4 +372,4 @@ def print_failures(store: Store) -> None:
 
 
 if __name__ == "__main__":
-    main(extract, ExtractConfig, "Decode a corpus into a feature store. Run again to go on where it stopped.")
+    main(extract, ExtractConfig, "Decode a corpus into a feature store. Run again to resume.")

@@ -133,7 +133,7 @@ def _typed_tasks(corpus: Corpus, wanted: Sequence[Declared] | None) -> list[Decl
     """Each task with its kind, from the run or from its column's type."""
     if not corpus.labels:
         raise CorpusError(
-            f"corpus {corpus.uri} has no label column; add one beside {shortened(corpus.schema.names)} "
+            f"corpus {corpus.uri} has no label column; add one to {shortened(corpus.schema.names)} "
             "(or extract it --unlabelled, for predictions)"
         )
     tasks = []

@@ -164,7 +164,7 @@ def _serve(connection: Connection, spec: EncoderSpec, encode: Encode | None, mem
             prepare(spec)
     except FeaturesError as error:
         return connection.send(str(error))
-    except (ImportError, OSError, RuntimeError) as error:  # torchaudio beside another build of torch, for one
+    except (ImportError, OSError, RuntimeError) as error:  # torchaudio with another build of torch, for one
         return connection.send(f"the decoders do not load: {one_line(error)}; make setup installs them")
     if hasattr(used := psutil.Process().memory_info(), "data"):  # Linux: every private page that can be written
         limit = used.data + int(memory_gb * 1e9)

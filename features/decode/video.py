@@ -164,7 +164,7 @@ def _decord_pictures(source: Source, wanted: np.ndarray, width: int, height: int
     nearest = np.searchsorted(np.concatenate([shown[:-1] + shown[1:], [np.inf]]) / 2, wanted)
     if np.abs(shown[nearest] - wanted).max() > 2 * TICK:
         raise ValueError("decord's frame times are not the packets'")
-    # get_batch seeks where it skips over a key frame, and in some files lands beside it: so it never skips over one.
+    # get_batch seeks where it skips over a key frame, and in some files misses it: so it never skips over one.
     keys = np.asarray(reader.get_key_indices())
     keys = keys[(keys > nearest[0]) & (keys <= nearest[-1])]
     read = np.unique(np.concatenate([nearest, keys - 1, keys]))
