@@ -1,5 +1,8 @@
 """What can go wrong between a manifest and a feature store; every message is one line: what, where, what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class FeaturesError(Exception):
     """Base of the errors of this package; a job catches it once and prints one line."""
@@ -14,7 +17,7 @@ class StoreError(FeaturesError):
 
 
 class StorageError(FeaturesError):
-    """Storage that stays away: no clip's fault, so the job stops and goes on later."""
+    """Storage that stays away: no clip's fault, so the job stops and is resumed later."""
 
 
 class MediaError(FeaturesError):
@@ -27,6 +30,16 @@ class MediaError(FeaturesError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class SegmentBeyondEnd(MediaError):
+    """A segment that starts after its stream has ended, in a file that is whole: that modality is absent there."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'label'?)` where one of the known names is close, for the end of a message."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from features.store.shards import Earlier, Failure, ShardWriter, read_earlier
 
 Outcome = tuple[Clip, PackedSample | Failure]
 Embed = Callable[[np.ndarray], Callable[[], np.ndarray]]  # takes frames at once, then waits for their vectors
-AHEAD = 4  # clips that may be decoded while the vectors of others are waited for
+PREFETCH = 4  # clips that may be decoded while the vectors of others are waited for
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Extraction:
         except OSError as error:
             raise StoreError(
                 f"shard {name} of {self.store_uri} cannot be written: {one_line(error)}; "
-                "mend that and run the same command again to go on"
+                "fix the cause, then run the same command again to resume"
             ) from error
 
     def _shard(self, name: str) -> ShardWriter:
@@ -99,7 +99,7 @@ def embedded(decoded: Iterable[Outcome], embed: Embed) -> Iterator[Outcome]:
     waiting: deque[Callable[[], Outcome]] = deque()
     for clip, outcome in decoded:
         waiting.append(_with_vectors(clip, outcome, embed))
-        if len(waiting) > AHEAD:
+        if len(waiting) > PREFETCH:
             yield waiting.popleft()()
     for finish in waiting:
         yield finish()

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import unicodedata
 import uuid
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -16,7 +17,9 @@ from features import s3
 from features.errors import FeaturesError, one_line
 
 PROBE = 3.0  # seconds that storage may be away when a job starts
-PLACE = re.compile(r"(.+\.np[yz](?:\?[^#]*)?)(#[^#/]*)")  # an array of a file: `vectors.npz#key[row]`
+PLACE = re.compile(
+    r"(.+\.np[yz](?:\?[^#]*)?)(#[^#/]*)|(.+?\.tar(?:\?[^#]*)?)(#.+)", re.DOTALL
+)  # `vectors.npz#key[row]`, `shard.tar#clip.mp4`
 
 
 def open_fs(uri: str, patience: float = s3.PATIENCE) -> tuple[FileSystem, str]:
@@ -74,10 +77,30 @@ def resolve(uri: str, folder: str) -> str:
     return f"{address.rstrip('/')}/{quote(file)}{mark}{options}{place}"
 
 
+def path_of(uri: str) -> str:
+    """A URI without its options; a local path as it is, for in its name a question mark is a character like any."""
+    return uri.partition("?")[0] if "://" in uri else uri
+
+
+def find_file(fs: FileSystem, path: str) -> pafs.FileInfo:
+    """A file's info; where there is none of that name, of the same name in the other Unicode form.
+
+    macOS and some archives write an accented letter as two characters (NFD), and manifests mostly as one (NFC).
+    """
+    info = fs.get_file_info(path)
+    for form in ("NFC", "NFD"):
+        other = unicodedata.normalize(form, path)
+        if info.type == pafs.FileType.NotFound and other != path:
+            info = fs.get_file_info(other)
+    return info
+
+
 def split_place(uri: str) -> tuple[str, str]:
-    """The file of `vectors.npz#key[row]`, and `#key[row]`; "" where a whole file is meant."""
+    """The file of `vectors.npz#key[row]` or `shard.tar#clip.mp4`, and the rest from # on; "" for a whole file."""
     match = PLACE.fullmatch(uri)
-    return (match[1], match[2]) if match else (uri, "")
+    if match is None:
+        return uri, ""
+    return (match[1], match[2]) if match[1] else (match[3], match[4])
 
 
 def list_files(fs: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:

@@ -25,10 +25,10 @@ import pyarrow as pa
 import torch
 import tyro
 from pyarrow import parquet
-from torchaudio.functional import add_noise, resample
+from torchaudio.functional import add_noise
 
 from features.corpus.manifest import Clip, Corpus, read_corpus
-from features.decode.audio import Sound, decode_sound
+from features.decode.audio import Sound, decode_sound, resample
 from features.errors import CorpusError, FeaturesError, MediaError
 from features.files import resolve
 from features.progress import counted
@@ -52,7 +52,7 @@ class Options:
     voices: int = 6
     """clips in the mixture of babble"""
     seed: int = 0
-    """of the noise and of who babbles; the same seed gives the same sound"""
+    """random seed for the noise and for the clips that it is made of; the same seed gives the same sound"""
     processes: int = 0
     """processes at work; 0 = one per CPU"""
 

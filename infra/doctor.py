@@ -13,6 +13,8 @@ from pathlib import Path
 
 import tyro
 
+SOCKET_PATH, RAY_PATH = 107, 67  # characters that a socket's path may have, and that Ray adds to its folder's
+
 
 class Unhealthy(Exception):
     """A check failed; the message says which and what to do."""
@@ -72,6 +74,17 @@ def ray_access() -> Check:
     return Check("ray", True, f"ray {ray.__version__}, " + (f"cluster {address}" if address else "starts one here"))
 
 
+def ray_folder() -> Check:
+    """Ray's folder is short enough for the sockets in it."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
+    folder = os.environ.get(name, "/tmp")
+    longest = SOCKET_PATH - RAY_PATH
+    if len(os.fsencode(folder)) > longest:
+        found = f"{name}={folder} is too long: sockets below it leave it {longest} characters"
+        return Check("ray's folder", False, found, f"set {name} to a shorter path; jobs use /tmp/ray instead")
+    return Check("ray's folder", True, f"{folder}/ray")
+
+
 def storage(uri: str) -> Check:
     """A file can be written to and deleted from the folder at `uri`, or its nearest parent that exists."""
     from features.files import PROBE, open_fs, require_reachable
@@ -127,7 +140,7 @@ class DoctorConfig:
 
 def run_all(config: DoctorConfig) -> Iterator[Check]:
     """Run every check, the slowest last."""
-    checks: list[Callable[[], Check]] = [decoders, ray_access, torch_pairing]
+    checks: list[Callable[[], Check]] = [decoders, ray_access, ray_folder, torch_pairing]
     yield from (check() for check in checks)
     yield from (storage(uri) for uri in config.storage)
     yield mlflow_server(os.environ.get("MLFLOW_TRACKING_URI", "sqlite"))

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Extract: a corpus of clips becomes a feature store, on any number of machines (Ray Data).
 
-Each task takes one shard of the plan, decodes its clips in a process that may die, writes the shard and commits it. A
-run that was killed goes on where it stopped when the same command is given again; over a finished store it does
-nothing, or tries failed clips again (`--retry-failed`).
+Each task takes one shard of the plan, decodes its clips in a process of its own, writes the shard and commits it. A clip
+that crashes, hangs or exhausts memory is recorded in failures/ and costs only itself. Run the same command again to
+resume a run that was killed; over a finished store it does nothing, tries failed clips again (`--retry-failed`), or
+extracts the clips by which the manifest has grown (`--extend`).
 """
 
 import itertools
@@ -12,6 +13,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
+import pyarrow.compute as pc
 import ray
 from pyarrow.fs import FileType
 from rich.table import Table
@@ -23,19 +25,29 @@ from features.corpus.tasks import Task
 from features.corpus.validation import validate
 from features.decode import text, vectors
 from features.decode.specs import AudioSpec, EncoderSpec, ImageSpec, TextSpec, VectorSpec, VideoSpec
-from features.errors import FeaturesError, one_line
+from features.errors import FeaturesError, StoreError, one_line
 from features.extractor import Extraction, extract_shard
-from features.files import open_fs, split_place
-from features.store import Store, StoreSpec
+from features.files import find_file, open_fs, split_place
+from features.store import Feature, Store, StoreSpec
+from features.store.growth import apply_change, changed_spec
 from features.store.inspect import make_console
 from features.store.lock import StoreLock
 from features.store.plan import write_plan
 from features.store.quality import QualitySpec
-from features.store.shards import create_store, failed_shards, find_store, sweep_litter
+from features.store.shards import (
+    create_store,
+    failed_shards,
+    find_any_store,
+    find_store,
+    require_same_decoding,
+    sweep_litter,
+)
 from infra.doctor import ray_access, require, storage
 from pipelines.common.cli import OPTIONAL_LIST, JobError, Progress, main, require_at_least, resolve_uri
 from pipelines.common.cluster import start_ray
 from pipelines.common.embedding import encoders_on_gpus
+
+LOOKED_AT = 500  # clips whose headers say whether there is sound at all; of a larger corpus nobody looks
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class ExtractConfig:
     corpus: str
     """manifest (.csv or .parquet) or folder of class folders; path or URI"""
     store: str
-    """feature store to make or to go on with; path or URI"""
+    """feature store to make or to resume; path or URI"""
     tasks: tuple[str, ...] = ()
     """label columns, `name` or `name:KIND`, KIND classification, regression, sentiment (MOSI's scale of -3 to 3),
     events (one bin a second) or events@25 (25 bins a second); none named = every label column"""
@@ -75,6 +87,9 @@ class ExtractConfig:
     """share of clips (0-1) that may fail before the job's exit code is not 0"""
     retry_failed: Annotated[tuple[str, ...] | None, OPTIONAL_LIST] = None
     """try failed clips again: those of the named classes or stages (Timeout, Crash, video, ...), or all of them"""
+    extend: bool = False
+    """the manifest has grown since the store was begun, by clips after the old ones of their split: extract the new
+    ones into shards of their own, and leave the old ones as they are"""
     dry_run: bool = False
     """check the corpus and print the plan; write nothing"""
 
@@ -95,28 +110,65 @@ def extract(config: ExtractConfig) -> None:
     corpus = read_corpus(corpus_uri).declare(tasks)
     report = validate(corpus, tasks, config.unlabelled)
     encoder = plan_encoders(config, corpus, report.sources)
+    if not config.modalities and "audio" not in report.sources and find_any_store(store_uri) is None:
+        encoder = without_missing_sound(encoder, corpus)
     require_time(corpus, encoder, report.tasks)
-    spec = StoreSpec(encoder.features(), report.tasks, report.splits, config.shard_rows, report.digest)
+    spec = StoreSpec(
+        encoder.features(),
+        report.tasks,
+        report.splits,
+        config.shard_rows,
+        report.digest,
+        decoding=encoder.decoding(),
+    )
     print(f"corpus {corpus_uri}: {spec.rows} clips ({', '.join(f'{n} {s}' for s, n in spec.splits.items())})")
+    for note in (*corpus.notes, *report.notes):
+        print(f"note: {note}")
     print("tasks: " + (", ".join(f"{t.name} ({len(t.classes) or t.kind})" for t in spec.tasks) or "none"), flush=True)
-    existing = find_store(store_uri, spec)
+    existing, changed = find_store_to_extract(config, store_uri, spec, corpus)
+    spec = changed or (existing.spec if existing else spec)
     require_media(corpus)
     if config.dry_run:
         return print_plan(store_uri, spec, existing)
     require(ray_access(), storage(store_uri))  # decoders are looked at where they run
     start_ray()
     with StoreLock(store_uri) as lock:
-        store = create_store(store_uri, spec)
+        store = create_store(store_uri, spec) if changed is None else existing
         if removed := sweep_litter(store):
             print(f"removed {removed} files of a run that was interrupted")
+        if changed is not None:
+            require_same_decoding(store, encoder.decoding())
+            store = apply_change(store, changed, corpus)
         write_plan(store, corpus)
         committed = store.committed()
-        pending = [name for name in spec.shards() if name not in committed]
+        pending = [name for name in store.spec.shards() if name not in committed]
         if config.retry_failed is not None:
             pending += shards_to_retry(store, config.retry_failed, pending)
+        if pending:
+            require_same_decoding(store, encoder.decoding())
         run(config, corpus, store, encoder, pending, lock)
         sweep_litter(store)  # of workers that died
     summarize(store, config.max_failed)
+
+
+def find_store_to_extract(
+    config: ExtractConfig, store_uri: str, spec: StoreSpec, corpus: Corpus
+) -> tuple[Store | None, StoreSpec | None]:
+    """The store where there is one, and the spec that it is to have where its manifest changed.
+
+    A manifest may change in the sources of clips that failed, with --retry-failed, and grow, with --extend. Raises
+    StoreError for any other difference.
+    """
+    try:
+        return find_store(store_uri, spec), None
+    except StoreError:
+        if config.retry_failed is None and not config.extend:
+            raise
+        store = find_any_store(store_uri)
+        changed = changed_spec(store, spec, corpus, config.extend) if store else None
+        if changed is None:
+            raise
+    return store, changed
 
 
 def plan_encoders(config: ExtractConfig, corpus: Corpus, sources: Collection[str]) -> EncoderSpec:
@@ -142,6 +194,30 @@ def plan_encoders(config: ExtractConfig, corpus: Corpus, sources: Collection[str
     declared = {"text": text.find_feature(spec.text)} if spec.text is not None else {}
     declared |= vectors.find_features(corpus, sorted(wanted & given), config.vectors)
     return replace(spec, declared=declared)
+
+
+def without_missing_sound(encoder: EncoderSpec, corpus: Corpus) -> EncoderSpec:
+    """The same spec without sound where no video of a small corpus has any, and nobody asked for it."""
+    if encoder.audio is None or encoder.video is None:
+        return encoder
+    clips = list(itertools.islice(corpus.clips(), LOOKED_AT + 1))
+    uris = {clip.media(corpus.folder).get("video") for clip in clips} - {None}
+    if len(clips) > LOOKED_AT or any("://" in uri or may_have_sound(uri) for uri in uris):
+        return encoder
+    print(
+        f"note: none of the {len(uris)} videos has sound: the store has no audio; --modalities video,audio asks for it"
+    )
+    return replace(encoder, audio=None)
+
+
+def may_have_sound(uri: str) -> bool:
+    """Whether a video has a sound track; also where it does not open, and extraction says why."""
+    from features.decode.probe import has_sound
+
+    try:
+        return has_sound(uri)
+    except FeaturesError:
+        return True
 
 
 def resolved(spec: VideoSpec | ImageSpec, modality: str) -> VideoSpec | ImageSpec:
@@ -176,7 +252,7 @@ def require_media(corpus: Corpus) -> None:
     for uri in uris:
         try:
             fs, path = open_fs(split_place(uri)[0])
-            if fs.get_file_info(path).type == FileType.File:
+            if find_file(fs, path).type == FileType.File:
                 return
         except (FeaturesError, OSError) as error:  # a name that cannot be, storage that lets nobody in
             if s3.is_transient(error.__cause__ or error):  # away: the next name would wait for it as long
@@ -223,7 +299,7 @@ def run(
     with encoders_on_gpus(encoder.video, config.gpus, workers) as embed:
         bare, retry = replace(corpus, table=None), config.retry_failed
         extraction = Extraction(store.uri, bare, encoder, config.timeout, config.memory_gb, retry, embed)
-        # Tasks rather than actors: those of a node that died run elsewhere, whatever room there is.
+        # Tasks rather than actors: those of a node that died run elsewhere, wherever a CPU is free.
         results = shards.map_batches(
             extract_shard,
             fn_kwargs={"extraction": extraction},
@@ -245,8 +321,28 @@ def print_plan(store_uri: str, spec: StoreSpec, store: Store | None) -> None:
     names, committed = list(spec.shards()), store.committed() if store else set()
     print(f"store {store_uri}: {len(names)} shards, {sum(name in committed for name in names)} committed already")
     for name, feature in spec.features.items():
-        rate = f"{feature.rate:g} tokens per second" if feature.rate else "tokens without time"
-        print(f"  {name}: {rate} of {feature.dtype} {list(feature.shape)}")
+        print(f"  {name}: {describe(name, feature)}")
+
+
+def describe(name: str, feature: Feature) -> str:
+    """A modality's rate and shape, and the option that gives it a rate where it has none."""
+    rate = f"{feature.rate:g} tokens per second" if feature.rate else "tokens without time"
+    what = f"{rate} of {feature.dtype} {list(feature.shape)}"
+    without_time = not feature.rate and feature.encoder.get("name") == "vectors"
+    return f"{what}; --vectors.rates {name}=30 gives them 30 per second" if without_time else what
+
+
+def print_modalities(store: Store, indexed: int) -> None:
+    """Per modality how many clips have it, and how it is stored."""
+    tokens = store.index(columns=[f"tokens_{name}" for name in store.spec.features]) if indexed else None
+    for name, feature in store.spec.features.items():
+        present = pc.sum(pc.greater(tokens[f"tokens_{name}"], 0)).as_py() or 0 if indexed else 0
+        line = f"  {name}: in {present} of {indexed} clips"
+        if present:
+            print(f"{line}, {describe(name, feature)}")
+        else:
+            others = ",".join(other for other in store.spec.features if other != name)
+            print(f"{line}: leave it out with --modalities {others}" if others else line)
 
 
 def summarize(store: Store, max_failed: float) -> None:
@@ -254,6 +350,7 @@ def summarize(store: Store, max_failed: float) -> None:
     indexed, failed = store.counts()
     rows = store.spec.rows
     print(f"{store.uri}: {rows} rows = {indexed} indexed + {failed} failed", flush=True)
+    print_modalities(store, indexed)
     if failed:
         print_failures(store)
     if indexed + failed != rows:
@@ -275,4 +372,4 @@ def print_failures(store: Store) -> None:
 
 
 if __name__ == "__main__":
-    main(extract, ExtractConfig, "Decode a corpus into a feature store. Run again to go on where it stopped.")
+    main(extract, ExtractConfig, "Decode a corpus into a feature store. Run again to resume.")

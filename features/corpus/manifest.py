@@ -4,22 +4,26 @@ A manifest is read as a stream of Arrow batches with normalised types, in the ma
 cost no more memory than ten thousand; `validation.validate` looks at every row once before any clip is decoded.
 """
 
-import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from csv import Error as CsvError
+from csv import Sniffer, reader
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, parquet
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSystem, FileType
 
 from features.corpus.events import EVENTS, is_events, parse_events
+from features.corpus.folder import SPLITS, folder_table
 from features.corpus.tasks import Declared, parse_tasks
 from features.errors import CorpusError, FeaturesError, one_line
-from features.files import open_fs, parent, resolve
+from features.files import open_fs, parent, path_of, resolve
 
-SPLITS = ("train", "val", "test")
+__all__ = ["SPLITS", "Clip", "Corpus", "is_text_file", "read_corpus"]
+
 MEDIA = ("video", "audio", "image", "text")
 VECTORS = "_features"  # a column of this ending gives vectors instead of a medium: `{modality}_features`
 TYPES = {
@@ -28,12 +32,12 @@ TYPES = {
     "fold": pa.int64(),
 }
 BATCH = 65_536  # rows
+HEADER = 65_536  # bytes of a csv among which its first line ends
 CODE = r"(?i)^(\+\d+|-?0\d+|-?0x[\da-f]+)$"  # digits that are no whole number as one is written: 007 is not 7
-SUFFIXES = {
-    **dict.fromkeys(("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "flv", "3gp", "ogv", "wmv"), "video"),
-    **dict.fromkeys(("wav", "flac", "mp3", "m4a", "aac", "ogg", "opus"), "audio"),
-    **dict.fromkeys(("jpg", "jpeg", "png", "webp", "bmp"), "image"),
-}
+DELIMITERS = ",;\t|"
+MISSING = r"(?i)^\s*(n/?a|nan|none|null|-|<na>)?\s*$"  # the usual words for a value that is not there
+INDEX = r"Unnamed: \d+(_level_\d+)?|__index_level_\d+__"  # what pandas calls the index that it wrote
+VERBATIM = ("clip_id", "text")  # columns whose values stay as they are written
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,14 @@ class Corpus:
     """A manifest that has been opened: schema holds every column with its normalised type.
 
     folder: what relative paths are relative to. table: the rows of a folder corpus, None for a manifest file.
+    notes: what of it is left out, each in a few words.
     """
 
     uri: str
     folder: str
     schema: pa.Schema
     table: pa.Table | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -91,15 +97,15 @@ class Corpus:
         return tuple(name for name in self.schema.names if not _reserved(name))
 
     def declare(self, tasks: str | Sequence[Declared] | None) -> "Corpus":
-        """The same corpus, with the columns of text that tasks call events read as events.
+        """The same corpus, with its columns read as what the tasks call them.
 
-        A parquet column of list<struct<start, end, label>> needs no declaration, nor a csv's of JSON lists.
+        Columns of text as events, and whole numbers that are written as fractions (1.0) as classes. A parquet column of
+        list<struct<start, end, label>> needs no declaration, nor a csv's of JSON lists.
         """
         tasks = parse_tasks(tasks) if isinstance(tasks, str) else tasks or ()
-        events = {task.name for task in tasks if task.kind == "events"}
-        fields = [
-            pa.field(f.name, EVENTS if f.name in events and f.type == pa.string() else f.type) for f in self.schema
-        ]
+        read_as = {("events", pa.string()): EVENTS, ("classification", pa.float64()): pa.int64()}
+        kinds = {task.name: task.kind for task in tasks}
+        fields = [pa.field(f.name, read_as.get((kinds.get(f.name), f.type), f.type)) for f in self.schema]
         return replace(self, schema=pa.schema(fields))
 
     def batches(self, rows: int = BATCH) -> Iterator[pa.RecordBatch]:
@@ -126,7 +132,7 @@ class Corpus:
         filesystem, path = open_fs(self.uri)
         if _is_parquet(self.uri):
             with filesystem.open_input_file(path) as file:
-                yield from parquet.ParquetFile(file).iter_batches(batch_size=BATCH)
+                yield from parquet.ParquetFile(file).iter_batches(batch_size=BATCH, columns=self.schema.names)
         else:
             yield from _csv_batches(filesystem, path)
 
@@ -135,15 +141,26 @@ class Corpus:
         columns = []
         for name, kind in zip(self.schema.names, self.schema.types, strict=True):
             column = batch.column(name)
+            if pa.types.is_string(column.type):
+                column = _without_missing(name, column)
+            elif pa.types.is_floating(column.type):
+                column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
             if kind == EVENTS and column.type == pa.string():
                 column = self._parse_events(name, column, before)
             try:
-                column = column if column.type == kind else column.cast(kind)
+                column = column if column.type == kind else _cast(column, kind)
             except pa.ArrowInvalid as error:
-                raise CorpusError(f"{self.uri}: column {name!r} is not {kind} throughout: {one_line(error)}") from error
-            if pa.types.is_floating(kind):  # what is missing has one face
-                column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
-            elif pa.types.is_string(kind):
+                row, value = _first_unlike(column, kind)
+                if pa.types.is_integer(kind) and not _reserved(name):
+                    raise CorpusError(
+                        f"task {name!r} cannot be a classification: its column holds fractions ({value} in row "
+                        f"{before + row + 1}); store whole numbers or text"
+                    ) from error
+                raise CorpusError(
+                    f"corpus {self.uri}: row {before + row + 1}, column {name!r}: {value!r} is no {_spoken(kind)}; "
+                    "fix it, or leave it empty"
+                ) from error
+            if pa.types.is_string(kind):
                 column = pc.if_else(pc.equal(column, ""), pa.scalar(None, kind), column)
             columns.append(column)
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
@@ -164,10 +181,11 @@ def is_text_file(text: str) -> bool:
 
 
 def read_corpus(uri: str) -> Corpus:
-    """Open a manifest (.csv, .csv.gz, .parquet) or a folder: ROOT/CLASS/clip.mp4, or ROOT/train/CLASS/clip.mp4.
+    """Open a manifest (.csv, .tsv, .csv.gz, .parquet) or a folder: ROOT/CLASS/clip.mp4, or ROOT/train/CLASS/clip.mp4.
 
     A folder's clip_id is the path without its ending, its one label column is `label`, the class folder; without
-    train, val and test folders a hash of the clip_id splits it 70 / 10 / 20, the same on every machine.
+    train, val and test folders a hash of the clip_id splits it 70 / 10 / 20, the same on every machine, and each class
+    has a clip in each split where it has three or more.
     Raises CorpusError where there is nothing usable.
     """
     try:
@@ -177,35 +195,90 @@ def read_corpus(uri: str) -> Corpus:
             raise CorpusError(f"corpus {uri} does not exist; name a .csv, a .parquet, or a folder of class folders")
         if info.type == FileType.Directory:
             folder = uri.rstrip("/") if "://" in uri else path
-            table = _folder_table(filesystem, path, uri)
-            return Corpus(uri, folder, table.schema, table)
+            table, notes = folder_table(filesystem, path, uri)
+            return Corpus(uri, folder, table.schema, table, notes)
         if info.size == 0:
             raise CorpusError(f"corpus {uri} is empty (0 bytes)")
         if _is_parquet(uri):
             with filesystem.open_input_file(path) as file:
                 schema = parquet.ParquetFile(file).schema_arrow
-            _check_unique(uri, schema.names)
-            schema = pa.schema([(f.name, _normal_type(f.name, f.type)) for f in schema])
-        elif uri.partition("?")[0].endswith((".csv", ".csv.gz")):
-            _check_unique(uri, _csv_header(filesystem, path))
+            _check_names(uri, schema.names)
+            kept = [f for f in schema if not _is_index(f.name) and (_reserved(f.name) or not _is_bytes(f.type))]
+            notes = _left_out(schema.names, [f.name for f in kept])
+            schema = pa.schema([(f.name, _normal_type(f.name, f.type)) for f in kept])
+        elif path_of(uri).lower().endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
+            names = _csv_header(filesystem, path)
+            _check_names(uri, names)
             schema = _csv_schema(filesystem, path)
+            notes = _left_out(names, schema.names)
         else:
-            raise CorpusError(f"corpus {uri} is neither .csv, .csv.gz nor .parquet, nor a folder of class folders")
+            raise CorpusError(f"corpus {uri} is neither .csv, .tsv nor .parquet, nor a folder of class folders")
     except CorpusError:
         raise
     except (FeaturesError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"corpus {uri} does not read: {one_line(error)}") from error
-    return Corpus(uri, parent(uri), schema)
+    return Corpus(uri, parent(uri), schema, notes=notes)
 
 
-def _check_unique(uri: str, names: list[str]) -> None:
+def _check_names(uri: str, names: list[str]) -> None:
+    if unnamed := [number for number, name in enumerate(names, 1) if number > 1 and not name.strip()]:
+        raise CorpusError(f"corpus {uri}: column {unnamed[0]} has no name; give it one, or delete it")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise CorpusError(f"corpus {uri} has the column {twice[0]!r} more than once; rename one")
 
 
 def _is_parquet(uri: str) -> bool:
-    return uri.partition("?")[0].endswith((".parquet", ".pq"))
+    return path_of(uri).lower().endswith((".parquet", ".pq"))
+
+
+def _is_index(name: str) -> bool:
+    """Whether a column is the index that pandas writes unless it is told not to."""
+    return not name.strip() or re.fullmatch(INDEX, name) is not None
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def _left_out(names: Sequence[str], kept: Sequence[str]) -> tuple[str, ...]:
+    """A note on each column that is not read."""
+    reasons = ((name, "pandas' index" if _is_index(name) else "bytes") for name in names if name not in kept)
+    return tuple(f"column {name!r} is left out: it holds {reason}" for name, reason in reasons)
+
+
+def _without_missing(name: str, column: pa.Array) -> pa.Array:
+    """Text without blanks around it; null where it is a usual word for a value that is missing."""
+    if name in VERBATIM:
+        return column
+    missing = pc.match_substring_regex(column, MISSING)
+    return pc.if_else(missing, pa.scalar(None, pa.string()), pc.utf8_trim_whitespace(column))
+
+
+def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """A column as another type; whole numbers may be written as fractions (1.0), as pandas does beside missing ones."""
+    if pa.types.is_integer(kind) and pa.types.is_string(column.type):
+        try:
+            return column.cast(kind)
+        except pa.ArrowInvalid:
+            column = column.cast(pa.float64())
+    return column.cast(kind)
+
+
+def _first_unlike(column: pa.Array, kind: pa.DataType) -> tuple[int, Any]:
+    """The first value of a column that does not cast to a type, with its row in the batch."""
+    for row in range(len(column)):
+        try:
+            _cast(column.slice(row, 1), kind)
+        except pa.ArrowInvalid:
+            return row, column[row].as_py()
+    return 0, column[0].as_py()
+
+
+def _spoken(kind: pa.DataType) -> str:
+    if pa.types.is_integer(kind):
+        return "whole number"
+    return "number" if pa.types.is_floating(kind) else str(kind)
 
 
 def _reserved(name: str) -> bool:
@@ -234,22 +307,35 @@ def _csv_batches(filesystem: FileSystem, path: str) -> Iterator[pa.RecordBatch]:
         text = csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
         )
-        parse = csv.ParseOptions(newlines_in_values=True)
+        parse = csv.ParseOptions(newlines_in_values=True, delimiter=_delimiter(filesystem, path))
         with csv.open_csv(stream, convert_options=text, parse_options=parse) as reader:
             yield from reader
 
 
 def _csv_header(filesystem: FileSystem, path: str) -> list[str]:
-    with filesystem.open_input_stream(path) as stream, csv.open_csv(stream) as reader:
+    parse = csv.ParseOptions(delimiter=_delimiter(filesystem, path))
+    with filesystem.open_input_stream(path) as stream, csv.open_csv(stream, parse_options=parse) as reader:
         return reader.schema.names
+
+
+def _delimiter(filesystem: FileSystem, path: str) -> str:
+    """A comma where that gives a column clip_id, else what Python's sniffer takes the header for."""
+    with filesystem.open_input_stream(path) as stream:
+        header = stream.read(HEADER).decode(errors="replace").lstrip("\ufeff").partition("\n")[0]
+    if "clip_id" in next(reader([header]), ()):
+        return ","
+    try:
+        return Sniffer().sniff(header, DELIMITERS).delimiter
+    except CsvError:
+        return ","
 
 
 def _csv_schema(filesystem: FileSystem, path: str) -> pa.Schema:
     """The narrowest of integer, float, events in JSON and text that holds all of a label column."""
-    kinds: dict[str, pa.DataType | None] = dict.fromkeys(_csv_header(filesystem, path))
+    kinds: dict[str, pa.DataType | None] = {n: None for n in _csv_header(filesystem, path) if not _is_index(n)}
     for batch in _csv_batches(filesystem, path):
         for name in kinds:
-            column = batch.column(name)
+            column = _without_missing(name, batch.column(name))
             if _reserved(name) or kinds[name] == pa.string() or column.null_count == len(column):
                 continue
             kinds[name] = _narrowest(column, kinds[name])
@@ -269,38 +355,3 @@ def _narrowest(column: pa.Array, before: pa.DataType | None) -> pa.DataType:
             pass
     in_json = before in (None, EVENTS) and pc.all(pc.match_substring_regex(column, r"^\s*\[\s*[{\]]")).as_py()
     return EVENTS if in_json else pa.string()
-
-
-def _folder_table(filesystem: FileSystem, root: str, uri: str) -> pa.Table:
-    """The rows of a folder of class folders, sorted; a clip's video, sound and image may lie side by side."""
-    files = filesystem.get_file_info(FileSelector(root, recursive=True))
-    paths = sorted(f.path[len(root.rstrip("/")) + 1 :] for f in files if f.type == FileType.File)
-    paths = [p for p in paths if not any(part.startswith(".") for part in p.split("/"))]
-    paths = [p for p in paths if p.rpartition(".")[2].lower() in SUFFIXES]
-    if not paths:
-        raise CorpusError(f"corpus {uri} has no media file ({', '.join(SUFFIXES)}) below it")
-    split_folders = {p.split("/")[0] for p in paths} <= set(SPLITS)
-    rows: dict[str, list] = {name: [] for name in ("clip_id", "video", "audio", "image", "split", "label")}
-    row_of: dict[str, int] = {}  # by clip_id: a.old.mp4 sorts between a.mp4 and a.wav
-    for path in paths:
-        clip_id, _, suffix = path.rpartition(".")
-        folders = clip_id.split("/")[:-1]
-        if len(folders) < 1 + split_folders:
-            where = "ROOT/SPLIT/CLASS/" if split_folders else "ROOT/CLASS/"
-            raise CorpusError(f"corpus {uri}: {path} lies in no class folder; put it in {where} or name a manifest")
-        modality = SUFFIXES[suffix.lower()]
-        row = row_of.get(clip_id)
-        if row is None or rows[modality][row] is not None:
-            row = row_of[clip_id] = len(rows["clip_id"])
-            split = folders[0] if split_folders else _split_by_hash(clip_id)
-            for name, value in {"clip_id": clip_id, "split": split, "label": folders[split_folders]}.items():
-                rows[name].append(value)
-            for name in ("video", "audio", "image"):
-                rows[name].append(None)
-        rows[modality][row] = path
-    return pa.table({name: pa.array(values, pa.string()) for name, values in rows.items()})
-
-
-def _split_by_hash(clip_id: str) -> str:
-    share = int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:8]) / 2**64
-    return "train" if share < 0.7 else "val" if share < 0.8 else "test"

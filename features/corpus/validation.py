@@ -3,29 +3,28 @@
 Keys are compared by 8-byte hashes, so that a million clips take tens of megabytes; a hit is looked up again by name.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.corpus.events import BACKGROUND, EVENTS, find_fault
+from features.corpus.events import EVENTS
+from features.corpus.labels import NUMBER, LabelCheck, first_true
 from features.corpus.manifest import SPLITS, Corpus
-from features.corpus.tasks import EVENT_RATE, NUMBERS, SENTIMENT, Declared, Task, parse_tasks, shortened
-from features.errors import CorpusError
-
-MAX_CLASSES = 10_000  # beyond this a column is an identifier or a text
+from features.corpus.tasks import EVENT_RATE, NUMBERS, Declared, Task, parse_tasks, shortened
+from features.errors import CorpusError, did_you_mean
 
 
 @dataclass(frozen=True)
 class Summary:
     """What a valid corpus holds. digest: sha256 of all rows in order, the same for csv and parquet of the same rows.
 
-    sources: rows that name a medium or vectors, by column; columns that are empty throughout are left out.
+    sources: rows that name a medium or vectors, by column; columns that are empty throughout are left out. notes: what
+    looks unintended and spoils no run, each in a few words.
     """
 
     rows: int
@@ -33,6 +32,7 @@ class Summary:
     tasks: tuple[Task, ...]
     digest: str
     sources: dict[str, int]
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 def validate(corpus: Corpus, wanted: str | Sequence[Declared] | None = None, unlabelled: bool = False) -> Summary:
@@ -46,52 +46,83 @@ def validate(corpus: Corpus, wanted: str | Sequence[Declared] | None = None, unl
     corpus = corpus.declare(wanted)
     _check_columns(corpus)
     tasks = [] if unlabelled else _typed_tasks(corpus, wanted)
-    values: dict[str, set] = {task.name: set() for task in tasks}
-    splits, rows = dict.fromkeys(SPLITS, 0), 0
-    ids, digest = [], _Digest(corpus.schema)
-    groups: dict[str, list] = {column: [] for column in ("split", "fold") if column in corpus.schema.names}
-    sources = dict.fromkeys(_media_columns(corpus.schema), 0)
+    named = {task.name for task in wanted or () if task.kind is not None}
+    checks = [LabelCheck(corpus, task, task.name in named) for task in tasks]
+    rows = _RowCheck(corpus)
     for batch in corpus.batches():
-        _check_rows(corpus, batch, rows)
-        for task in tasks:
-            _check_label(corpus, task, batch, rows)
-        rows += batch.num_rows
+        for check in checks:  # after what concerns the row as a whole
+            check.fault = check.find_fault(batch)
+        rows.add(batch)
+        for check in checks:
+            check.add(batch)
+    rows.finish(unlabelled)
+    found = tuple(check.task() for check in checks)
+    notes = tuple(note for check in checks for note in check.notes())
+    sources = {name: count for name, count in rows.sources.items() if count}
+    return Summary(rows.count, rows.splits, found, rows.digest.hexdigest(), sources, notes)
+
+
+class _RowCheck:
+    """Looks at what rows have whatever is to be learned: ids, splits, groups, media; counts them as it goes."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus, self.count = corpus, 0
+        self.splits = dict.fromkeys(SPLITS, 0)
+        self.ids: list[np.ndarray] = []
+        self.digest = _Digest(corpus.schema)
+        self.groups: dict[str, list] = {name: [] for name in ("split", "fold") if name in corpus.schema.names}
+        self.sources = dict.fromkeys(_media_columns(corpus.schema), 0)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take the next rows. Raises CorpusError for the first one that is wrong by itself."""
+        _check_rows(self.corpus, batch, self.count)
+        self.count += batch.num_rows
         for pair in batch.column("split").value_counts().to_pylist():
-            splits[pair["values"]] += pair["counts"]
-        ids.append(_hashes(batch.column("clip_id")))
+            self.splits[pair["values"]] += pair["counts"]
+        self.ids.append(_hashes(batch.column("clip_id")))
         if "group" in batch.schema.names:
-            for column, pairs in groups.items():
+            for column, pairs in self.groups.items():
                 pairs.append(_group_pairs(batch, column))
-        for name in sources:
-            sources[name] += pc.sum(pc.greater(pc.binary_length(batch.column(name)), 0)).as_py() or 0
-        for task in tasks:
-            _collect(values[task.name], task, batch.column(task.name))
-        digest.update(batch)
-    if not rows:
-        raise CorpusError(f"corpus {corpus.uri} has no rows")
-    _check_duplicates(corpus, ids)
-    for column, pairs in groups.items():
-        _check_groups(corpus, column, pairs)
-    empty = [split for split, count in splits.items() if not count]
-    if empty and not unlabelled:
-        counts = ", ".join(f"{split} {count}" for split, count in splits.items())
-        raise CorpusError(
-            f"corpus {corpus.uri} has no {' and no '.join(empty)} clips ({counts}); each needs one or more"
-        )
-    learned = tuple(_task(corpus, task, values[task.name]) for task in tasks)
-    return Summary(rows, splits, learned, digest.hexdigest(), {name: n for name, n in sources.items() if n})
+        for name in self.sources:
+            self.sources[name] += pc.sum(pc.greater(pc.binary_length(batch.column(name)), 0)).as_py() or 0
+        self.digest.update(batch)
+
+    def finish(self, unlabelled: bool) -> None:
+        """Raise CorpusError for what only all rows together get wrong."""
+        if not self.count:
+            raise CorpusError(f"corpus {self.corpus.uri} has no rows")
+        _check_duplicates(self.corpus, self.ids)
+        for column, pairs in self.groups.items():
+            _check_groups(self.corpus, column, pairs)
+        empty = [split for split, count in self.splits.items() if not count]
+        if empty and not unlabelled:
+            counts = ", ".join(f"{split} {count}" for split, count in self.splits.items())
+            raise CorpusError(
+                f"corpus {self.corpus.uri} has no {' and no '.join(empty)} clips ({counts}); each needs one or more"
+            )
 
 
 def _check_columns(corpus: Corpus) -> None:
     names = corpus.schema.names
     for name in ("clip_id", "split"):
         if name not in names:
-            close = _did_you_mean(name, names)
+            close = did_you_mean(name, names)
             raise CorpusError(f"corpus {corpus.uri} has no column {name!r}{close}; it has {shortened(names)}")
     if not _media_columns(corpus.schema):
         raise CorpusError(
             f"corpus {corpus.uri} has no media column (video, audio, image, text); it has {shortened(names)}"
         )
+
+
+def _first_text(corpus: Corpus, name: str) -> str:
+    """The first value of a column that is no number, for a message."""
+    before = 0
+    for batch in corpus.batches():
+        row = first_true(pc.invert(pc.fill_null(pc.match_substring_regex(batch.column(name), NUMBER), True)))
+        if row is not None:
+            return f" ({batch.column(name)[row].as_py()!r} in row {before + row + 1} is no number)"
+        before += batch.num_rows
+    return ""
 
 
 def _media_columns(schema: pa.Schema) -> list[str]:
@@ -102,19 +133,19 @@ def _typed_tasks(corpus: Corpus, wanted: Sequence[Declared] | None) -> list[Decl
     """Each task with its kind, from the run or from its column's type."""
     if not corpus.labels:
         raise CorpusError(
-            f"corpus {corpus.uri} has no label column; add one beside {shortened(corpus.schema.names)} "
+            f"corpus {corpus.uri} has no label column; add one to {shortened(corpus.schema.names)} "
             "(or extract it --unlabelled, for predictions)"
         )
     tasks = []
     for task in wanted or [Declared(name) for name in corpus.labels]:
         name = task.name
         if name not in corpus.labels:
-            close = _did_you_mean(name, corpus.labels)
+            close = did_you_mean(name, corpus.labels)
             raise CorpusError(f"no label column {name!r} in {corpus.uri}{close}; it has {shortened(corpus.labels)}")
         column = corpus.schema.field(name).type
         if task.kind is None:
             task = Declared(name, _natural_kind(column), EVENT_RATE if column == EVENTS else 0.0)
-        _check_kind(task, column)
+        _check_kind(corpus, task, column)
         tasks.append(task)
     return tasks
 
@@ -125,7 +156,7 @@ def _natural_kind(column: pa.DataType) -> str:
     return "regression" if column == pa.float64() else "classification"
 
 
-def _check_kind(task: Declared, column: pa.DataType) -> None:
+def _check_kind(corpus: Corpus, task: Declared, column: pa.DataType) -> None:
     name, kind = task.name, task.kind
     if pa.types.is_nested(column) and column != EVENTS:
         raise CorpusError(f"task {name!r} is a column of {column}, which no task kind learns; name other tasks")
@@ -133,81 +164,22 @@ def _check_kind(task: Declared, column: pa.DataType) -> None:
         holds = "events" if column == EVENTS else f"{column}, and no start, end and label"
         raise CorpusError(f"task {name!r} cannot be of kind {kind}: its column holds {holds}")
     if kind in NUMBERS and column == pa.string():
-        raise CorpusError(f"task {name!r} cannot be a {kind}: its column is text; name it {name}:classification")
+        text = _first_text(corpus, name)
+        raise CorpusError(f"task {name!r} cannot be a {kind}: its column is text{text}; name it {name}:classification")
     if kind == "classification" and column == pa.float64():
         raise CorpusError(
             f"task {name!r} cannot be a classification: its column holds fractions; store whole numbers or text"
         )
 
 
-def _did_you_mean(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _collect(values: set, task: Declared, column: pa.Array) -> None:
-    """Gather a task's classes; of numbers one value is enough to know that there are any."""
-    if task.kind in NUMBERS:
-        values.update(column.drop_null()[:1].to_pylist() if not values else ())
-        return
-    if task.kind == "events":
-        column = pc.struct_field(pc.list_flatten(column), "label")
-    values.update(pc.unique(column.drop_null()).to_pylist())
-    if len(values) > MAX_CLASSES:
-        raise CorpusError(
-            f"task {task.name!r} has more than {MAX_CLASSES} classes; if it is no label, name the tasks to learn"
-        )
-
-
-def _task(corpus: Corpus, task: Declared, values: set) -> Task:
-    if not values:
-        what = "event" if task.kind == "events" else "value"
-        raise CorpusError(
-            f"task {task.name!r} has no {what} in any row of {corpus.uri}; fill the column or leave the task out"
-        )
-    if task.kind == "events":
-        classes = (BACKGROUND, *sorted(values - {BACKGROUND}))
-    else:
-        classes = () if task.kind in NUMBERS else tuple(str(v) for v in sorted(values))
-    assert task.kind is not None  # _declared gave it one
-    return Task(task.name, task.kind, classes, task.rate)
-
-
-def _check_label(corpus: Corpus, task: Declared, batch: pa.RecordBatch, before: int) -> None:
-    """What a task's kind asks of its values."""
-    column, fault = batch.column(task.name), None
-    if task.kind == "events":
-        fault = find_fault(column, _seconds(batch))
-    elif task.kind in NUMBERS:
-        row = _first(pc.fill_null(pc.is_inf(column), False))
-        if row is not None:
-            fault = row, f"{column[row].as_py():g} cannot be learned; leave the field empty where there is no number"
-        elif task.kind == "sentiment":
-            row = _first(pc.fill_null(pc.greater(pc.abs(column), SENTIMENT), False))
-            if row is not None:
-                value = f"{column[row].as_py():g}"
-                fault = row, f"{value} lies beyond the scale of -3 to 3; rescale it or call it a regression"
-    if fault is not None:
-        row, what = fault
-        raise CorpusError(f"corpus {corpus.uri}: row {before + row + 1}, column {task.name!r}: {what}")
-
-
-def _seconds(batch: pa.RecordBatch) -> np.ndarray:
-    """Length of each clip, NaN where the manifest leaves it to the file."""
-    if "end" not in batch.schema.names:
-        return np.full(batch.num_rows, np.nan)
-    start = pc.fill_null(batch.column("start"), 0.0) if "start" in batch.schema.names else 0.0
-    return pc.subtract(batch.column("end"), start).to_numpy(zero_copy_only=False)
-
-
 def _check_rows(corpus: Corpus, batch: pa.RecordBatch, before: int) -> None:
     """What one row alone can get wrong; before: rows seen in earlier batches, for the message's row number."""
     ids, splits = batch.column("clip_id"), batch.column("split")
     missing = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(ids), ""), True)
-    row = _first(missing)
+    row = first_true(missing)
     if row is not None:
         raise CorpusError(f"corpus {corpus.uri}: row {before + row + 1} has no clip_id; give every clip one")
-    row = _first(pc.invert(pc.is_in(splits, value_set=pa.array(SPLITS))))
+    row = first_true(pc.invert(pc.is_in(splits, value_set=pa.array(SPLITS))))
     if row is not None:
         raise CorpusError(
             f"corpus {corpus.uri}: clip {ids[row].as_py()!r} has split {splits[row].as_py()!r}; use train, val or test"
@@ -215,7 +187,7 @@ def _check_rows(corpus: Corpus, batch: pa.RecordBatch, before: int) -> None:
     empty = pa.array(np.ones(batch.num_rows, bool))
     for name in _media_columns(batch.schema):
         empty = pc.and_(empty, pc.is_null(batch.column(name)))
-    row = _first(empty)
+    row = first_true(empty)
     if row is not None:
         columns = ", ".join(_media_columns(batch.schema))
         raise CorpusError(f"corpus {corpus.uri}: clip {ids[row].as_py()!r} has no media; fill one of {columns}")
@@ -228,17 +200,12 @@ def _check_segments(corpus: Corpus, batch: pa.RecordBatch) -> None:
     begin = pc.fill_null(start, 0.0)
     endless = pc.or_(pc.is_inf(begin), pc.fill_null(pc.is_inf(end), False))
     wrong = pc.or_(pc.or_(pc.less(begin, 0.0), endless), pc.fill_null(pc.less_equal(end, begin), False))
-    row = _first(wrong)
+    row = first_true(wrong)
     if row is not None:
         clip, segment = batch.column("clip_id")[row].as_py(), f"{start[row].as_py()} s to {end[row].as_py()} s"
         raise CorpusError(
             f"corpus {corpus.uri}: clip {clip!r} goes from {segment}; 0 <= start < end is needed, or no end"
         )
-
-
-def _first(wrong: pa.Array) -> int | None:
-    row = pc.index(wrong, True).as_py()
-    return row if row >= 0 else None
 
 
 def _hashes(column: pa.Array) -> np.ndarray:

@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import av
@@ -19,23 +20,25 @@ from av.container import InputContainer
 from torchaudio.transforms import MelSpectrogram, Resample
 
 from features.decode.media import (
+    PADDING,
     Source,
     check_segment,
     clock_zero,
-    declared_end,
     held_share,
     open_container,
     open_source,
     packet_time,
     packets,
 )
+from features.decode.probe import declared_end, is_declared_filled, sound_stream
 from features.decode.specs import AudioSpec
-from features.errors import MediaError, one_line
+from features.errors import MediaError, SegmentBeyondEnd, one_line
 
 PREROLL = 0.5  # s decoded before a segment: AAC and MP3 frames need the ones before them
 GAP = 0.05  # s by which sound may drift from its timestamps before silence fills the gap, or what overlaps is cut
 RESTART = 1.0  # s; timestamps that go back further begin anew: what follows is no overlap
 QUIET = 1e-3  # of full scale (-60 dB): a log-mel frame without a louder sample is silence
+KERNEL = 1_000_000  # numbers of a resampling kernel, about; of the usual rates none has a third of it
 FLOOR = 1e-6  # added to the mel power, so that silence has a logarithm
 
 
@@ -77,16 +80,16 @@ def encode_audio(uri: str, spec: AudioSpec, start: float | None = None, end: flo
 
 
 def decode_sound(uri: str, start: float | None = None, end: float | None = None) -> Sound | None:
-    """Decode the first audio stream, mixed to mono, from start to end (s; an end beyond the file's is cut).
+    """Decode the clip's sound (`probe.sound_stream`), mixed to mono, from start to end (s; cut at the file's end).
 
     A damaged or cut off file gives what is left of it, and decoded says how much that is. None where the file has no
-    audio stream. Raises MediaError (stage open or audio).
+    sound. Raises MediaError (stage open or audio), SegmentBeyondEnd where the sound ends before the segment starts.
     """
     begin, stop = check_segment("audio", uri, start, end)
     source = open_source(uri)
     try:
         sound = _read(source, uri, begin, stop, seek=begin > PREROLL)
-    except MediaError:
+    except (MediaError, MemoryError):
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError("audio", f"{uri}: the sound does not decode: {one_line(error)}") from error
@@ -98,23 +101,31 @@ def decode_sound(uri: str, start: float | None = None, end: float | None = None)
 def _read(source: Source, uri: str, begin: float, stop: float | None, seek: bool) -> Sound | None:
     """Decode from begin to stop; every frame lies where its timestamp says on the file's clock."""
     with open_container(source, uri) as container:
-        stream = next(iter(container.streams.audio), None)
+        stream = sound_stream(source, uri, container)
         if stream is None:
             return None
         if seek:
-            container.seek(round((begin - PREROLL + clock_zero(container)) / stream.time_base), stream=stream)
+            try:
+                container.seek(round((begin - PREROLL + clock_zero(container)) / stream.time_base), stream=stream)
+            except av.FFmpegError:  # a format, or a file without an index, that cannot
+                return _read(source, uri, begin, stop, seek=False)
         rate = stream.rate
         first, last = round(begin * rate), None if stop is None else round(stop * rate)
         origin, samples, lost = _join(container, stream, first, last)
         held = (origin + len(samples)) / rate
-        declared = stop if stop is not None and held >= stop else declared_end(source, uri, container, stream)
+        declared = declared_end(source, uri, container, stream, held)
+        filled = is_declared_filled(stream)
     if seek and (origin > first or not len(samples)):  # some formats seek past the time asked for
         return _read(source, uri, begin, stop, seek=False)
+    if not len(samples) and not lost and not filled:
+        return None  # a track that is declared and empty
     if not len(samples):
         raise MediaError("audio", f"{uri} has an audio stream without sound; it is damaged, fetch it again")
     if held <= begin:
-        raise MediaError("audio", f"{uri}: the segment starts at {begin:g} s, but the sound ends at {held:.3f} s")
-    decoded = held_share(begin, stop, held, declared, lost)
+        whole = declared is None or declared <= begin + PADDING
+        beyond = f"{uri}: the segment starts at {begin:g} s, but the sound ends at {held:.3f} s"
+        raise SegmentBeyondEnd("audio", beyond) if whole else MediaError("audio", beyond)
+    decoded = held_share(begin, stop, held, stop if stop is not None and held >= stop else declared, lost)
     silence = max(0, min(origin, origin if last is None else last) - first)
     samples = samples[max(0, first - origin) : None if last is None else max(0, last - origin)]
     return Sound(np.concatenate([np.zeros(silence, np.float32), samples]), rate, decoded)
@@ -156,7 +167,11 @@ def _join(
 
 
 class _Mixer:
-    """Frames of any format, layout and rate, which may change within a file, to mono at one rate."""
+    """Frames of any format, layout and rate, which may change within a file, to mono at one rate.
+
+    FFmpeg weighs the channels of a layout that the file states. A layout that it does not state ("6 channels") FFmpeg
+    would guess, and leave out what it takes for the channel of deep sound: there every channel counts as much.
+    """
 
     def __init__(self, rate: int) -> None:
         self.rate = rate
@@ -164,7 +179,8 @@ class _Mixer:
 
     def mix(self, frame: av.AudioFrame) -> np.ndarray:
         """(N,) float32: the frame, less the few samples that a resampler holds back for the next one."""
-        given, parts = (frame.format.name, frame.layout.name, frame.sample_rate), []
+        frame, parts = _equally_mixed(frame) if _is_unstated(frame.layout) else frame, []
+        given = frame.format.name, frame.layout.name, frame.sample_rate
         if given != self.given:
             parts = self.resampler.resample(None) if self.given else []
             self.given = given
@@ -173,6 +189,24 @@ class _Mixer:
         parts += self.resampler.resample(frame)
         parts = [part.to_ndarray()[0] for part in parts if part is not None]  # None: nothing was held back
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def _is_unstated(layout: av.AudioLayout) -> bool:
+    return layout.name.endswith(" channels")
+
+
+def _equally_mixed(frame: av.AudioFrame) -> av.AudioFrame:
+    """The mean of a frame's channels, as a frame of its own."""
+    samples = frame.to_ndarray()
+    if samples.dtype.kind != "f":
+        zero, scale = (128, 128) if samples.dtype == np.uint8 else (0, -float(np.iinfo(samples.dtype).min))
+        samples = (samples.astype(np.float32) - zero) / scale
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    mean = np.ascontiguousarray(samples.mean(axis=0, keepdims=True), np.float32)
+    mixed = av.AudioFrame.from_ndarray(mean, "fltp", "mono")
+    mixed.sample_rate, mixed.pts, mixed.time_base = frame.sample_rate, frame.pts, frame.time_base
+    return mixed
 
 
 def _frames(container: InputContainer, stream: AudioStream) -> Iterator[tuple[av.Packet, av.AudioFrame | None]]:
@@ -195,7 +229,7 @@ def log_mel(samples: np.ndarray, rate: int, spec: AudioSpec) -> np.ndarray:
     with torch.inference_mode():
         wave = torch.from_numpy(np.ascontiguousarray(samples, np.float32))
         if rate != spec.sample_rate:
-            wave = _resample(rate, spec.sample_rate)(wave)
+            wave = resample(wave, rate, spec.sample_rate)
         lead = (transform.n_fft - hop) // 2
         wanted = (frames - 1) * hop + transform.n_fft
         wave = torch.nn.functional.pad(wave, (lead, max(0, wanted - lead - len(wave))))[:wanted]
@@ -215,6 +249,27 @@ def _mel(spec: AudioSpec) -> MelSpectrogram:
     )
 
 
-@functools.lru_cache(maxsize=32)
-def _resample(rate: int, wanted: int) -> Resample:
+def resample(wave: torch.Tensor, rate: int, wanted: int) -> torch.Tensor:
+    """(N,) float32 samples at one rate to another, by torchaudio where its kernel is small, else by FFmpeg.
+
+    torchaudio's kernel grows with both rates over their greatest common divisor: from 22,254 to 16,000 Hz it has 89
+    million numbers, and takes 3.6 GB to make.
+    """
+    divisor = math.gcd(rate, wanted)
+    if (rate // divisor) * (wanted // divisor) <= KERNEL:
+        return _resampler(rate, wanted)(wave)
+    resampler = av.AudioResampler("fltp", "mono", wanted)
+    parts = []
+    for first in range(0, len(wave), rate):
+        frame = av.AudioFrame.from_ndarray(wave[None, first : first + rate].numpy(), "fltp", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate, first, Fraction(1, rate)
+        parts += resampler.resample(frame)
+    parts += resampler.resample(None)
+    samples = [part.to_ndarray()[0] for part in parts if part is not None]
+    return torch.from_numpy(np.concatenate(samples)) if samples else wave[:0]
+
+
+# Few, for they stay: how much memory is left for a clip must not depend on the rates of those before it.
+@functools.lru_cache(maxsize=4)
+def _resampler(rate: int, wanted: int) -> Resample:
     return Resample(rate, wanted)

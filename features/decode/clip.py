@@ -1,13 +1,14 @@
 """One clip of a corpus to one sample of a feature store: decode and encode each modality that the store wants."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from features.corpus.events import NO_TIME
 from features.corpus.manifest import VECTORS, Clip
 from features.decode.audio import encode_audio
 from features.decode.specs import Encoded, EncoderSpec
 from features.decode.video import decode_frames
-from features.errors import MediaError
+from features.errors import MediaError, SegmentBeyondEnd
 from features.store.samples import Sample
 
 
@@ -15,16 +16,24 @@ def encode_clip(clip: Clip, media: Mapping[str, str], spec: EncoderSpec) -> Samp
     """Encode every wanted modality of a clip.
 
     media: resolved URIs by column (`video`, `audio`, `image`, a `text` that is a file, `{modality}_features`); `audio`
-    falls back to the video's own sound. A missing track or an empty field makes that modality absent. Raises MediaError
-    when a file cannot be decoded, when too little of it decodes (stage quality), when no wanted modality is there, or
-    when a clip with events has no length.
+    falls back to the video's own sound. A missing track, one that ends before the segment starts, or an empty field
+    makes that modality absent. Raises MediaError when a file cannot be decoded, when too little of it decodes (stage
+    quality), when no wanted modality is there, or when a clip with events has no length.
     """
     features, duration, quality = {}, 0.0, {}
-    for modality, encoded in _modalities(clip, media, spec):
+    beyond: SegmentBeyondEnd | None = None
+    for modality, encode in _modalities(clip, media, spec):
+        try:
+            encoded = encode()
+        except SegmentBeyondEnd as error:
+            beyond = beyond or error
+            continue
         if encoded is not None:
             features[modality] = encoded.values
             duration = max(duration, encoded.duration)
             quality = _worse(quality, encoded.quality)
+    if not features and beyond is not None:
+        raise MediaError(beyond.stage, beyond.message)
     if not features:
         wanted = " or ".join(spec.features())
         raise MediaError("open", f"{clip.clip_id}: no {wanted} track in {', '.join(media.values()) or 'the row'}")
@@ -48,39 +57,62 @@ def prepare(spec: EncoderSpec) -> None:
             load_resnet18(pictures.weights)
 
 
-def _modalities(clip: Clip, media: Mapping[str, str], spec: EncoderSpec) -> Iterator[tuple[str, Encoded | None]]:
-    """Each wanted modality that the row names a source of; None where the source lacks it.
-
-    What not every store needs is imported where it is needed: it would cost every decoding process memory.
-    """
+def _modalities(
+    clip: Clip, media: Mapping[str, str], spec: EncoderSpec
+) -> Iterator[tuple[str, Callable[[], Encoded | None]]]:
+    """Each wanted modality that the row names a source of, and what encodes it; None where the source lacks it."""
     if spec.video is not None and "video" in media:
-        frames = decode_frames(media["video"], spec.video, clip.start, clip.end)
-        if frames is not None:
-            spec.quality.check(media["video"], frames.quality)
-            values = frames.values
-            if spec.video.encoder == "resnet18":
-                from features.decode.image import embed_frames
-
-                values = embed_frames(values, spec.video.weights)
-            yield "video", Encoded(values, frames.duration, frames.quality)
+        yield "video", lambda: _encode_video(media["video"], clip, spec)
     if spec.audio is not None and (source := media.get("audio") or media.get("video")):
-        sound = encode_audio(source, spec.audio, clip.start, clip.end)
-        if sound is not None:
-            spec.quality.check(source, sound.quality)
-            yield "audio", Encoded(sound.values, sound.duration, sound.quality)
+        yield "audio", lambda: _encode_sound(source, clip, spec)
     if spec.image is not None and "image" in media:
-        from features.decode.image import encode_image
-
-        yield "image", encode_image(media["image"], spec.image)
+        yield "image", lambda: _encode_image(media["image"], spec)
     if spec.text is not None and clip.text:
-        from features.decode.text import encode_text
-
-        yield "text", encode_text(media.get("text", clip.text), spec.text, spec.declared["text"])
+        yield "text", lambda: _encode_text(media.get("text", clip.text), spec)
     for modality in spec.given():
         if (uri := media.get(modality + VECTORS)) is not None:
-            from features.decode.vectors import read_vectors
+            yield modality, partial(_read_vectors, uri, modality, spec)
 
-            yield modality, read_vectors(uri, spec.vectors, spec.declared[modality])
+
+# What not every store needs is imported where it is needed: it would cost every decoding process memory.
+
+
+def _encode_video(uri: str, clip: Clip, spec: EncoderSpec) -> Encoded | None:
+    frames = decode_frames(uri, spec.video, clip.start, clip.end)
+    if frames is None:
+        return None
+    spec.quality.check(uri, frames.quality)
+    if spec.video.encoder != "resnet18":
+        return Encoded(frames.values, frames.duration, frames.quality)
+    from features.decode.image import embed_frames
+
+    return Encoded(embed_frames(frames.values, spec.video.weights), frames.duration, frames.quality)
+
+
+def _encode_sound(uri: str, clip: Clip, spec: EncoderSpec) -> Encoded | None:
+    sound = encode_audio(uri, spec.audio, clip.start, clip.end)
+    if sound is None:
+        return None
+    spec.quality.check(uri, sound.quality)
+    return Encoded(sound.values, sound.duration, sound.quality)
+
+
+def _encode_image(uri: str, spec: EncoderSpec) -> Encoded:
+    from features.decode.image import encode_image
+
+    return encode_image(uri, spec.image)
+
+
+def _encode_text(text: str, spec: EncoderSpec) -> Encoded | None:
+    from features.decode.text import encode_text
+
+    return encode_text(text, spec.text, spec.declared["text"])
+
+
+def _read_vectors(uri: str, modality: str, spec: EncoderSpec) -> Encoded | None:
+    from features.decode.vectors import read_vectors
+
+    return read_vectors(uri, spec.vectors, spec.declared[modality])
 
 
 def _worse(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:

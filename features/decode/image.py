@@ -1,7 +1,7 @@
 """Pictures to vectors: the regions of a still image, and the frames of a video, by their pixels or by ResNet-18.
 
 The mean of an image's regions is its global vector (for ResNet-18 exactly what its own last pooling gives), so none is
-stored beside them.
+stored as well.
 """
 
 import functools
@@ -69,7 +69,7 @@ def embed_frames(frames: np.ndarray, weights: str) -> np.ndarray:
 def embed_clips(clips: Sequence[np.ndarray], net: nn.Module) -> list[np.ndarray]:
     """Frames of several clips, each (T, H, W, 3), to their vectors, on the device that the network is on.
 
-    A batch has always the same size, filled up where need be: a frame's vector then is the same whatever is beside it.
+    A batch has always the same size, filled up where need be: a frame's vector then is the same whatever else is in the batch.
     """
     frames, vectors = [frame for clip in clips for frame in clip], []
     for first in range(0, len(frames), BATCH):

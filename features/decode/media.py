@@ -1,7 +1,8 @@
-"""A media file handed to a decoder: where it lies, how FFmpeg opens it, its clock, and how long it says it is."""
+"""A media file handed to a decoder: where it lies, how FFmpeg opens it, its clock and its packets."""
 
+import functools
 import io
-import re
+import tarfile
 from collections.abc import Iterator
 
 import av
@@ -11,7 +12,7 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileType, LocalFileSystem
 
 from features.errors import FeaturesError, MediaError, StorageError, one_line
-from features.files import open_fs
+from features.files import find_file, open_fs, split_place
 from features.s3 import is_transient
 
 PATIENCE = 60.0  # s; less than a clip's default timeout: storage that is away is not the clip's fault
@@ -20,8 +21,8 @@ av.logging.set_level(av.logging.PANIC)  # what matters arrives as an exception; 
 
 Source = str | io.BytesIO
 
-GUESSED = ("aac", "ac3", "eac3", "amr", "h264", "hevc", "mp3")  # bare streams: FFmpeg guesses a duration from the size
 SLACK = 0.5  # s by which the streams of a whole file may end before the duration that the file states
+TAR_BUFFER = 1 << 20  # bytes read at once of a tar's headers, and of the small files between them
 PADDING = 0.1  # s by which one stream may: codecs pad, and not every last packet states how long it lasts
 
 
@@ -32,25 +33,58 @@ def open_source(uri: str) -> Source:
     is away for longer than its patience.
     """
     try:
-        filesystem, path = open_fs(uri, PATIENCE)
-        info = filesystem.get_file_info(path)
+        file, member = split_place(uri)
+        filesystem, path = open_fs(file, PATIENCE)
+        info = find_file(filesystem, path)
         if info.type == FileType.NotFound:
             raise MediaError("open", f"{uri} does not exist; check the manifest's path")
         if info.type != FileType.File:
             raise MediaError("open", f"{uri} is not a file; check the manifest's path")
         if info.size == 0:
             raise MediaError("open", f"{uri} is empty (0 bytes); fetch it again")
+        if member:
+            return _read_member(uri, file, member[1:])
         if isinstance(filesystem, LocalFileSystem):
-            return path
-        with filesystem.open_input_file(path) as file:
+            return info.path
+        with filesystem.open_input_file(info.path) as file:
             return io.BytesIO(file.read())
     except MediaError:
         raise
+    except tarfile.TarError as error:
+        raise MediaError(
+            "open", f"{uri}: the tar does not read: {one_line(error)}; a tar must not be packed"
+        ) from error
     except (FeaturesError, ArrowException, OSError) as error:
         cause = error.__cause__ or error  # the bucket's region is looked up where open_fs explains what fails
         if is_transient(cause):
             raise StorageError(f"{uri} cannot be read: {one_line(cause)}; run the same command again later") from error
         raise MediaError("open", f"{uri} cannot be read: {one_line(error)}") from error
+
+
+def _read_member(uri: str, file: str, name: str) -> io.BytesIO:
+    """The bytes of one member of a tar, of which only they are read."""
+    places = _members(file)
+    if name not in places:
+        raise MediaError("open", f"{uri} does not exist: the tar has {len(places)} files, and none of that name")
+    offset, size = places[name]
+    if not size:
+        raise MediaError("open", f"{uri} is empty (0 bytes); fetch it again")
+    filesystem, path = open_fs(file, PATIENCE)
+    with filesystem.open_input_file(find_file(filesystem, path).path) as stream:
+        stream.seek(offset)
+        return io.BytesIO(stream.read(size))
+
+
+@functools.lru_cache(maxsize=8)  # a manifest's rows have their media in the same few tars
+def _members(file: str) -> dict[str, tuple[int, int]]:
+    """Where each file of a tar lies: `{name: (offset, size)}`, from its headers alone."""
+    filesystem, path = open_fs(file, PATIENCE)
+    with (
+        filesystem.open_input_file(find_file(filesystem, path).path) as stream,
+        io.BufferedReader(stream, TAR_BUFFER) as buffered,
+        tarfile.open(fileobj=buffered, mode="r:") as tar,
+    ):
+        return {member.name: (member.offset_data, member.size) for member in tar if member.isfile()}
 
 
 def open_container(source: Source, uri: str) -> av.container.InputContainer:
@@ -88,25 +122,6 @@ def packets(container: av.container.InputContainer, stream: Stream) -> Iterator[
         last = av.Packet()  # empty: the decoder gives what it still holds
         last.stream = stream
         yield last
-
-
-def declared_end(source: Source, uri: str, container: av.container.InputContainer, stream: Stream) -> float | None:
-    """When the stream ends by the file's own word (s on the file's clock); None where the file has none on that."""
-    zero, start = clock_zero(container), stream.start_time or 0
-    if container.format.name in GUESSED and not start:  # an mp3 that begins after 0 has a header that counts it
-        return None
-    if stream.duration:
-        return float((start + stream.duration) * stream.time_base) - zero
-    if clock := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska
-        hours, minutes, seconds = map(float, clock.groups())
-        return (hours * 60 + minutes) * 60 + seconds - zero
-    if not container.duration:
-        return None
-    end = container.duration / av.time_base  # of the longest stream: says nothing on the others, if that is whole
-    with open_container(source, uri) as again:
-        ends = ((packet_time(p) or 0.0) + float((p.duration or 0) * p.time_base) for p in again.demux() if p.size)
-        held = max(ends, default=0.0) - zero
-    return end if held < end - SLACK else None
 
 
 def held_share(

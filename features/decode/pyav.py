@@ -1,6 +1,7 @@
 """Pictures of one video stream by PyAV: at exact times without concealment, or the latest ones with all that is left.
 
-Every function takes wanted times (sorted, s on the file's clock) and the size that the whole picture is scaled to.
+Every function takes wanted times (sorted, s on the file's clock), the size that the whole picture is scaled to, and
+what `probe` found out about the file.
 """
 
 import bisect
@@ -9,14 +10,22 @@ from typing import NamedTuple
 import numpy as np
 from av import FFmpegError, Packet, VideoFrame
 from av.container import InputContainer
-from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from features.decode.media import Source, clock_zero, open_container, packets, stamp_of
+from features.decode.media import Source, clock_zero, open_container, stamp_of
+from features.decode.probe import Orientation, Shown, Timing, stamped
 from features.decode.specs import Sampling
 
 SKIPPED = {"exact": "DEFAULT", "nonref": "NONREF", "keyframes": "NONKEY"}  # what the decoder leaves out
+
+
+class Mistimed(Exception):
+    """Decoding shows that the packets' times are not the frames'; timing: what they are instead."""
+
+    def __init__(self, timing: Timing) -> None:
+        super().__init__(timing)
+        self.timing: Timing = timing
 
 
 class Latest(NamedTuple):
@@ -33,28 +42,41 @@ class Latest(NamedTuple):
     damaged: bool
 
 
-def video_stream(container: InputContainer) -> VideoStream | None:
-    """The first video stream that is not a music file's cover."""
-    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+class Scale(NamedTuple):
+    """Pixels that a whole picture is scaled to once it is upright, and how it becomes upright."""
+
+    width: int
+    height: int
+    orientation: Orientation
+
+    def nothing(self) -> np.ndarray:
+        """No picture: (0, height, width, 3) uint8."""
+        return np.empty((0, self.height, self.width, 3), np.uint8)
 
 
-def exact_pictures(source: Source, uri: str, wanted: np.ndarray, width: int, height: int, margin: float) -> np.ndarray:
+def exact_pictures(
+    source: Source, uri: str, shown: Shown, wanted: np.ndarray, scale: Scale, margin: float
+) -> np.ndarray:
     """The pictures at the wanted times, (N, height, width, 3) uint8, without those that are damaged.
 
     margin: s before the first one that the file is sought to; infinite: it is read from its beginning. No picture
-    where the first key frame from there on comes too late. Raises FFmpegError where a packet does not decode.
+    where the first key frame from there on comes too late. Raises FFmpegError where a packet does not decode, Mistimed
+    where the frames come out in another order than that of their times, or where packets turn out to be fields.
     """
-    scaler, pictures, nothing = VideoReformatter(), [], np.empty((0, height, width, 3), np.uint8)
+    nothing = scale.nothing()
     with open_container(source, uri) as container:
-        stream = _single_threaded(container, strict=True)
+        stream = _single_threaded(container, shown, strict=True)
         context = stream.codec_context
-        skips = context.name in ("h264", "hevc")  # others drop the wrong frames, or delay the setting
-        stamps = set(_ticks(container, stream, wanted))
-        first, key = min(stamps), None
+        clock, screen = _Clock(container, stream, shown), _Screen(_ticks(container, stream, wanted), scale)
+        # Others drop the wrong frames, or delay the setting; where frames are counted none may be left out.
+        skips = context.name in ("h264", "hevc") and shown.timing == "stated"
+        stamps = set(screen.ticks)
+        first, key = screen.ticks[0], None
         begun = not wanted[0] > margin  # by a key frame: some indexes call others one, whose pictures are wrong
         if not begun:
             container.seek(first - round(margin / float(stream.time_base)), stream=stream)
-        for packet in container.demux(stream):
+        interlaced, before = False, None
+        for packet in stamped(container, stream, uri) if shown.timing == "ordered" else container.demux(stream):
             stamp = stamp_of(packet)
             if key is None and packet.is_keyframe:
                 key = stamp
@@ -62,66 +84,112 @@ def exact_pictures(source: Source, uri: str, wanted: np.ndarray, width: int, hei
                 context.skip_frame = "DEFAULT" if stamp in stamps or packet.size == 0 else "NONREF"
             try:
                 frames = packet.decode()
-            except FFmpegError:
-                if begun:
+            except FFmpegError as error:
+                if begun or isinstance(error, MemoryError):
                     raise
                 if key is None or (stamp is not None and stamp < key):  # needs what lies before the key frame
                     continue
                 return nothing
             for frame in frames:
+                now = clock.stamp(frame)
                 if not begun:
-                    if stamp_of(frame) is None or stamp_of(frame) > first:
+                    if now is None or now > first:
                         return nothing
                     begun = frame.key_frame
-                if begun and stamp_of(frame) in stamps and not frame.is_corrupt:
-                    stamps.discard(stamp_of(frame))
-                    pictures.append(_scale(scaler, frame, width, height))
-            if not stamps:
+                if not begun or now is None:
+                    continue
+                if shown.timing == "stated" and before is not None and now < before:
+                    raise Mistimed("ordered")
+                before, interlaced = now, interlaced or frame.interlaced_frame
+                screen.show(now, frame)
+            if screen.full:
                 break
-    return np.stack(pictures) if pictures else nothing
+        screen.close()
+    if shown.timing == "fields":
+        return screen.stacked() if screen.stamps and screen.stamps[0] <= first and not screen.corrupt else nothing
+    if shown.timing == "stated" and screen.stamps != screen.ticks and interlaced and not screen.corrupt:
+        raise Mistimed("fields")
+    return screen.stacked() if screen.stamps == screen.ticks and not screen.corrupt else nothing
 
 
 def latest_pictures(
-    source: Source, uri: str, wanted: np.ndarray, width: int, height: int, sampling: Sampling, strict: bool, seek: bool
+    source: Source,
+    uri: str,
+    shown: Shown,
+    wanted: np.ndarray,
+    scale: Scale,
+    sampling: Sampling,
+    strict: bool,
+    seek: bool,
 ) -> Latest:
     """For each wanted time the latest frame at or before it among those that sampling decodes; else the first one.
 
     strict: what is damaged does not decode; else FFmpeg conceals what it can.
     """
     with open_container(source, uri) as container:
-        stream = _single_threaded(container, strict)
+        stream = _single_threaded(container, shown, strict)
         stream.codec_context.skip_frame = SKIPPED[sampling]
-        screen = _Screen(_ticks(container, stream, wanted), width, height)
+        clock = _Clock(container, stream, shown)
+        screen = _Screen(_ticks(container, stream, wanted), scale)
         if seek:
             container.seek(screen.ticks[0], stream=stream)
         order, keys, damaged = {}, [], []  # numbers of packets, in the order of decoding
-        for number, packet in enumerate(packets(container, stream)):
+        for number, packet in enumerate(stamped(container, stream, uri)):
             order[stamp_of(packet)] = number
             for frame in _decode(packet):
+                stamp = None if frame is None else stamp_of(frame)
                 if frame is None or frame.is_corrupt:
-                    damaged.append(number if frame is None else order.get(stamp_of(frame), number))
+                    damaged.append(number if frame is None else order.get(stamp, number))
                 elif frame.key_frame:
-                    keys.append(order.get(stamp_of(frame), number))
-                if frame is not None and stamp_of(frame) is not None:
-                    screen.show(stamp_of(frame), frame)
+                    keys.append(order.get(stamp, number))
+                if frame is not None and stamp is not None:
+                    screen.show(clock.stamp(frame) if sampling == "exact" else stamp, frame)
             if screen.full:
                 break
     screen.close()
     if seek and (not screen.stamps or screen.stamps[0] > screen.ticks[0]):  # some formats seek past the time asked for
-        return latest_pictures(source, uri, wanted, width, height, sampling, strict, seek=False)
-    values = np.stack(screen.pictures) if screen.pictures else np.empty((0, height, width, 3), np.uint8)
+        return latest_pictures(source, uri, shown, wanted, scale, sampling, strict, seek=False)
     exact = np.array([a == b for a, b in zip(screen.stamps, screen.ticks, strict=False)], bool)
+    if shown.timing == "fields":  # a wanted time may be that of a frame's second field
+        exact[:] = True
+    if shown.timing == "ordered":  # as many packets are decoded before a frame's as frames are shown before it
+        order = {tick: number for number, tick in enumerate(clock.times)}
     wanted = np.array([order.get(tick, -1) for tick in screen.ticks])
-    return Latest(values, exact, _intact(wanted, np.sort(keys), np.sort(damaged)), bool(damaged))
+    return Latest(screen.stacked(), exact, _intact(wanted, np.sort(keys), np.sort(damaged)), bool(damaged))
+
+
+class _Clock:
+    """Gives each frame, in the order in which they come out, the time at which it is shown (ticks)."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream, shown: Shown) -> None:
+        self.times = _ticks(container, stream, shown.times) if shown.timing == "ordered" else None
+        self.last, self.delay = -1, 0
+
+    def stamp(self, frame: VideoFrame) -> int | None:
+        """The frame's own time; where frames have none, that of its place among all frames.
+
+        A frame comes out with the time of decoding of a later packet, and always as many packets late: so a place is
+        found again after packets that hold no frame.
+        """
+        if self.times is None:
+            return stamp_of(frame)
+        place = self.last + 1
+        if frame.dts is not None:
+            decoded = bisect.bisect_left(self.times, frame.dts)
+            self.delay = decoded if self.last < 0 else self.delay
+            place = max(place, decoded - self.delay)
+        self.last = min(place, len(self.times) - 1)
+        return self.times[self.last]
 
 
 class _Screen:
     """Frames pass in the order of display; each stays until the next, and is scaled where that is a wanted time."""
 
-    def __init__(self, ticks: list[int], width: int, height: int) -> None:
-        self.ticks, self.size = ticks, (width, height)
+    def __init__(self, ticks: list[int], scale: Scale) -> None:
+        self.ticks, self.scale = ticks, scale
         self.pictures: list[np.ndarray] = []
         self.stamps: list[int] = []
+        self.corrupt = False  # a picture that was wanted is
         self.scaler = VideoReformatter()
         self.held: tuple[int, VideoFrame] | None = None
 
@@ -134,17 +202,24 @@ class _Screen:
         if self.held is not None:
             self._fill(bisect.bisect_left(self.ticks, stamp) - len(self.pictures))
         self.held = stamp, frame
+        if stamp == self.ticks[-1]:
+            self.close()
 
     def close(self) -> None:
         """The last frame stays to the end."""
         if self.held is not None:
             self._fill(len(self.ticks) - len(self.pictures))
 
+    def stacked(self) -> np.ndarray:
+        """(N, height, width, 3) uint8, N = 0 where no frame passed."""
+        return np.stack(self.pictures) if self.pictures else self.scale.nothing()
+
     def _fill(self, count: int) -> None:
         if count > 0:
             stamp, frame = self.held
-            self.pictures += [_scale(self.scaler, frame, *self.size)] * count
+            self.pictures += [_scale(self.scaler, frame, self.scale)] * count
             self.stamps += [stamp] * count
+            self.corrupt |= frame.is_corrupt
 
 
 def _intact(wanted: np.ndarray, keys: np.ndarray, damaged: np.ndarray) -> np.ndarray:
@@ -160,12 +235,14 @@ def _decode(packet: Packet) -> list[VideoFrame | None]:
     """The frames that a packet gives, None where it does not decode."""
     try:
         return packet.decode()
+    except MemoryError:
+        raise
     except FFmpegError:
         return [None]
 
 
-def _single_threaded(container: InputContainer, strict: bool) -> VideoStream:
-    stream = video_stream(container)
+def _single_threaded(container: InputContainer, shown: Shown, strict: bool) -> VideoStream:
+    stream = container.streams[shown.stream]
     stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
     if strict:
         stream.codec_context.options = {"err_detect": "explode"}  # else FFmpeg paints over what is damaged
@@ -176,8 +253,8 @@ def _ticks(container: InputContainer, stream: VideoStream, times: np.ndarray) ->
     return [round((time + clock_zero(container)) / float(stream.time_base)) for time in times]
 
 
-def _scale(scaler: VideoReformatter, frame: VideoFrame, width: int, height: int) -> np.ndarray:
+def _scale(scaler: VideoReformatter, frame: VideoFrame, scale: Scale) -> np.ndarray:
     """The whole picture, turned upright, as (height, width, 3) uint8."""
-    turns = round(frame.rotation / 90)
-    size = (height, width) if turns % 2 else (width, height)
-    return np.rot90(scaler.reformat(frame, *size, "rgb24", interpolation="BILINEAR").to_ndarray(), turns)
+    size = (scale.height, scale.width) if scale.orientation.transposed else (scale.width, scale.height)
+    picture = scaler.reformat(frame, *size, "rgb24", interpolation="BILINEAR").to_ndarray()
+    return scale.orientation.upright(picture)

@@ -15,6 +15,7 @@ from features.store.quality import QualitySpec
 from features.store.spec import Feature
 
 Sampling = Literal["exact", "nonref", "keyframes"]
+DECODING = 2  # the version of the decoders; 1: before files were probed once for all decoders (2026-11-29)
 RESNET18 = 512  # numbers that ResNet-18 makes of a picture, or of a region
 
 
@@ -216,6 +217,10 @@ class EncoderSpec:
                 encoder = {"name": i.encoder, "weights": weights_id(i.weights), **options}
                 features["image"] = Feature((RESNET18,), "float16", 0.0, encoder)
         return {**features, **self.declared}
+
+    def decoding(self) -> int:
+        """The version of the decoders, where they read anything: text, images and vectors are as they were."""
+        return DECODING if self.video is not None or self.audio is not None else 1
 
     def with_pixels(self) -> "EncoderSpec":
         """The same, but for frames, which stay as they were decoded."""

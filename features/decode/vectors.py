@@ -24,7 +24,7 @@ import numpy as np
 from features.decode.media import open_source
 from features.decode.specs import Encoded, VectorSpec
 from features.errors import CorpusError, MediaError, StorageError, one_line
-from features.files import split_place
+from features.files import path_of, split_place
 from features.store.spec import Feature
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _read(uri: str) -> np.ndarray:
     """(T, D) or (T, layers, D) numbers of one clip. Raises MediaError (stage open or vectors)."""
     file, place = split_place(uri)
     match = re.fullmatch(r"#?([^\[\]]*)(?:\[(\d+)\])?", place)
-    if match is None or not file.partition("?")[0].endswith((".npy", ".npz")):
+    if match is None or not path_of(file).endswith((".npy", ".npz")):
         raise MediaError("vectors", f"{uri}: name an .npy file, or file.npz#key[row] with a row from 0 on")
     key, row = match[1], match[2]
     try:
@@ -125,7 +125,7 @@ def _read(uri: str) -> np.ndarray:
 
 def _load(file: str, key: str) -> np.ndarray:
     source = open_source(file)
-    if file.partition("?")[0].endswith(".npy"):
+    if path_of(file).endswith(".npy"):
         if key:
             raise MediaError("vectors", f"{file} holds one array and none called {key!r}; write {file}#[row]")
         if isinstance(source, str):

@@ -14,22 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 from av import FFmpegError
-from av import time_base as TIME_BASE
 
-from features.decode.media import (
-    Source,
-    check_segment,
-    clock_zero,
-    declared_end,
-    held_share,
-    open_container,
-    open_source,
-    packets,
-    stamp_of,
-)
-from features.decode.pyav import exact_pictures, latest_pictures, video_stream
+from features.decode.media import PADDING, Source, check_segment, open_source
+from features.decode.probe import EARLIER, TICK, Orientation, Shown, frame_times
+from features.decode.pyav import Mistimed, Scale, exact_pictures, latest_pictures
 from features.decode.specs import VideoSpec, decord_misreads, resolve_decoder
-from features.errors import MediaError, one_line
+from features.errors import MediaError, SegmentBeyondEnd, one_line
 
 try:  # no wheels outside x86-64
     import decord
@@ -39,8 +29,6 @@ else:
     decord.logging.set_level(decord.logging.QUIET)
 
 FAULTS = 1e-6  # share of frames that decord may replace by earlier ones without a word: none
-EARLIER = 10.0  # s that a file is sought to before a segment whose key frame a first seek did not find
-TICK = 1e-3  # s; decord rounds times to milliseconds, and a target often falls exactly on a frame's edge
 
 
 @dataclass
@@ -56,20 +44,6 @@ class Frames:
     quality: Mapping[str, float | bool | None]
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Times (s) on the file's clock: when frames appear (sorted), when the last one goes, when the stream begins.
-
-    share: how much of what the file declares is there; None where it declares nothing. format: FFmpeg's container.
-    """
-
-    times: np.ndarray
-    end: float
-    first: float
-    share: float | None
-    format: str
-
-
 class Pictures(NamedTuple):
     """values: (N, height, width, 3) uint8; good: (N,) bool, without a trace of damage; salvaged: some were damaged."""
 
@@ -83,25 +57,34 @@ def decode_frames(uri: str, spec: VideoSpec, start: float | None = None, end: fl
 
     Frame k of round(duration * fps), at least one, is the last one shown at or before start + (k + 0.5) / fps. A
     damaged or cut off file gives what is left of it, and quality says how much that is. None where the file has no
-    video. Raises MediaError (stage open or video) where it cannot be read.
+    video. Raises MediaError (stage open or video) where it cannot be read, SegmentBeyondEnd where the picture ends
+    before the segment starts.
     """
     begin, stop = check_segment("video", uri, start, end)
     source = open_source(uri)
     try:
-        shown = _frame_times(source, uri, begin, stop)
-        if shown is None:
-            return None
-        until = shown.end if stop is None else min(stop, shown.end)
-        if not until > begin:
-            raise MediaError("video", f"{uri}: the segment starts at {begin:g} s, but the video ends at {until:.3f} s")
-        times = begin + (np.arange(max(1, round((until - begin) * spec.fps))) + 0.5) / spec.fps
-        on_screen = np.maximum(np.searchsorted(shown.times, times + TICK, side="right") - 1, 0)
-        needed, repeats = np.unique(on_screen, return_inverse=True)
-        pictures = _decode(source, uri, shown, shown.times[needed], spec, seek=begin > 0)
-    except MediaError:
+        shown = frame_times(source, uri, begin, stop)
+        try:
+            return None if shown is None else _sample(source, uri, shown, spec, begin, stop)
+        except Mistimed as error:
+            shown = frame_times(source, uri, begin, stop, timing=error.timing)
+            return _sample(source, uri, shown, spec, begin, stop)
+    except (MediaError, MemoryError):
         raise
     except Exception as error:  # decord raises its own classes, RuntimeError and AssertionError alike
         raise MediaError("video", f"{uri}: the video does not decode: {one_line(error)}") from error
+
+
+def _sample(source: Source, uri: str, shown: Shown, spec: VideoSpec, begin: float, stop: float | None) -> Frames:
+    until = shown.end if stop is None else min(stop, shown.end)
+    if not until > begin:
+        whole = shown.declared is None or shown.declared <= begin + PADDING
+        beyond = f"{uri}: the segment starts at {begin:g} s, but the video ends at {until:.3f} s"
+        raise SegmentBeyondEnd("video", beyond) if whole else MediaError("video", beyond)
+    times = begin + (np.arange(max(1, round((until - begin) * spec.fps))) + 0.5) / spec.fps
+    on_screen = np.maximum(np.searchsorted(shown.times, times + TICK, side="right") - 1, 0)
+    needed, repeats = np.unique(on_screen, return_inverse=True)
+    pictures = _decode(source, uri, shown, shown.times[needed], spec, seek=begin > 0 and shown.seekable)
     _, _, left, top = spec.window()
     values = np.ascontiguousarray(pictures.values[repeats, top : top + spec.size, left : left + spec.size])
     quality = {
@@ -113,64 +96,19 @@ def decode_frames(uri: str, spec: VideoSpec, start: float | None = None, end: fl
     return Frames(values, np.minimum(times, until), until - begin, quality)
 
 
-def _frame_times(source: Source, uri: str, begin: float, stop: float | None, margin: float = 0.0) -> Shown | None:
-    """When each frame from begin to stop is shown, from the packets alone; None where there is no video stream.
-
-    margin: s before begin that the file is sought to; infinite: it is read from its beginning.
-    """
-    with open_container(source, uri) as container:
-        stream = video_stream(container)
-        if stream is None:
-            return None
-        tick, zero = float(stream.time_base), clock_zero(container)
-        first = (stream.start_time or 0) * tick - zero
-        if container.format.name == "mpeg":  # its packets' times are right only a while after a seek
-            margin = max(margin, EARLIER)
-        seek = begin - margin > max(first, 0.0)
-        if seek:
-            container.seek(round((begin - margin + zero) / tick), stream=stream)
-        key = None if seek else -math.inf  # s; of what is shown before it, packets may be missing
-        stamps, end, hidden, whole = [], 0.0, 0, not seek
-        longest = 2 * container.duration / TIME_BASE + 10 if container.duration else math.inf  # s
-        for packet in packets(container, stream):
-            stamp = stamp_of(packet)
-            if key is None:
-                if stamp is None or not packet.is_keyframe:
-                    continue
-                key = stamp * tick - zero
-            if key > begin + TICK:
-                break
-            if stamp is None or packet.is_discard:  # the empty packet at the end; what the file's edit list cuts away
-                hidden += packet.is_discard
-                continue
-            if stamp * tick - zero > longest:  # a broken timestamp would ask for hours of frames
-                continue
-            stamps.append(stamp * tick - zero)
-            end = max(end, min(stamps[-1] + (packet.duration or 0) * tick, longest))
-            if stop is not None and packet.dts is not None and packet.dts * tick - zero > stop:
-                whole = False
-                break
-        if seek and (not stamps or key > begin + TICK):  # some formats seek past the time asked for
-            return _frame_times(source, uri, begin, stop, math.inf if margin else EARLIER)
-        declared = stop if stop is not None and end >= stop else declared_end(source, uri, container, stream)
-        share = held_share(begin, stop, end, declared)
-        if whole and share is not None and stream.frames:  # a header may tell more truth of one than of the other
-            share = min(1.0, max(share, (len(stamps) + hidden) / stream.frames))
-    if not stamps:
-        raise MediaError("video", f"{uri} holds no video frame; it is damaged or incomplete, fetch it again")
-    return Shown(np.sort(np.asarray(stamps)), end, first, share, container.format.name)
-
-
 def _decode(source: Source, uri: str, shown: Shown, wanted: np.ndarray, spec: VideoSpec, seek: bool) -> Pictures:
     """The pictures shown at the wanted times (sorted, s), scaled as a whole."""
-    if spec.sampling == "exact" and (exact := _exact_pictures(source, uri, shown, wanted, spec, seek)) is not None:
-        return Pictures(exact, np.ones(len(wanted), bool), salvaged=False)
-    # FFmpeg conceals damage without a word: what is damaged shows where it must not conceal, the pictures where it may.
     width, height, _, _ = spec.window()
-    strict = latest_pictures(source, uri, wanted, width, height, spec.sampling, strict=True, seek=seek)
+    scale = Scale(width, height, shown.orientation)
+    if spec.sampling == "exact":
+        exact = _exact_pictures(source, uri, shown, wanted, scale, spec.decoder, seek)
+        if exact is not None:
+            return Pictures(exact, np.ones(len(wanted), bool), salvaged=False)
+    # FFmpeg conceals damage without a word: what is damaged shows where it must not conceal, the pictures where it may.
+    strict = latest_pictures(source, uri, shown, wanted, scale, spec.sampling, strict=True, seek=seek)
     if spec.sampling != "exact" and len(strict.values) and not strict.damaged:
         return Pictures(strict.values, np.ones(len(wanted), bool), salvaged=False)
-    concealed = latest_pictures(source, uri, wanted, width, height, spec.sampling, strict=False, seek=seek)
+    concealed = latest_pictures(source, uri, shown, wanted, scale, spec.sampling, strict=False, seek=seek)
     if not len(concealed.values):
         raise MediaError("video", f"{uri}: no frame decodes; it is damaged, fetch it again")
     good = strict.intact & (concealed.exact if spec.sampling == "exact" else True)
@@ -178,27 +116,43 @@ def _decode(source: Source, uri: str, shown: Shown, wanted: np.ndarray, spec: Vi
 
 
 def _exact_pictures(
-    source: Source, uri: str, shown: Shown, wanted: np.ndarray, spec: VideoSpec, seek: bool
+    source: Source, uri: str, shown: Shown, wanted: np.ndarray, scale: Scale, decoder: str, seek: bool
 ) -> np.ndarray | None:
     """The wanted pictures by decord or PyAV, None where one of them does not decode without concealment."""
-    width, height, _, _ = spec.window()
-    suits = not seek and not decord_misreads(width) and shown.format != "mpeg"  # it repeats frames of these
-    if spec.decoder == "decord" or (resolve_decoder(spec.decoder) == "decord" and suits):
+    if decoder == "decord":
+        _require_decord(uri, shown)
+        return _decord_pictures(source, wanted - shown.first, scale.width, scale.height)
+    suits = not seek and not decord_misreads(scale.width) and shown.orientation == Orientation()
+    if resolve_decoder(decoder) == "decord" and suits and _decord_agrees(shown):
         try:
-            return _decord_pictures(source, wanted - shown.first, width, height)
-        except Exception:
-            if spec.decoder == "decord":
-                raise
-            # auto: AV1, damage: there PyAV has the last word
+            return _decord_pictures(source, wanted - shown.first, scale.width, scale.height)
+        except MemoryError:
+            raise
+        except Exception:  # AV1, damage: there PyAV has the last word
+            pass
     margins = (0.0,) * (shown.format != "mpeg") + (EARLIER,) if seek else ()
     try:
         for margin in (*margins, math.inf):
-            pictures = exact_pictures(source, uri, wanted, width, height, margin)
+            pictures = exact_pictures(source, uri, shown, wanted, scale, margin)
             if len(pictures) == len(wanted):
                 return pictures
+    except MemoryError:
+        raise
     except FFmpegError:
         pass
     return None
+
+
+def _decord_agrees(shown: Shown) -> bool:
+    """Whether decord takes the same stream and the same times; of MPEG's program streams it repeats frames."""
+    return shown.alone and shown.timing == "stated" and shown.format != "mpeg"
+
+
+def _require_decord(uri: str, shown: Shown) -> None:
+    """Raise MediaError where decord alone would give other pictures: it turns those of an mp4, and mirrors none."""
+    turns = shown.orientation.is_rotation and shown.format.startswith("mov")
+    if not (shown.alone and shown.timing == "stated" and (shown.orientation == Orientation() or turns)):
+        raise MediaError("video", f"{uri}: decord and FFmpeg take other pictures of it; use --video.decoder auto")
 
 
 def _decord_pictures(source: Source, wanted: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -210,7 +164,7 @@ def _decord_pictures(source: Source, wanted: np.ndarray, width: int, height: int
     nearest = np.searchsorted(np.concatenate([shown[:-1] + shown[1:], [np.inf]]) / 2, wanted)
     if np.abs(shown[nearest] - wanted).max() > 2 * TICK:
         raise ValueError("decord's frame times are not the packets'")
-    # get_batch seeks where it skips over a key frame, and in some files lands beside it: so it never skips over one.
+    # get_batch seeks where it skips over a key frame, and in some files misses it: so it never skips over one.
     keys = np.asarray(reader.get_key_indices())
     keys = keys[(keys > nearest[0]) & (keys <= nearest[-1])]
     read = np.unique(np.concatenate([nearest, keys - 1, keys]))

@@ -69,7 +69,7 @@ class Inspect:
     clips: int = 6
     """clips on the sheet"""
     seed: int = 0
-    """which clips are drawn by lot for the sheet"""
+    """random seed for which clips the sheet shows"""
     split: str | None = None
     """split that the sheet's clips are of; none named = any"""
 

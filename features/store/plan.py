@@ -7,7 +7,9 @@ resuming ever holds a corpus in memory.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,8 +35,7 @@ def write_plan(store: Store, corpus: Corpus) -> None:
             for split, part in parts.items():
                 part.add(pa.Table.from_batches([batch.filter(pc.equal(batch.column("split"), split))]))
         for split, part in parts.items():
-            part.flush()
-            if part.rows != store.spec.splits[split]:
+            if part.count() != store.spec.splits[split]:
                 raise StoreError(f"{corpus.uri} changed while it was read: run the same command again")
 
 
@@ -45,29 +46,45 @@ def planned_rows(store: Store, shard: str) -> pa.RecordBatch:
         return pa.ipc.open_file(file).get_batch(int(number))
 
 
-class _Part:
-    """Cuts a stream of rows into batches of one shard each."""
+def planned_clips(store: Store, split: str) -> Iterator[dict[str, Any]]:
+    """Every planned row of a split, in order; none where the plan is missing."""
+    if store.fs.get_file_info(_path(store, split)).type == pafs.FileType.NotFound:
+        return
+    with store.fs.open_input_file(_path(store, split)) as file:
+        plan = pa.ipc.open_file(file)
+        for number in range(plan.num_record_batches):
+            yield from plan.get_batch(number).to_pylist()
 
-    def __init__(self, writer: pa.RecordBatchFileWriter, shard_rows: int) -> None:
-        self.writer, self.shard_rows, self.rows = writer, shard_rows, 0
+
+def remove_plan(store: Store) -> None:
+    """Delete the plan, for one of a changed manifest to be written."""
+    for split in store.spec.splits:
+        with contextlib.suppress(FileNotFoundError):
+            store.fs.delete_file(_path(store, split))
+
+
+class _Part:
+    """Cuts a stream of rows into batches of one shard each. sizes: rows of each shard, in order."""
+
+    def __init__(self, writer: pa.RecordBatchFileWriter, sizes: Iterable[int]) -> None:
+        self.writer, self.sizes, self.rows = writer, deque(sizes), 0
         self._waiting: pa.Table | None = None
 
     def add(self, rows: pa.Table) -> None:
         waiting = rows if self._waiting is None else pa.concat_tables([self._waiting, rows])
-        whole = len(waiting) - len(waiting) % self.shard_rows
-        self._write(waiting.slice(0, whole))
-        # A copy: a slice would keep every batch that it was ever part of.
-        self._waiting = waiting.slice(whole).combine_chunks()
-
-    def flush(self) -> None:
-        if self._waiting is not None:
-            self._write(self._waiting)
-
-    def _write(self, rows: pa.Table) -> None:
-        self.rows += len(rows)
-        for first in range(0, len(rows), self.shard_rows):
-            (batch,) = rows.slice(first, self.shard_rows).combine_chunks().to_batches()
+        first = 0
+        while self.sizes and first + self.sizes[0] <= len(waiting):
+            size = self.sizes.popleft()
+            (batch,) = waiting.slice(first, size).combine_chunks().to_batches()
             self.writer.write_batch(batch)
+            first += size
+        self.rows += first
+        # A copy: a slice would keep every batch that it was ever part of.
+        self._waiting = waiting.slice(first).combine_chunks()
+
+    def count(self) -> int:
+        """Rows in all, with those that fill no shard."""
+        return self.rows + (0 if self._waiting is None else len(self._waiting))
 
 
 @contextlib.contextmanager
@@ -77,7 +94,8 @@ def _plan_file(store: Store, split: str, schema: pa.Schema) -> Iterator[_Part]:
     temporary = temporary_path(store.fs, path)
     try:
         with store.fs.open_output_stream(temporary) as stream, pa.ipc.new_file(stream, schema, options=OPTIONS) as file:
-            yield _Part(file, store.spec.shard_rows)
+            shards = (name for name in store.spec.shards() if name.rsplit("-", 1)[0] == split)
+            yield _Part(file, map(store.spec.rows_of, shards))
     except BaseException:
         with contextlib.suppress(OSError):
             store.fs.delete_file(temporary)

@@ -205,21 +205,45 @@ def is_retried(failure: Mapping[str, Any], retry: Sequence[str]) -> bool:
     return not retry or failure["error"] in retry or failure["stage"] in retry
 
 
+def find_any_store(uri: str) -> Store | None:
+    """The store at `uri`, None where there is none. Raises StoreError where other files lie there."""
+    fs, path = open_fs(uri)
+    if fs.get_file_info(f"{path}/store.json").type != pafs.FileType.NotFound:
+        return Store(uri)
+    # What lies in a store's folders without a commit record is deleted: not somebody else's files.
+    if foreign := [info.path for folder in (*FOLDERS, "plan") for info in list_files(fs, f"{path}/{folder}")]:
+        raise StoreError(f"{uri} holds files but no store ({foreign[0]}): give --store a new or empty folder")
+    return None
+
+
 def find_store(uri: str, spec: StoreSpec) -> Store | None:
     """The store at `uri`, None where there is none. Raises StoreError when it was made with another spec."""
-    fs, path = open_fs(uri)
-    if fs.get_file_info(f"{path}/store.json").type == pafs.FileType.NotFound:
-        # What lies in a store's folders without a commit record is deleted: not somebody else's files.
-        if foreign := [info.path for folder in (*FOLDERS, "plan") for info in list_files(fs, f"{path}/{folder}")]:
-            raise StoreError(f"{uri} holds files but no store ({foreign[0]}): give --store a new or empty folder")
+    store = find_any_store(uri)
+    if store is None:
         return None
-    store = Store(uri)
-    if changed := spec.difference(store.spec):
+    # Of another version of the decoders it is still a store of this corpus, and so it is when its corpus has grown.
+    alike = replace(spec, decoding=store.spec.decoding, extends=store.spec.extends)
+    if changed := alike.difference(store.spec):
         raise StoreError(
             f"{uri} holds a store with another spec ({'; '.join(changed)}): "
             "give another --store, or the corpus and options that this one was made with"
+            + ("; if clips were added to the corpus, --extend" if _is_of_rows(changed) else "")
         )
     return store
+
+
+def _is_of_rows(changed: Sequence[str]) -> bool:
+    """Whether two specs differ in the corpus alone, and in what follows from it."""
+    return all(line.startswith(("corpus:", "splits.", "tasks:")) for line in changed)
+
+
+def require_same_decoding(store: Store, decoding: int) -> None:
+    """Raise StoreError where more clips of a store would be decoded in another way than those that it has."""
+    if store.spec.decoding != decoding:
+        raise StoreError(
+            f"{store.uri} was extracted by decoders of version {store.spec.decoding}, and these are of version "
+            f"{decoding}: extract all of it into another --store; this one can still be read and trained on"
+        )
 
 
 def create_store(uri: str, spec: StoreSpec) -> Store:

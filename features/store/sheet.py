@@ -39,7 +39,7 @@ def contact_sheet(
     strips: Mapping[str, Strip] | None = None,
     fold: int | None = None,
 ) -> Figure:
-    """Draw some clips, drawn by lot, in the order in which they lie in the store; under each its further strips.
+    """Draw randomly sampled clips, in the order in which they lie in the store; under each its further strips.
 
     fold: of cross-validation, as `Store.index` has it. Raises StoreError for a split without clips.
     """
@@ -79,7 +79,7 @@ def contact_sheet(
 
 
 def choose(store: Store, clips: int, seed: int, split: str | None, fold: int | None = None) -> list[dict[str, Any]]:
-    """Rows of the index drawn by lot, without repetition, in the index's order; all of them where there are fewer."""
+    """Randomly sampled rows of the index, each once, in the index's order; all of them where there are fewer."""
     columns = ["clip_id", "split", "shard", "offset", "nbytes", "duration"]
     index = store.index(split, columns + [f"label_{task.name}" for task in store.spec.tasks], fold)
     if not len(index):
@@ -147,9 +147,12 @@ def _draw(
         _draw_frames(axes, values, feature, duration)
     elif len(feature.shape) == 1:
         extent = (0, len(values) / feature.rate if feature.rate else duration, 0, feature.shape[0])
+        values = values.astype(np.float32)
         low, high = colours or (None, None)
+        if feature.encoder.get("name") != "log_mel":  # numbers of a vector may be of any kinds: each has its own scale
+            values, low, high = _by_row(values), 0.0, 1.0
         axes.imshow(
-            values.T.astype(np.float32),
+            values.T,
             aspect="auto",
             origin="lower",
             extent=extent,
@@ -163,6 +166,12 @@ def _draw(
         axes.tick_params(axis="y", labelsize=6, length=2)
     else:
         _note(axes, f"{len(values)} tokens of {feature.dtype} {list(feature.shape)}")
+
+
+def _by_row(values: np.ndarray) -> np.ndarray:
+    """(T, D) vectors with each of their D numbers scaled to 0-1 over the clip; one that stands still is in between."""
+    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+    return np.where(high > low, (values - low) / np.where(high > low, high - low, 1), 0.5)
 
 
 def _draw_frames(axes: Axes, values: np.ndarray, feature: Feature, duration: float) -> None:

@@ -1,5 +1,6 @@
 """What a store holds, in one file: `store.json`. Two stores with equal specs hold the same bytes."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -24,10 +25,14 @@ class Feature:
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """What a store holds. Two stores with equal specs hold the same bytes; of
-    networks' vectors a GPU's differ from a CPU's in the last bits.
+    """What a store holds. Two stores with equal specs hold the same bytes.
 
-    splits: rows of the manifest per split; corpus: sha256 of the manifest's normalised content.
+    Of networks' vectors a GPU's differ from a CPU's in the last bits.
+
+    splits: rows of the manifest per split; corpus: sha256 of the manifest's normalised content. decoding: the version
+    of the decoders (`specs.DECODING`) that read its media; a store of another version is read, but not extended.
+    extends: the corpora that this one grew from, in order, each with its digest (`corpus`) and its rows per split
+    (`splits`); what each added began shards of its own.
     """
 
     features: Mapping[str, Feature]
@@ -36,6 +41,8 @@ class StoreSpec:
     shard_rows: int
     corpus: str
     schema_version: int = SCHEMA_VERSION
+    decoding: int = 1
+    extends: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, the content of store.json."""
@@ -43,6 +50,10 @@ class StoreSpec:
         for task in plain["tasks"]:
             if not task["rate"]:  # only events have one: the fingerprints of stores without any stay as they were
                 del task["rate"]
+        if plain["decoding"] == 1:  # the version of stores that do not name theirs
+            del plain["decoding"]
+        if not plain["extends"]:
+            del plain["extends"]
         return {**plain, "fingerprint": _digest(plain)}
 
     @classmethod
@@ -57,7 +68,8 @@ class StoreSpec:
             for name, f in spec["features"].items()
         }
         tasks = tuple(Task(t["name"], t["kind"], tuple(t["classes"]), t.get("rate", 0.0)) for t in spec["tasks"])
-        return cls(features, tasks, spec["splits"], spec["shard_rows"], spec["corpus"])
+        rows = spec["splits"], spec["shard_rows"], spec["corpus"]
+        return cls(features, tasks, *rows, decoding=spec.get("decoding", 1), extends=tuple(spec.get("extends", ())))
 
     @property
     def fingerprint(self) -> str:
@@ -71,14 +83,19 @@ class StoreSpec:
 
     def shards(self) -> Iterator[str]:
         """Names of all planned shards, in order."""
-        for split, rows in self.splits.items():
-            for number in range(-(-rows // self.shard_rows)):
+        for split in self.splits:
+            for number in range(len(self._sizes(split))):
                 yield shard_name(split, number)
 
     def rows_of(self, shard: str) -> int:
         """Rows of the manifest that a shard holds."""
         split, number = shard.rsplit("-", 1)
-        return min(self.shard_rows, self.splits[split] - int(number) * self.shard_rows)
+        return self._sizes(split)[int(number)]
+
+    def _sizes(self, split: str) -> tuple[int, ...]:
+        """Rows of each shard of a split."""
+        earlier = tuple(corpus["splits"][split] for corpus in self.extends)
+        return _shard_sizes(self.shard_rows, earlier, self.splits[split])
 
     def difference(self, other: "StoreSpec") -> list[str]:
         """Each entry that differs, as `key: mine != theirs`."""
@@ -90,6 +107,16 @@ class StoreSpec:
 def shard_name(split: str, number: int) -> str:
     """Name of a shard, shared by its tar, index part and failures part."""
     return f"{split}-{number:06d}"
+
+
+@functools.lru_cache(maxsize=64)
+def _shard_sizes(shard_rows: int, earlier: tuple[int, ...], rows: int) -> tuple[int, ...]:
+    """Whole shards and one with the rest, for each corpus that the last one grew from and for what it added."""
+    sizes, before = [], 0
+    for until in (*earlier, rows):
+        added, before = until - before, until
+        sizes += [shard_rows] * (added // shard_rows) + [added % shard_rows] * (added % shard_rows > 0)
+    return tuple(sizes)
 
 
 def _digest(plain: Mapping[str, Any]) -> str:

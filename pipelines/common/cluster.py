@@ -48,6 +48,8 @@ def start_ray(**options: Any) -> None:
     if address != "local":
         _require_answer(address)
         options = {"runtime_env": {"env_vars": forwarded_variables(address)}} | options
+    if address == "local" and "_temp_dir" not in options and (folder := short_ray_folder()):
+        options["_temp_dir"] = folder
     started = {"address": address, "log_to_driver": True, "logging_level": "warning"} | options
     try:
         retry_start(ray.init, **started)
@@ -71,6 +73,16 @@ def forwarded_variables(address: str) -> dict[str, str]:
     if ":" in address:  # of several clusters on one machine Ray's own helpers would ask any
         found.setdefault("RAY_ADDRESS", address)
     return {name: value for name, value in found.items() if name not in has}
+
+
+def short_ray_folder() -> str | None:
+    """A folder for Ray's files where TMPDIR or RAY_TMPDIR is too long for the sockets in it; None where it is not."""
+    from infra.doctor import ray_folder
+
+    if (check := ray_folder()).ok:
+        return None
+    print(f"note: {check.found}; Ray's files go to /tmp/ray", flush=True)
+    return "/tmp/ray"
 
 
 def count_slots(need: Mapping[str, float]) -> int:

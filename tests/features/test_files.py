@@ -2,11 +2,13 @@
 
 import contextlib
 import hashlib
+import io
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -23,7 +25,17 @@ from s3 import FORWARD, REFUSE, UNAVAILABLE, Proxy
 import features.decode.media
 import features.files
 from features.errors import FeaturesError, MediaError, StorageError
-from features.files import list_files, open_fs, parent, read_json, require_reachable, resolve, write_atomic, write_text
+from features.files import (
+    list_files,
+    open_fs,
+    parent,
+    read_json,
+    require_reachable,
+    resolve,
+    split_place,
+    write_atomic,
+    write_text,
+)
 from infra.head import free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -213,3 +225,20 @@ def test_storage_that_is_away_when_a_buckets_region_is_asked_for_is_no_fault_of_
     monkeypatch.setattr(features.files, "_connect", connect)
     with pytest.raises(StorageError, match=r"s3://b/clip\.mp4 cannot be read: .*run the same command again later"):
         features.decode.media.open_source("s3://b/clip.mp4")
+
+
+def test_a_file_inside_a_tar_on_s3_is_read_without_the_rest(proxy):
+    fs, path = open_fs(proxy.uri("s3://bucket/shard-000.tar"))
+    content = {f"clips/{n}.bin": bytes([n]) * (1000 + n) for n in range(50)}
+    with fs.open_output_stream(path) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
+        for name, data in content.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    uri = proxy.uri("s3://bucket/shard-000.tar")
+    for name, data in content.items():
+        assert features.decode.media.open_source(f"{uri}#{name}").read() == data
+    with pytest.raises(MediaError, match="the tar has 50 files, and none of that name"):
+        features.decode.media.open_source(f"{uri}#clips/50.bin")
+    assert resolve("shard-000.tar#clips/1.bin", "s3://bucket/folder") == "s3://bucket/folder/shard-000.tar#clips/1.bin"
+    assert split_place("a b.tar#c#d.mp4") == ("a b.tar", "#c#d.mp4")

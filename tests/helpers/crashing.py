@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+import numpy as np
 from storefiles import make_sample
 
 from features.errors import MediaError
@@ -24,3 +25,12 @@ def encode(clip, media, spec):
     if clip.clip_id == "refused":
         raise MediaError("video", "no key frame")
     return make_sample(int(clip.clip_id) if clip.clip_id.isdigit() else 0)
+
+
+def hoard(clip, media, spec):
+    """A sample whose making takes 0.2 GB, which this process never gives back; of a clip "too large" 0.4 GB."""
+    HOARDED.append(np.ones(50_000_000 if clip.clip_id == "too large" else 25_000_000))
+    return make_sample(1)
+
+
+HOARDED = []

@@ -60,5 +60,15 @@ def test_the_command_prints_every_check_and_counts_the_failed_ones(tmp_path, mon
     monkeypatch.setattr(sys, "argv", ["doctor", "--storage", str(tmp_path), str(tmp_path / "file")])
     assert doctor.main() == 1
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6 and [line[:4] for line in lines].count("FAIL") == 1
-    assert lines[4].startswith(f"FAIL storage {tmp_path / 'file'}") and os.listdir(tmp_path) == ["file"]
+    assert len(lines) == 7 and [line[:4] for line in lines].count("FAIL") == 1
+    assert lines[5].startswith(f"FAIL storage {tmp_path / 'file'}") and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_folder_that_is_too_long_for_rays_sockets_is_named(monkeypatch, name):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(name, "/tmp/" + "t" * 30)
+    assert doctor.ray_folder().ok
+    monkeypatch.setenv(name, "/tmp/" + "t" * 60)
+    check = doctor.ray_folder()
+    assert not check.ok and name in str(check) and "shorter" in str(check)

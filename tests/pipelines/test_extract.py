@@ -142,7 +142,7 @@ def test_another_spec_and_a_changed_corpus_are_refused(first_run, corpus, tmp_pa
     changed = tmp_path / "corpus.csv"
     changed.write_text(Path(corpus).read_text().replace("odd", "strange", 1))
     for manifest, options, named in [
-        (corpus, ["--video.fps", "5"], "features.decode.video.rate: 5.0 != 12.5"),
+        (corpus, ["--video.fps", "5"], "features.video.rate: 5.0 != 12.5"),
         (corpus, ["--shard-rows", "2"], "shard_rows: 2 != 1"),
         (corpus, ["--tasks", "label"], "tasks: "),
         (changed, [], "corpus: "),

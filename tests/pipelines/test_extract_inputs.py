@@ -5,7 +5,7 @@ import pytest
 import ray
 import torch
 from inprocess import run_extract
-from mediafiles import write_manifest
+from mediafiles import numbered, sine, write_manifest, write_media
 from PIL import Image
 
 from clcr.training import OptimConfig
@@ -80,7 +80,6 @@ def test_every_kind_of_input_is_stored_as_the_options_say(store, folder):
     shapes = {name: (feature.shape, feature.dtype, feature.rate) for name, feature in store.spec.features.items()}
     assert shapes == {
         "video": ((512,), "float16", 5.0),
-        "audio": ((64,), "float16", 50.0),
         "image": ((3 * 8 * 8,), "uint8", 0.0),
         "text": ((3, 384), "float16", 0.0),
         "face": ((5,), "float16", 10.0),
@@ -224,3 +223,23 @@ def test_a_folder_of_class_folders_may_hold_images_alone(tmp_path, capsys):
     assert run_extract("--corpus", tmp_path / "memes", "--store", tmp_path / "store", "--dry-run") == 0
     out = capsys.readouterr().out
     assert "image: tokens without time of uint8 [768]" in out and "video:" not in out and "audio:" not in out
+
+
+def test_sound_that_no_video_has_is_left_out_with_a_word_unless_it_is_asked_for(tmp_path, capsys):
+    write_media(tmp_path / "silent.mp4", numbered(5))
+    write_media(tmp_path / "loud.mp4", numbered(5), sound=sine(440, 0.2))
+    for names, options, kept in (
+        (("silent", "silent", "silent"), (), False),
+        (("silent", "silent", "silent"), ("--modalities", "video,audio"), True),
+        (("silent", "silent", "loud"), (), True),
+        (("silent", "silent", "lost"), (), True),
+    ):
+        splits = ("train", "val", "test")
+        rows = [
+            {"clip_id": str(n), "video": f"{name}.mp4", "split": splits[n], "label": "ab"[n % 2]}
+            for n, name in enumerate(names)
+        ]
+        corpus = write_manifest(tmp_path / "corpus.csv", rows)
+        assert run_extract("--corpus", corpus, "--store", tmp_path / "store", "--dry-run", *options) == 0
+        out = capsys.readouterr().out
+        assert ("audio:" in out) is kept and ("none of the 1 videos has sound" in out) is not kept

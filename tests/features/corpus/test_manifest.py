@@ -239,7 +239,7 @@ def test_a_csv_keeps_labels_apart_that_are_the_same_number_only_by_value(tmp_pat
         ("ragged.csv", "clip_id,video,split\na,b\n", "Expected 3 columns, got 2"),
         ("twice.csv", "clip_id,video,split,x,x\na,b,train,1,2\n", "'x' more than once"),
         ("header.csv", "clip_id,video,split,x\n", "has no rows"),
-        ("late.csv", "clip_id,video,split,start,x\na,b,train,soon,1\n", "column 'start' is not double"),
+        ("late.csv", "clip_id,video,split,start,x\na,b,train,soon,1\n", "column 'start': 'soon' is no number"),
     ],
 )
 def test_a_manifest_that_cannot_be_read_says_why(tmp_path, name, content, message):
@@ -316,3 +316,143 @@ def test_grid_is_valid():
     summary = validate(read_corpus(str(GRID)))
     assert summary.splits == {"train": 560, "val": 120, "test": 120}
     assert [len(task.classes) for task in summary.tasks] == [4, 4, 4, 25, 10, 4]
+
+
+def csv(folder, text, name="corpus.csv"):
+    """A manifest of 10 clips with a column `label` for each line of text, which may have more columns before it."""
+    head, *lines = text
+    splits = ["train"] * 8 + ["val", "test"]
+    rows = [f"c{n},c{n}.wav,{splits[n]},{line}" for n, line in enumerate(lines)]
+    (folder / name).write_text("\n".join([f"clip_id,audio,split,{head}", *rows]) + "\n")
+    return read_corpus(str(folder / name))
+
+
+NUMBERS = [f"{n / 4}" for n in range(9)]
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "__index_level_0__"])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_the_index_that_pandas_writes_is_left_out_with_a_word(tmp_path, name, kind):
+    path = tmp_path / f"corpus.{kind}"
+    table = pa.table({name: list(range(4)), **{k: ROWS[k] for k in ("clip_id", "video", "audio", "split", "color")}})
+    pq.write_table(table, path) if kind == "parquet" else pyarrow.csv.write_csv(table, path)
+    corpus = read_corpus(str(path))
+    assert corpus.labels == ("color",)
+    assert corpus.notes == (f"column {name!r} is left out: it holds pandas' index",)
+    assert [clip.clip_id for clip in corpus.clips()] == ROWS["clip_id"]
+
+
+def test_another_column_without_a_name_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("clip_id,audio,split,\na,a.wav,train,1\n")
+    with pytest.raises(CorpusError, match="column 4 has no name"):
+        read_corpus(str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([*NUMBERS, "unknown"], "row 10, column 'score': 'unknown' is no number; fix it"),
+        ([*NUMBERS[:3], "?", *NUMBERS[3:]], r"row 4, column 'score': '\?' is no number"),
+        (
+            ['"' + n.replace(".", ",") + '"' for n in [*NUMBERS, "7.5"]],
+            "row 1, column 'score': '0,0' has a decimal comma",
+        ),
+    ],
+)
+def test_the_value_that_spoils_a_column_of_numbers_is_named(tmp_path, values, message):
+    with pytest.raises(CorpusError, match=message):
+        validate(csv(tmp_path, ["score", *values]))
+    (task,) = validate(csv(tmp_path, ["score", *values]), "score:classification").tasks  # unless they are meant
+    assert len(task.classes) == 10
+    with pytest.raises(CorpusError, match=r"'score' cannot be a regression: its column is text .* is no number"):
+        validate(csv(tmp_path, ["score", *values]), "score:regression")
+
+
+@pytest.mark.parametrize("word", ["NA", "n/a", "-", "none", "NULL", "nan", " ", "<NA>"])
+def test_the_usual_words_for_missing_are_missing_and_counted(tmp_path, word):
+    for values, kind in ((NUMBERS, "regression"), (["1", "2", "3"] * 3, "classification"), (["a", "b", "c"] * 3, None)):
+        report = validate(csv(tmp_path, ["x", *values, word]))
+        assert report.tasks[0].kind == (kind or "classification")
+        assert "task 'x': 1 of 10 clips have no value" in report.notes
+        assert report.tasks[0].classes == (() if kind == "regression" else tuple(sorted(set(values))))
+
+
+def test_blanks_around_a_value_are_no_part_of_it(tmp_path):
+    report = validate(csv(tmp_path, ["x", *(f" {n} " for n in [*NUMBERS, "3"])]))
+    assert report.tasks[0].kind == "regression"
+
+
+def test_whole_floats_are_classes_when_asked_and_a_regression_with_a_word_when_not(tmp_path):
+    corpus = csv(tmp_path, ["x", *["0.0", "1.0", "2.0"] * 3, ""])
+    report = validate(corpus)
+    assert report.tasks[0].kind == "regression" and any("--tasks x:classification" in note for note in report.notes)
+    (task,) = validate(corpus, "x:classification").tasks
+    assert task.classes == ("0", "1", "2")
+    first = next(corpus.declare("x:classification").clips())
+    assert task.encode(first.labels["x"]) == 0
+    with pytest.raises(CorpusError, match=r"holds fractions \(0.5 in row 1\)"):
+        validate(csv(tmp_path, ["x", "0.5", *["1.0"] * 9]), "x:classification")
+
+
+def test_classes_with_one_clip_each_are_warned_of(tmp_path):
+    (note,) = validate(csv(tmp_path, ["x", *["a"] * 7, "b", "c", "d"])).notes
+    assert note == "task 'x': 3 of 4 classes have one clip each (b, c, d)"
+
+
+def test_columns_that_cannot_be_read_are_left_out(tmp_path):
+    table = pa.table({**{k: ROWS[k] for k in ("clip_id", "video", "audio", "split", "color")}, "blob": [b"\xff"] * 4})
+    pq.write_table(table, tmp_path / "a.parquet")
+    corpus = read_corpus(str(tmp_path / "a.parquet"))
+    assert validate(corpus).rows == 4 and corpus.notes == ("column 'blob' is left out: it holds bytes",)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("name", ["a.csv", "A.CSV", "a.tsv", "a.csv.gz"])
+def test_the_delimiter_is_found_whatever_the_ending(tmp_path, delimiter, name):
+    rows = [("clip_id", "audio", "split", "mood"), *((f"c{n}", f"{n}.wav", "train", f"{n}.5") for n in range(4))]
+    text = "".join(delimiter.join(row) + "\n" for row in rows)
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    corpus = read_corpus(str(tmp_path / name))
+    assert corpus.labels == ("mood",) and next(corpus.clips()).labels == {"mood": 0.5}
+
+
+def test_a_folder_says_by_ending_what_it_leaves_out(tmp_path):
+    for ending in ("aif", "au", "wma", "mts", "ts", "oga", "mka", "MP4", "txt", "txt", "json"):
+        path = tmp_path / "class" / f"{ending}{len(list(tmp_path.rglob('*')))}.{ending}"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / "README").touch()
+    corpus = read_corpus(str(tmp_path))
+    assert sum(1 for _ in corpus.clips()) == 8
+    assert corpus.notes == ("files left out: 2 .txt, 1 without an ending, 1 .json",)
+
+
+def test_each_class_of_a_folder_is_in_each_split_where_it_can_be(tmp_path):
+    from features.corpus.folder import split_by_hash
+
+    names = [f"{label}/{n}" for label in "abcdefgh" for n in range(ord(label) - 96)]
+    splits = split_by_hash(names, [name[0] for name in names])
+    for label in "cdefgh":
+        assert {s for s, n in zip(splits, names, strict=True) if n[0] == label} == {"train", "val", "test"}
+    many = [f"x/{n}" for n in range(3000)]
+    shares = [split_by_hash(many, ["x"] * 3000).count(s) / 3000 for s in ("train", "val", "test")]
+    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
+
+
+def test_a_question_mark_in_a_local_folder_is_a_character_like_any(tmp_path):
+    (tmp_path / "what?").mkdir()
+    corpus = csv(tmp_path / "what?", ["x", *"ababababab"])
+    assert validate(corpus).rows == 10
+    assert next(corpus.clips()).media(corpus.folder)["audio"] == f"{tmp_path}/what?/c0.wav"
+
+
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_a_name_is_found_in_either_unicode_form(tmp_path, written):
+    import unicodedata
+
+    from features.decode.media import open_source
+
+    name = "caf\u00e9.wav"
+    (tmp_path / unicodedata.normalize(written, name)).write_bytes(b"x")
+    for form in ("NFC", "NFD"):
+        assert Path(open_source(f"{tmp_path}/{unicodedata.normalize(form, name)}")).read_bytes() == b"x"

@@ -1,5 +1,6 @@
 """The decoder contract for sound, and log-mel frames that share the picture's clock."""
 
+import math
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -8,10 +9,12 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+import torch
 import torchaudio
 from mediafiles import cut, numbered, sine, wreck_packet, write_media
 
-from features.decode.audio import decode_sound, encode_audio, log_mel
+import features.decode.audio
+from features.decode.audio import KERNEL, _resampler, decode_sound, encode_audio, log_mel, resample
 from features.decode.specs import AudioSpec
 from features.errors import MediaError
 
@@ -267,3 +270,30 @@ def test_encode_audio_gives_the_log_mel_of_the_segment(tmp_path):
 def test_a_hop_between_samples_is_refused():
     with pytest.raises(ValueError, match="not a whole number of samples"):
         AudioSpec(sample_rate=22_050, hop=0.0333)
+
+
+RATES = [8000, 11_025, 22_050, 22_254, 32_000, 44_099, 44_100, 48_000, 96_000, 15_999]
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_any_rate_is_resampled_to_the_same_sound(rate):
+    wave = torch.from_numpy(sine(440, 1.0, rate))
+    out = resample(wave, rate, RATE).numpy()
+    assert abs(len(out) - RATE) <= 2
+    np.testing.assert_allclose(out[500:15_000], sine(440, 1.0, RATE)[500:15_000], atol=0.01)
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 48_000])
+def test_both_resamplers_agree(monkeypatch, rate):
+    wave = torch.from_numpy(chirp(1.0, rate))
+    usual = resample(wave, rate, RATE).numpy()
+    monkeypatch.setattr(features.decode.audio, "KERNEL", 0)
+    other = resample(wave, rate, RATE).numpy()
+    size = min(len(usual), len(other))
+    assert np.abs(usual[200 : size - 200] - other[200 : size - 200]).max() < 0.01
+
+
+def test_no_resampling_kernel_is_large():
+    for rate in (*RATES, 192_000, 37_800, 6_000):
+        divisor = math.gcd(rate, RATE)
+        assert rate // divisor * (RATE // divisor) > KERNEL or _resampler(rate, RATE).kernel.numel() < 5 * KERNEL

@@ -1,5 +1,6 @@
 """No clip can hurt another: what kills, hangs or breaks a decoder costs that clip alone."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import crashing
+import numpy as np
 import psutil
 import pytest
+from mediafiles import numbered, sine, write_media
 from storefiles import make_clip, make_sample
 
 from features.corpus.manifest import read_corpus
-from features.decode.isolation import IsolatedEncoder
+from features.decode.isolation import IsolatedEncoder, is_out_of_memory
 from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
+from features.errors import FeaturesError
 from features.store.samples import PackedSample, unpack
 from features.store.shards import Failure
 
@@ -136,3 +140,99 @@ def test_a_killed_job_leaves_no_decoder_behind(tmp_path):
     job.wait()
     job.stdout.close()
     child.wait(timeout=10)
+
+
+@pytest.mark.slow
+def test_what_a_child_held_before_costs_no_later_clip():
+    encoder = IsolatedEncoder(SPEC, timeout=20, memory_gb=0.3, encode_clip=crashing.hoard)
+    try:
+        outcomes = encode(encoder, "1", "2", "3")  # each needs 0.2 GB, and stays in memory
+        assert all(isinstance(outcome, PackedSample) for outcome in outcomes), outcomes
+        (failure,) = encode(encoder, "too large")
+        assert failure == Failure("decode", "Memory", "asked for more than 0.3 GB of memory")
+    finally:
+        encoder.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("std::bad_alloc"), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes do not fit"), False),
+    ],
+)
+def test_a_lack_of_memory_is_known_by_its_words_and_through_other_errors(error, expected):
+    wrapped = ValueError("it does not decode")
+    wrapped.__cause__ = error
+    assert is_out_of_memory(error) is is_out_of_memory(wrapped) is expected
+
+
+@pytest.mark.slow
+def test_a_clips_bytes_do_not_depend_on_what_was_decoded_before(tmp_path):
+    sounds = [sine(440, 1, rate) for rate in (8000, 22_254, 44_099, 44_100, 48_000)]
+    paths = [
+        write_media(tmp_path / f"{number}.wav", sound=sound, rate=len(sound)) for number, sound in enumerate(sounds)
+    ]
+    paths += [write_media(tmp_path / f"{n}.{e}", numbered(20), bframes=2) for n, e in enumerate(("mp4", "avi", "ts"))]
+    clips = [(make_clip(path), {"video": path}) for path in paths]
+    seen = {}
+    for seed in range(3):
+        encoder = IsolatedEncoder(SPEC, timeout=60)
+        for at in np.random.default_rng(seed).permutation(len(clips)):
+            ((clip, outcome),) = encoder.encode([clips[at]])
+            assert isinstance(outcome, PackedSample), outcome
+            assert seen.setdefault(clip.clip_id, outcome.payload) == outcome.payload
+        encoder.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.EAGAIN, errno.ENAMETOOLONG])
+def test_a_child_that_cannot_start_says_why(monkeypatch, number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    encoder = IsolatedEncoder(SPEC, timeout=2)
+    monkeypatch.setattr(encoder._context.Process, "start", fail)
+    with pytest.raises(FeaturesError, match=f"no decoding process starts: .*{os.strerror(number)}; "):
+        encode(encoder, "1")
+    encoder.close()
+
+
+LEFTOVERS = """
+import os, sys
+sys.path.insert(0, "tests/helpers")
+import crashing
+from features.decode.isolation import IsolatedEncoder
+from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
+from storefiles import make_clip
+
+if __name__ == "__main__":
+    encoder = IsolatedEncoder(EncoderSpec(VideoSpec(), AudioSpec()), timeout=20, encode_clip=crashing.encode)
+    print(sum(1 for _ in encoder.encode((make_clip(name), {}) for name in ["1", "aborts", "2"])), flush=True)
+    os.kill(os.getpid(), int(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [20, 120])
+def test_nothing_is_left_in_the_temporary_folder_however_long_its_name(tmp_path, length):
+    script, folder = tmp_path / "job.py", tmp_path / ("t" * length)
+    script.write_text(LEFTOVERS)
+    folder.mkdir()
+    before = set(Path("/tmp").glob("clcr-socket-*"))
+    job = subprocess.run(
+        [sys.executable, str(script), "9"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": ".", "TMPDIR": str(folder)},
+    )
+    assert (job.returncode, job.stdout) == (-9, "3\n"), job.stderr
+    until = time.monotonic() + 10
+    while time.monotonic() < until and (list(folder.iterdir()) or set(Path("/tmp").glob("clcr-socket-*")) - before):
+        time.sleep(0.1)
+    assert not list(folder.iterdir()) and not set(Path("/tmp").glob("pymp-*")) & set(folder.iterdir())

@@ -139,11 +139,11 @@ def test_a_store_with_another_spec_is_refused_by_what_differs(tmp_path):
     for changes, named in [
         (
             {"features": audio},
-            ["features.decode.audio.shape: [9] != [8]", "features.decode.audio.encoder.mels: 9 != 8"],
+            ["features.audio.shape: [9] != [8]", "features.audio.encoder.mels: 9 != 8"],
         ),
         ({"shard_rows": 5}, ["shard_rows: 5 != 4"]),
         ({"corpus": "other"}, ["corpus: other != digest"]),
-        ({"features": {"video": FEATURES["video"]}}, ["features.decode.audio.dtype: None != float16"]),
+        ({"features": {"video": FEATURES["video"]}}, ["features.audio.dtype: None != float16"]),
     ]:
         for open_it in (find_store, create_store):
             with pytest.raises(StoreError) as error:
