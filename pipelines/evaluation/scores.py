@@ -39,8 +39,8 @@ class Scored:
 
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """(n, classes of the model)."""
-        return softmax(self.logits)
+        """(n, classes of the model), as predictions/ has them."""
+        return torch.from_numpy(self.logits).softmax(-1).numpy()
 
     @cached_property
     def guess(self) -> np.ndarray:
