@@ -9,8 +9,8 @@ each task of the model
     numbers          TASK
     events           TASK a list of {start, end, label} in seconds, as a manifest has them: bins of one class in a row
 
-New clips are extracted with the options of the store that the model learned from, and need no labels:
-`pipelines/extract.py --unlabelled`.
+New clips need no store: `--corpus new.csv`, a folder of media files or one file. The spec in the model's folder says
+how to encode them. A few clips are answered in this process, without Ray; many are extracted to OUT/_store first.
 """
 
 import io
@@ -53,10 +53,10 @@ class PredictConfig:
     model: str
     """--out of a finished pipelines/train.py, its folder `model`, or (with MLFLOW_TRACKING_URI set)
     models:/NAME/VERSION"""
-    store: str
+    store: str = ""
     """feature store of the clips; path or URI"""
-    out: str
-    """folder for the predictions; path or URI"""
+    out: str = ""
+    """folder for the predictions; path or URI; a few clips of --corpus are answered on the screen without one"""
     split: str = ""
     """train, val or test: only the clips that the corpus has there, whatever fold a model was tested on; none = all"""
     batch_size: int = 64
@@ -67,14 +67,27 @@ class PredictConfig:
     gpus_per_process: float = 1.0
     """GPUs of each process, on a cluster that has any; a fraction shares one, 0 = predict on CPUs"""
 
+    corpus: str = ""
+    """raw clips instead of a store: a media file, a folder of them, or a manifest (.csv, .parquet); path or URI"""
+    weights: str = ""
+    """with --corpus, for a model on ResNet-18's vectors: the weights file that its store was made with"""
+
     def __post_init__(self) -> None:
         require_at_least(self, {"batch_size": 1, "concurrency": 0, "gpus_per_process": 0})
+        if bool(self.store) == bool(self.corpus):
+            raise JobError("--store or --corpus: name what to predict, a feature store or raw clips, one of the two")
+        if self.store and not self.out:
+            raise JobError("missing option --out: the folder for the predictions")
         if self.split and self.split not in SPLITS:
             raise JobError(f"--split {self.split}: choose one of {', '.join(SPLITS)}, or leave it out for all")
 
 
 def predict(config: PredictConfig) -> None:
     """The job: check that model and store fit, predict the shards that are missing, count."""
+    if config.corpus:
+        from pipelines.answering.corpus import predict_corpus
+
+        return predict_corpus(config)
     out = resolve_uri("--out", config.out)
     store, trained = Store(resolve_uri("--store", config.store)), open_model("--model", config.model)
     store.require_complete()
