@@ -53,14 +53,14 @@ def server(model):
     """The address of the job, which runs as a person starts it."""
     port = free_ports(1)[0]
     command = ["pipelines/serve.py", "--model", model / "model", "--port", port, "--max-mb", "0.5", "--timeout", "20"]
-    log = open(model / "log", "w")
-    job = subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env={**os.environ, "SERVE_TOKEN": "open sesame"},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
+    with open(model / "log", "w") as log:
+        job = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            env={**os.environ, "SERVE_TOKEN": "open sesame"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
     address, end = f"http://127.0.0.1:{port}", time.monotonic() + 400
     while "serving " not in (model / "log").read_text():
         assert job.poll() is None and time.monotonic() < end, (model / "log").read_text()
