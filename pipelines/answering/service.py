@@ -51,6 +51,11 @@ class PostedFeatures(BaseModel):
     duration: float = 0.0
 
 
+def _reply(values: Mapping[str, Any]) -> dict[str, Any]:
+    # Above the service: Serve copies its routes, and what they refer to, while the class is being made.
+    return {name: value for name, value in values.items() if name not in ("split", "fold")}
+
+
 @serve.deployment
 @serve.ingress(app)
 class Service:
@@ -145,7 +150,3 @@ class Service:
     def process(self) -> int:
         """The replica's process id, for tests that kill it."""
         return os.getpid()
-
-
-def _reply(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in ("split", "fold")}
