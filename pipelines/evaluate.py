@@ -38,6 +38,7 @@ from pipelines.evaluation.models import Contender, find_run, fold_of, log_evalua
 from pipelines.evaluation.scores import Figures, Scored, figures, plain, score_rows
 from pipelines.predict import answers
 
+LOGGED_CLASSES = 50
 Row = Mapping[str, Any]
 
 
@@ -308,7 +309,10 @@ def write(
     for model in models if config.track else ():
         if run := find_run(model):
             about, place = metrics["models"][model.name], f"evaluation/{config.split}-{store.spec.fingerprint[:8]}"
-            numbers = {key: about[key] for key in ("subsets", "noise")} | about["tasks"]
+            numbers = {key: about[key] for key in ("subsets", "noise")}
+            for name, found in about["tasks"].items():  # of many classes, and of slices, the artifact has the figures
+                few = len(found.get("per_class") or ()) <= LOGGED_CLASSES
+                numbers[name] = {k: v for k, v in found.items() if k != "slices" and (few or k != "per_class")}
             files = {f"{place}/report.html": html, f"{place}/metrics.json": text}
             log_evaluation(run, f"evaluate/{config.split}", numbers, files)
 

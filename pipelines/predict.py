@@ -76,6 +76,8 @@ class PredictConfig:
         require_at_least(self, {"batch_size": 1, "concurrency": 0, "gpus_per_process": 0})
         if bool(self.store) == bool(self.corpus):
             raise JobError("--store or --corpus: name what to predict, a feature store or raw clips, one of the two")
+        if self.corpus and self.split:
+            raise JobError(f"--split {self.split} belongs to --store: all clips of --corpus are answered")
         if self.store and not self.out:
             raise JobError("missing option --out: the folder for the predictions")
         if self.split and self.split not in SPLITS:

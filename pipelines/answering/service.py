@@ -9,8 +9,8 @@ answered with status 422 and the reason, and costs only itself.
 """
 
 import hmac
+import io
 import math
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Header, HTTPException, Request
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from ray import serve
 from starlette.concurrency import run_in_threadpool
 
@@ -54,6 +54,11 @@ class PostedFeatures(BaseModel):
 def _reply(values: Mapping[str, Any]) -> dict[str, Any]:
     # Above the service: Serve copies its routes, and what they refer to, while the class is being made.
     return {name: value for name, value in values.items() if name not in ("split", "fold")}
+
+
+POSTED = {
+    "requestBody": {"content": {"application/json": {"schema": PostedFeatures.model_json_schema()}}, "required": True}
+}
 
 
 @serve.deployment
@@ -105,12 +110,18 @@ class Service:
             raise HTTPException(422, {**answer.failure, "message": message, "clip_id": answer.clip_id})
         return _reply(answer.values) | {"seconds": answer.seconds}
 
-    @app.post("/features")
+    @app.post("/features", openapi_extra=POSTED)
     async def predict_features(
-        self, posted: PostedFeatures, authorization: Annotated[str | None, Header()] = None
+        self, request: Request, authorization: Annotated[str | None, Header()] = None
     ) -> dict[str, Any]:
         """The answer for features as the model's store has them."""
         self._require_token(authorization)
+        body = io.BytesIO()
+        await self._receive(request, body)
+        try:
+            posted = PostedFeatures.model_validate_json(body.getvalue())
+        except ValidationError as error:
+            raise HTTPException(422, error.errors(include_url=False, include_input=False)) from None
         arrays = {name: self._array(name, values) for name, values in posted.features.items()}
         if not (arrays and 0 <= posted.duration < 1e6 and math.isfinite(posted.duration)):
             raise HTTPException(422, f"give one or more of {', '.join(self.model.features)}, and a duration in seconds")
@@ -140,13 +151,9 @@ class Service:
                 raise HTTPException(413, f"more than {self.limits.max_mb:g} MB")
             file.write(chunk)
         if not size:
-            raise HTTPException(422, "an empty body: post a media file")
+            raise HTTPException(422, "an empty body")
 
     def _require_token(self, authorization: str | None) -> None:
         wanted = f"Bearer {self.limits.token}".encode()
         if self.limits.token and not hmac.compare_digest((authorization or "").encode(), wanted):
             raise HTTPException(401, "send the header Authorization: Bearer TOKEN")
-
-    def process(self) -> int:
-        """The replica's process id, for tests that kill it."""
-        return os.getpid()

@@ -18,9 +18,12 @@ BLOCK = 5_000_000  # weights that are held at once
 CONFIDENCE = 0.95
 
 
-def resampled(clips: int, seed: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """How often each clip is in each resample, sampled with replacement: blocks of (resamples, clips)."""
-    rng, block = np.random.default_rng(seed), max(1, BLOCK // clips)
+def resampled(clips: int, rows: int, seed: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
+    """How often each clip is in each resample, sampled with replacement: blocks of (resamples, clips).
+
+    rows: what each clip weighs in, bins or clips; it bounds a block, and changes no number.
+    """
+    rng, block = np.random.default_rng(seed), max(1, BLOCK // max(clips, rows, 1))
     for first in range(0, resamples, block):
         size = min(block, resamples - first)
         yield rng.multinomial(clips, np.full(clips, 1 / clips), size).astype(np.float32)
@@ -48,7 +51,7 @@ def intervals(scored: Scored, seed: int) -> dict[str, tuple[float, float]]:
     """95 % intervals of the main figures: percentiles over resampled clips; empty where no row is labelled."""
     if not len(scored.truth):
         return {}
-    values = weighted_figures(scored, resampled(len(scored.clip_ids), seed))
+    values = weighted_figures(scored, resampled(len(scored.clip_ids), len(scored.truth), seed))
     return {name: _interval(column) for name, column in values.items()}
 
 
@@ -80,7 +83,7 @@ def _compare(a: str, b: str, one: Scored, other: Scored, seed: int) -> Figures |
         return None
     name = "accuracy" if one.task.has_classes else "mae"
     clips = len(one.clip_ids)
-    mine, theirs = (weighted_figures(scored, resampled(clips, seed))[name] for scored in (one, other))
+    mine, theirs = (weighted_figures(scored, resampled(clips, len(one.truth), seed))[name] for scored in (one, other))
     whole = [np.ones((1, clips), np.float32)]
     value = float((weighted_figures(one, whole)[name] - weighted_figures(other, whole)[name])[0])
     pair: Figures = {"task": one.task.name, "a": a, "b": b, "figure": name, "difference": value}

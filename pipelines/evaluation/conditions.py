@@ -77,7 +77,7 @@ def measure_spread(batches: Iterable[Batch]) -> dict[str, np.ndarray]:
     for batch in batches:
         for m, f in batch.features.items():
             tokens = f.values[f.valid].double()
-            if tokens.ndim > 2 and tokens.shape[-1] == 3:  # pixels
+            if tokens.ndim == 4:  # pixels
                 tokens = tokens.flatten()
             n, first, second = totals.get(m, (0.0, torch.zeros(()), torch.zeros(())))
             totals[m] = n + len(tokens), first + tokens.sum(0), second + tokens.square().sum(0)
@@ -99,7 +99,7 @@ def _with_noise(batch: Batch, modality: str, size: np.ndarray, seed: int) -> Ten
         rng = np.random.default_rng([seed, zlib.crc32(clip.encode()), zlib.crc32(modality.encode())])
         row[:tokens] += rng.standard_normal(row[:tokens].shape, dtype=np.float32) * size.astype(np.float32)
     if values.dtype.is_floating_point:
-        limit = torch.finfo(values.dtype).max
+        limits = torch.finfo(values.dtype)
     else:
-        return torch.from_numpy(noisy.round().clip(0, 255)).to(values.dtype)
-    return torch.from_numpy(noisy).clamp(-limit, limit).to(values.dtype)
+        limits, noisy = torch.iinfo(values.dtype), noisy.round()
+    return torch.from_numpy(noisy).clamp(limits.min, limits.max).to(values.dtype)

@@ -74,8 +74,9 @@ def worst_clips(scored: Scored, index: Sequence[Mapping[str, Any]], most: int) -
     """The clips with the largest mean loss, and what there is to know of them; index: rows of all clips asked."""
     if not len(scored.truth):
         return []
-    clips = np.unique(scored.rows)
-    losses = np.array([scored.losses[scored.rows == clip].mean() for clip in clips])
+    counts, totals = np.bincount(scored.rows), np.bincount(scored.rows, scored.losses)
+    clips = np.flatnonzero(counts)
+    losses = totals[clips] / counts[clips]
     found = []
     for position in np.argsort(-losses, kind="stable")[:most]:
         clip = clips[position]

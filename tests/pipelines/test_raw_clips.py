@@ -152,6 +152,8 @@ def test_what_is_no_corpus_of_clips_is_one_line(trained, tmp_path, capsys):
         assert len(lines) == 1 and said in lines[0]
     assert job("--model", folder / "run", "--out", tmp_path / "o") == 2
     assert "--store or --corpus: name what to predict" in capsys.readouterr().err
+    assert job("--model", folder / "run", "--corpus", "c", "--split", "test") == 2
+    assert "--split test belongs to --store" in capsys.readouterr().err
     assert job("--model", folder / "run", "--store", "s") == 2
     assert "--out" in capsys.readouterr().err
 

@@ -116,6 +116,9 @@ def test_features_are_answered_and_wrong_ones_named(server):
     assert ask({"audio": tokens}).json()["label"] in "ab"
     for wrong in ({"smell": tokens}, {"audio": [[1.0]]}, {"audio": [["x"] * 8]}, {"audio": []}, {}):
         assert ask(wrong).status_code == 422
+    for body, status in ((b"{", 422), (b"[]", 422), (bytes(600_000), 413)):
+        assert requests.post(f"{server}/features", data=body, headers=TOKEN, timeout=60).status_code == status
+    assert requests.post(f"{server}/features", data=b"{}", timeout=60).status_code == 401
 
 
 @pytest.mark.slow
