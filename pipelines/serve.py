@@ -72,6 +72,8 @@ def serve_model(config: ServeConfig) -> None:
     trained, places = open_model("--model", config.model), {"video": config.weights, "image": config.weights}
     ClipAnswerer(trained, places=places)  # what its store holds can be made of new clips
     require(ray_access())
+    for what in ("READY_CHECK_TIMEOUT_S", "HEALTH_CHECK_TIMEOUT_S"):  # a busy machine is slow, and still there
+        os.environ.setdefault(f"RAY_SERVE_PROXY_{what}", "60")
     start_ray()
     from ray import serve
 
