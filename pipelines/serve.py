@@ -93,10 +93,10 @@ def serve_model(config: ServeConfig) -> None:
         ray_actor_options={"num_cpus": 1, "num_gpus": config.gpus_per_replica},
     )
     device = "cuda" if config.gpus_per_replica else "cpu"
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     serve.run(service.bind(trained, limits, places, device), name="clips", route_prefix="/")
     print(f"serving {config.model} at http://{config.host}:{config.port}: /, /docs, /health, /predict", flush=True)
+    stopped = threading.Event()  # until here SIGTERM just ends the job, and Ray with it
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:
         stopped.wait()
     finally:
