@@ -30,13 +30,13 @@ from features.corpus.manifest import SPLITS
 from features.errors import StoreError
 from features.files import open_fs, write_text
 from features.store import Store
+from pipelines.answering.table import answers
 from pipelines.common.cli import JobError, main, require_at_least, resolve_uri
 from pipelines.evaluation import calibration, comparison, robustness, slices
 from pipelines.evaluation.conditions import WHOLE, Condition, noises, subsets
 from pipelines.evaluation.inference import Logits, Question, answer, spread_of
 from pipelines.evaluation.models import Contender, find_run, fold_of, log_evaluation, open_models
 from pipelines.evaluation.scores import Figures, Scored, figures, plain, score_rows
-from pipelines.predict import answers
 
 LOGGED_CLASSES = 50
 Row = Mapping[str, Any]

@@ -20,22 +20,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from torch import Tensor
 
-from clcr import Batch, TaskSpec
+from clcr import Batch
 from clcr.base import MultimodalModel
 from clcr.batches import collate
-from features.corpus.events import BACKGROUND, EVENTS, bin_events
+from features.corpus.events import bin_events
 from features.corpus.manifest import SPLITS
 from features.errors import one_line
 from features.files import list_files, open_fs, read_json, write_atomic, write_text
 from features.store import Store
 from infra.doctor import ray_access, require, storage
+from pipelines.answering.table import Row, to_table
 from pipelines.common.cli import JobError, Progress, find_user_error, main, require_at_least, resolve_uri
 from pipelines.common.cluster import room, start_ray
 from pipelines.training.loading import AHEAD, ahead, sample
@@ -43,7 +42,6 @@ from pipelines.training.trained import TrainedModel, open_model
 
 CLAIM = "_predictions.json"  # what the parts are of; readers of parquet folders pass over names with an underscore
 COLUMNS = ["clip_id", "split", "fold", "shard", "offset", "nbytes", "duration"]
-Row = Mapping[str, Any]  # of the store's index
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def predict(config: PredictConfig) -> None:
     if config.corpus:
         from pipelines.answering.corpus import predict_corpus
 
-        return predict_corpus(config)
+        return predict_corpus(config, predict)
     out = resolve_uri("--out", config.out)
     store, trained = Store(resolve_uri("--store", config.store)), open_model("--model", config.model)
     store.require_complete()
@@ -220,45 +218,6 @@ def batch_of(model: MultimodalModel, store: Store, rows: Sequence[Row]) -> Batch
             yield sample(row["clip_id"], found, model.features, unknown)
 
     return collate(list(samples()), model.features, model.tasks)
-
-
-def to_table(tasks: Mapping[str, TaskSpec], rows: Sequence[Row], logits: Mapping[str, Tensor]) -> pa.Table:
-    """Predictions as a part has them."""
-    columns = {name: pa.array([row[name] for row in rows], pa.string()) for name in ("clip_id", "split")}
-    columns["fold"] = pa.array([row["fold"] for row in rows], pa.int64())
-    seconds = [row["duration"] for row in rows]
-    for name, task in tasks.items():
-        columns |= answers(task, logits[name], seconds)
-    return pa.table(columns)
-
-
-def answers(task: TaskSpec, logits: Tensor, seconds: Sequence[float]) -> dict[str, pa.Array]:
-    """Logits (B, outputs), of events (B, bins, outputs), as the columns of a task; seconds: the clips' lengths."""
-    if not task.has_classes:
-        return {task.name: pa.array(logits.squeeze(-1).numpy())}
-    if task.rate:
-        best = logits.argmax(-1).numpy()
-        return {task.name: pa.array([to_events(task, *clip) for clip in zip(best, seconds, strict=True)], EVENTS)}
-    probabilities = logits.softmax(-1).numpy()
-    return {
-        task.name: pa.array([task.classes[i] for i in probabilities.argmax(-1)], pa.string()),
-        f"{task.name}_probability": pa.array(probabilities.max(-1)),
-        f"{task.name}_probabilities": pa.StructArray.from_arrays(
-            [pa.array(column) for column in probabilities.T.copy()], names=list(task.classes)
-        ),
-    }
-
-
-def to_events(task: TaskSpec, bins: np.ndarray, seconds: float) -> list[dict[str, Any]]:
-    """Classes of bins (bins,), of which a clip has as many as its length holds, as events: runs of one class."""
-    bins = bins[: len(bin_events(None, seconds, task.rate, {}))]
-    edges = np.flatnonzero(np.diff(bins, prepend=-1, append=-1))
-    runs = zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
-    events = [
-        {"start": first / task.rate, "end": min(last / task.rate, seconds), "label": task.classes[bins[first]]}
-        for first, last in runs
-    ]
-    return [event for event in events if event["label"] != BACKGROUND and event["start"] < event["end"]]
 
 
 if __name__ == "__main__":

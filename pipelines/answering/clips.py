@@ -22,8 +22,8 @@ from features.decode.isolation import IsolatedEncoder
 from features.decode.like import spec_of_store
 from features.errors import FeaturesError
 from features.store.samples import PackedSample, unpack
+from pipelines.answering.table import to_table
 from pipelines.common.cli import JobError
-from pipelines.predict import to_table
 from pipelines.training.trained import TrainedModel
 
 

@@ -7,7 +7,7 @@ run on the cluster and resume.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +26,20 @@ from pipelines.training.trained import open_model
 if TYPE_CHECKING:
     from pipelines.predict import PredictConfig
 
+Predict = Callable[["PredictConfig"], None]
 HERE = 32  # clips up to which starting Ray takes longer than answering
 MANIFESTS = (".csv", ".csv.gz", ".parquet", ".pq")
 
 
-def predict_corpus(config: "PredictConfig") -> None:
-    """The job for raw clips. Raises JobError where there is none, or none of them can be used."""
+def predict_corpus(config: "PredictConfig", predict: Predict) -> None:
+    """The job for raw clips. predict: the job for a store.
+
+    Raises JobError where there is no clip, or none that can be used.
+    """
     started = time.perf_counter()
     clips, folder = find_clips(resolve_uri("--corpus", config.corpus))
     if len(clips) > HERE:
-        return predict_extracted(config, clips, folder)
+        return predict_extracted(config, clips, folder, predict)
     places = {"video": config.weights, "image": config.weights}
     answerer = ClipAnswerer(open_model("--model", config.model), places=places)
     loaded = time.perf_counter()
@@ -116,10 +120,9 @@ def write_answers(config: "PredictConfig", answers: Sequence[Answer]) -> None:
         _write(out, "_failures.parquet", pa.Table.from_pylist(failed))
 
 
-def predict_extracted(config: "PredictConfig", clips: Sequence[Clip], folder: str) -> None:
+def predict_extracted(config: "PredictConfig", clips: Sequence[Clip], folder: str, predict: Predict) -> None:
     """Many clips: extract them as the model's store was, then predict that store."""
     from pipelines.extract import ExtractConfig, extract
-    from pipelines.predict import predict
 
     if not config.out:
         raise JobError(f"--out: name a folder for the predictions of {len(clips)} clips")

@@ -19,8 +19,9 @@ from clcr.batches import collate
 from clcr.config import ModelConfig
 from features.corpus.events import bin_events
 from features.store import Store
+from pipelines.answering.table import to_events
 from pipelines.common.cli import JobError
-from pipelines.predict import PredictConfig, clips_by_shard, predict, predict_shard, to_events, write_part
+from pipelines.predict import PredictConfig, clips_by_shard, predict, predict_shard, write_part
 from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 from pipelines.training.trained import open_model
 
