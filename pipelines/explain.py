@@ -21,7 +21,8 @@ from clcr.batches import collate
 from features.files import open_fs, read_json, read_text, resolve
 from features.store import Store
 from features.store.sheet import contact_sheet, write_figure
-from pipelines.common.cli import JobError, main, require_at_least, resolve_uri
+from pipelines.common.cli import main, require_at_least, resolve_uri
+from pipelines.common.errors import JobError
 from pipelines.tracking import run as tracking
 from pipelines.tracking.figures import participation_figure, weights_figure
 from pipelines.training.loading import LoaderConfig, SplitLoader

@@ -43,9 +43,11 @@ from features.store.shards import (
     sweep_litter,
 )
 from infra.doctor import ray_access, require, storage
-from pipelines.common.cli import OPTIONAL_LIST, JobError, Progress, main, require_at_least, resolve_uri
+from pipelines.common.cli import OPTIONAL_LIST, Progress, main, require_at_least, resolve_uri
 from pipelines.common.cluster import start_ray
 from pipelines.common.embedding import encoders_on_gpus
+from pipelines.common.errors import JobError
+from pipelines.common.like import require_default, spec_like, with_places
 
 LOOKED_AT = 500  # clips whose headers say whether there is sound at all; of a larger corpus nobody looks
 
@@ -72,6 +74,9 @@ class ExtractConfig:
     text: TextSpec = field(default_factory=TextSpec)
     vectors: VectorSpec = field(default_factory=VectorSpec)
     quality: QualitySpec = field(default_factory=QualitySpec)
+    like: str = ""
+    """a store, a trained model or models:/NAME/VERSION whose options are taken: new clips are encoded just as its own
+    were. Text, video and image of a network from a file also need its place (--text.encoder, --video.weights)"""
     shard_rows: int = 64
     """clips per shard: the unit of work, of commit, and of loss when a machine dies"""
     concurrency: int = 0
@@ -101,6 +106,8 @@ class ExtractConfig:
             raise JobError(
                 f"--tasks {','.join(self.tasks)}: labels to read, where --unlabelled says that there are none"
             )
+        if self.like:
+            require_default(self, ("video", "audio", "image", "text", "vectors", "quality"))
 
 
 def extract(config: ExtractConfig) -> None:
@@ -109,8 +116,11 @@ def extract(config: ExtractConfig) -> None:
     tasks = ",".join(config.tasks) or None
     corpus = read_corpus(corpus_uri).declare(tasks)
     report = validate(corpus, tasks, config.unlabelled)
-    encoder = plan_encoders(config, corpus, report.sources)
-    if not config.modalities and "audio" not in report.sources and find_any_store(store_uri) is None:
+    encoder = (
+        plan_like(config, corpus, report.sources) if config.like else plan_encoders(config, corpus, report.sources)
+    )
+    asked = config.modalities or config.like or "audio" in report.sources
+    if not asked and find_any_store(store_uri) is None:
         encoder = without_missing_sound(encoder, corpus)
     require_time(corpus, encoder, report.tasks)
     spec = StoreSpec(
@@ -194,6 +204,18 @@ def plan_encoders(config: ExtractConfig, corpus: Corpus, sources: Collection[str
     declared = {"text": text.find_feature(spec.text)} if spec.text is not None else {}
     declared |= vectors.find_features(corpus, sorted(wanted & given), config.vectors)
     return replace(spec, declared=declared)
+
+
+def plan_like(config: ExtractConfig, corpus: Corpus, sources: Collection[str]) -> EncoderSpec:
+    """What the store of --like holds. Raises JobError where the corpus has a source of none of it."""
+    encoder = spec_like(config.like, with_places(config), config.modalities)
+    known = set(sources) | ({"audio"} if "video" in sources else set())
+    wanted = [name + VECTORS if name in encoder.given() else name for name in encoder.features()]
+    if not known.intersection(wanted):
+        raise JobError(
+            f"--like {config.like} takes {', '.join(wanted)}, and {corpus.uri} has {', '.join(sorted(known))}"
+        )
+    return encoder
 
 
 def without_missing_sound(encoder: EncoderSpec, corpus: Corpus) -> EncoderSpec:

@@ -10,8 +10,8 @@ each task of the model
     numbers          TASK
     events           TASK a list of {start, end, label} in seconds, as a manifest has them: bins of one class in a row
 
-New clips are extracted with the options of the store that the model learned from, and need no labels:
-`pipelines/extract.py --unlabelled`.
+New clips need no store: `--corpus new.csv`, a folder of media files or one file. The spec in the model's folder says
+how to encode them. A few clips are answered in this process, without Ray; many are extracted to OUT/_store first.
 """
 
 import io
@@ -22,22 +22,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from torch import Tensor
 
-from clcr import Batch, TaskSpec
+from clcr import Batch
 from clcr.base import MultimodalModel
 from clcr.batches import collate
-from features.corpus.events import BACKGROUND, EVENTS, bin_events
+from features.corpus.events import bin_events
 from features.corpus.manifest import SPLITS
 from features.errors import one_line
 from features.files import list_files, open_fs, read_json, write_atomic, write_text
 from features.store import Store
 from infra.doctor import ray_access, require, storage
+from pipelines.answering.table import Row, require_distinct_columns, to_table
 from pipelines.common.cli import Progress, main, require_at_least, resolve_uri
 from pipelines.common.cluster import count_slots, start_ray
 from pipelines.common.errors import JobError, find_user_error
@@ -47,7 +46,6 @@ from pipelines.training.trained import TrainedModel, open_model
 
 CLAIM = "_predictions.json"  # what the parts are of; readers of parquet folders pass over names with an underscore
 COLUMNS = ["clip_id", "split", "fold", "shard", "offset", "nbytes", "duration"]
-Row = Mapping[str, Any]  # of the store's index
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,10 @@ class PredictConfig:
     model: str
     """--out of a finished pipelines/train.py, its folder `model`, or (with MLFLOW_TRACKING_URI set)
     models:/NAME/VERSION"""
-    store: str
+    store: str = ""
     """feature store of the clips; path or URI"""
-    out: str
-    """folder for the predictions; path or URI"""
+    out: str = ""
+    """folder for the predictions; path or URI; a few clips of --corpus are answered on the screen without one"""
     split: str = ""
     """train, val or test: only the clips that the corpus has there, whatever fold a model was tested on; none = all"""
     batch_size: int = 64
@@ -71,14 +69,29 @@ class PredictConfig:
     gpus_per_process: float = 1.0
     """GPUs of each process, on a cluster that has any; a fraction shares one, 0 = predict on CPUs"""
 
+    corpus: str = ""
+    """raw clips instead of a store: a media file, a folder of them, or a manifest (.csv, .parquet); path or URI"""
+    weights: str = ""
+    """with --corpus, for a model on ResNet-18's vectors: the weights file that its store was made with"""
+
     def __post_init__(self) -> None:
         require_at_least(self, {"batch_size": 1, "concurrency": 0, "gpus_per_process": 0})
+        if bool(self.store) == bool(self.corpus):
+            raise JobError("--store or --corpus: name what to predict, a feature store or raw clips, one of the two")
+        if self.corpus and self.split:
+            raise JobError(f"--split {self.split} belongs to --store: all clips of --corpus are answered")
+        if self.store and not self.out:
+            raise JobError("missing option --out: the folder for the predictions")
         if self.split and self.split not in SPLITS:
             raise JobError(f"--split {self.split}: choose one of {', '.join(SPLITS)}, or leave it out for all")
 
 
 def predict(config: PredictConfig) -> None:
     """The job: check that model and store fit, predict the shards that are missing, count."""
+    if config.corpus:
+        from pipelines.answering.corpus import predict_corpus
+
+        return predict_corpus(config, predict)
     out = resolve_uri("--out", config.out)
     store, trained = Store(resolve_uri("--store", config.store)), open_model("--model", config.model)
     store.require_complete()
@@ -215,83 +228,6 @@ def batch_of(model: MultimodalModel, store: Store, rows: Sequence[Row]) -> Batch
             yield sample(row["clip_id"], found, model.features, unknown)
 
     return collate(list(samples()), model.features, model.tasks)
-
-
-def to_table(tasks: Mapping[str, TaskSpec], rows: Sequence[Row], logits: Mapping[str, Tensor]) -> pa.Table:
-    """Predictions as a part has them."""
-    columns = {name: pa.array([row[name] for row in rows], pa.string()) for name in ("clip_id", "split")}
-    columns["fold"] = pa.array([row["fold"] for row in rows], pa.int64())
-    seconds = [row["duration"] for row in rows]
-    for name, task in tasks.items():
-        columns |= answers(task, logits[name], seconds)
-    return pa.table(columns)
-
-
-def answers(task: TaskSpec, logits: Tensor, seconds: Sequence[float]) -> dict[str, pa.Array]:
-    """Logits (B, outputs), of events (B, bins, outputs), as the columns of a task; seconds: the clips' lengths."""
-    if not task.has_classes:
-        return {task.name: pa.array(logits.squeeze(-1).numpy())}
-    if task.rate:
-        best = logits.argmax(-1).numpy()
-        return {task.name: pa.array([to_events(task, *clip) for clip in zip(best, seconds, strict=True)], EVENTS)}
-    probabilities = logits.float().softmax(-1).numpy()
-    best, probability, each = columns_of(task)
-    return {
-        best: pa.array([task.classes[i] for i in probabilities.argmax(-1)], pa.string()),
-        probability: pa.array(probabilities.max(-1)),
-        each: pa.StructArray.from_arrays(
-            [pa.array(column) for column in probabilities.T.copy()], names=distinct_names(task.classes)
-        ),
-    }
-
-
-def columns_of(task: TaskSpec) -> list[str]:
-    """The names of a task's columns."""
-    if task.kind != "classification":
-        return [task.name]
-    return [task.name, f"{task.name}_probability", f"{task.name}_probabilities"]
-
-
-def require_distinct_columns(tasks: Mapping[str, TaskSpec]) -> None:
-    """Raise JobError for tasks that would write one column: `mood` with classes, and a task `mood_probability`."""
-    owners = dict.fromkeys(("clip_id", "split", "fold"), "every row")
-    for task in tasks.values():
-        for column in columns_of(task):
-            if column in owners:
-                raise JobError(
-                    f"task {task.name}: its column {column} is one of {owners[column]} too; train with tasks of other "
-                    "names, or without one of them (--tasks)"
-                )
-            owners[column] = f"task {task.name}"
-
-
-def distinct_names(classes: Sequence[str]) -> list[str]:
-    """Names of a struct's fields that differ by more than case, which DuckDB does not tell apart: A, a -> A, a_2."""
-    taken: set[str] = {name.lower() for name in classes}
-    seen: set[str] = set()
-    names = []
-    for name in classes:
-        if name.lower() in seen:
-            number = 2
-            while f"{name}_{number}".lower() in taken:
-                number += 1
-            name = f"{name}_{number}"
-            taken.add(name.lower())
-        seen.add(name.lower())
-        names.append(name)
-    return names
-
-
-def to_events(task: TaskSpec, bins: np.ndarray, seconds: float) -> list[dict[str, Any]]:
-    """Classes of bins (bins,), of which a clip has as many as its length holds, as events: runs of one class."""
-    bins = bins[: len(bin_events(None, seconds, task.rate, {}))]
-    edges = np.flatnonzero(np.diff(bins, prepend=-1, append=-1))
-    runs = zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
-    events = [
-        {"start": first / task.rate, "end": min(last / task.rate, seconds), "label": task.classes[bins[first]]}
-        for first, last in runs
-    ]
-    return [event for event in events if event["label"] != BACKGROUND and event["start"] < event["end"]]
 
 
 if __name__ == "__main__":

@@ -67,8 +67,7 @@ class IsolatedEncoder:
             yield clip, outcome
 
     def _encode(self, clip: Clip, media: Mapping[str, str]) -> PackedSample | Failure:
-        if self._child is None or not self._child.is_alive():
-            self._start()
+        self.start()
         self._used = True
         try:
             self._connection.send((clip, media, self.timeout))
@@ -84,6 +83,11 @@ class IsolatedEncoder:
             return Failure("decode", CRASH, f"the decoder's process died with exit code {self._child.exitcode}")
         self.close()
         return Failure("decode", TIMEOUT, f"took longer than {self.timeout:g} s and was stopped")
+
+    def start(self) -> None:
+        """Start the child now, rather than at the first clip. Raises FeaturesError where it does not."""
+        if self._child is None or not self._child.is_alive():
+            self._start()
 
     def _start(self) -> None:
         """A child that has imported the decoders and loaded what networks there are: no clip's time pays for that."""

@@ -44,6 +44,14 @@ def contact_sheet(
     fold: of cross-validation, as `Store.index` has it. Raises StoreError for a split without clips.
     """
     rows = choose(store, clips, seed, split, fold)
+    heading = f"{store.uri}    {len(rows)} clips of {split or 'any split'}, seed {seed}"
+    return draw_clips(store, rows, heading, strips)
+
+
+def draw_clips(
+    store: Store, rows: Sequence[Mapping[str, Any]], heading: str, strips: Mapping[str, Strip] | None = None
+) -> Figure:
+    """Draw the clips of some rows of the index, in their order, below a heading; under each its further strips."""
     samples = [store.read(row["shard"], row["offset"], row["nbytes"]) for row in rows]
     features = store.spec.features
     strips = strips or {}
@@ -53,7 +61,6 @@ def contact_sheet(
     cell = TITLE + sum(heights.values()) + AXIS
     width, height = columns * (LEFT + CELL + RIGHT), TOP + lines * cell
     figure = Figure(figsize=(width, height), dpi=DPI)
-    heading = f"{store.uri}    {len(rows)} clips of {split or 'any split'}, seed {seed}"
     _text(figure, 0.1 / width, 1 - TOP / 2 / height, heading, size=10, weight="bold", va="center")
     colours = {name: _colour_range([sample[name] for sample in samples if name in sample]) for name in features}
     for number, (row, sample) in enumerate(zip(rows, samples, strict=True)):

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 
 from features.decode.specs import VideoSpec
 from features.errors import FeaturesError
-from pipelines.common.cli import JobError
+from pipelines.common.errors import JobError
 
 PATIENCE = 60  # seconds for an encoder to start, or to answer, before something else is tried
 TRIES = 5

@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 import clcr
 from clcr.base import MultimodalModel
-from pipelines.common.cli import JobError
+from pipelines.common.errors import JobError
 from pipelines.tracking.outbox import retry_until_up
 from pipelines.tracking.run import Run
 

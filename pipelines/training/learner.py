@@ -16,7 +16,8 @@ from clcr.registry import MODELS
 from clcr.training import Epoch, OptimConfig, Trainer
 from features.corpus.manifest import SPLITS
 from features.store import Store
-from pipelines.common.cli import JobError, require_at_least
+from pipelines.common.cli import require_at_least
+from pipelines.common.errors import JobError
 from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 
 STATISTICS_CLIPS = 256  # clips from which the stems learn the mean and spread of their inputs

@@ -23,7 +23,8 @@ from clcr import Batch, FeatureSpec, TaskSpec
 from clcr.batches import collate
 from features.corpus.tasks import Task
 from features.store import Store
-from pipelines.common.cli import JobError
+from pipelines.common.errors import JobError
+from pipelines.training.dropping import drop_modalities, parse_drop
 
 AHEAD = 2  # batches that lie ready while one is computed
 PADDING = {"clip_id": "", "features": {}, "targets": {}}
@@ -41,6 +42,12 @@ class LoaderConfig:
     fold: int | None = None
     """cross-validation: the fold (the corpus's column) that is the test split, the next one is val, the others train;
     none = the splits of the corpus"""
+    drop: tuple[str, ...] = ()
+    """modality dropout, `audio=.2,video=.1`: the share of training clips (0-1), randomly sampled anew in every epoch,
+    that lose a modality; a clip always keeps one"""
+
+    def __post_init__(self) -> None:
+        parse_drop(self.drop)
 
 
 def feature_specs(store: Store, modalities: Sequence[str] = ()) -> dict[str, FeatureSpec]:
@@ -88,6 +95,9 @@ class SplitLoader:
         self.tasks = dict(tasks)
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.shuffle = split == "train"
+        self.drop = parse_drop(config.drop) if self.shuffle else {}
+        if unknown := [m for m in self.drop if m not in store.spec.features]:
+            raise JobError(f"--loader.drop {unknown[0]}: {store.uri} has {', '.join(store.spec.features)}")
         self.steps = -(-len(self.dataset) // batch_size)
         self.collate = partial(collate, features=features, tasks=tasks)
         self.processes = 0 if self.dataset.cached else config.processes
@@ -103,6 +113,8 @@ class SplitLoader:
             multiprocessing_context=_forkserver() if self.processes else None,
             pin_memory=torch.cuda.is_available(),
         )
+        if self.drop:
+            loader = (drop_modalities(batch, self.drop, self.seed, epoch) for batch in loader)
         return prefetch(loader, 0 if self.processes else AHEAD)
 
     def sample_batches(self, clips: int) -> Iterator[Batch]:

@@ -38,7 +38,10 @@ class TrainedModel:
         differ = [line for line in self.learned.difference(store.spec) if line.startswith(read)]
         if differ:
             what = "; ".join(differ[:3])
-            raise JobError(f"--store {store.uri} holds other features than the model learned from: {what}")
+            raise JobError(
+                f"--store {store.uri} holds other features than the model learned from: {what}; "
+                "extract the clips with pipelines/extract.py --like and this model"
+            )
 
 
 def open_model(option: str, uri: str) -> TrainedModel:

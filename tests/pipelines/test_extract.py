@@ -23,7 +23,8 @@ from features.errors import FeaturesError
 from features.files import open_fs
 from features.store import Store
 from features.store.shards import Failure, ShardWriter, create_store
-from pipelines.common.cli import JobError, run_job
+from pipelines.common.cli import run_job
+from pipelines.common.errors import JobError
 from pipelines.extract import ExtractConfig, extract, print_failures, require_media, shards_to_retry
 
 ROOT = Path(__file__).parents[2]

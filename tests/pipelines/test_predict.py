@@ -19,20 +19,16 @@ from clcr.batches import collate
 from clcr.config import ModelConfig
 from features.corpus.events import bin_events
 from features.store import Store
-from pipelines.common.cli import JobError
-from pipelines.extract import ExtractConfig, extract
-from pipelines.predict import (
-    PredictConfig,
+from pipelines.answering.table import (
     answers,
-    clips_by_shard,
     distinct_names,
-    predict,
-    predict_shard,
     require_distinct_columns,
     to_events,
     to_table,
-    write_part,
 )
+from pipelines.common.errors import JobError
+from pipelines.extract import ExtractConfig, extract
+from pipelines.predict import PredictConfig, clips_by_shard, predict, predict_shard, write_part
 from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 from pipelines.training.trained import open_model
 

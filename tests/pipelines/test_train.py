@@ -22,8 +22,9 @@ import clcr
 from clcr.batches import collate
 from clcr.config import ModelConfig
 from clcr.training import OptimConfig
-from pipelines.common.cli import JobError, run_job, to_yaml
+from pipelines.common.cli import run_job, to_yaml
 from pipelines.common.cluster import count_slots, cpus_for, retry_start
+from pipelines.common.errors import JobError
 from pipelines.explain import ExplainConfig, explain, load_model, mean_weights
 from pipelines.tracking.registry import load_model as load_registered
 from pipelines.train import CHANGEABLE, TrainConfig, train

@@ -7,7 +7,8 @@ from inprocess import run_here
 from mlflow.tracking import MlflowClient
 
 from clcr.config import CLCRConfig
-from pipelines.common.cli import JobError, flatten
+from pipelines.common.cli import flatten
+from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
 from tuning.ablate import FULL, VARIANTS, AblateConfig, ablate
 

@@ -15,7 +15,8 @@ from storefiles import make_clips, write_store
 from clcr.registry import MODELS
 from clcr.training import OptimConfig
 from features.store import Store
-from pipelines.common.cli import JobError, to_yaml
+from pipelines.common.cli import to_yaml
+from pipelines.common.errors import JobError
 from pipelines.explain import fold_of
 from pipelines.training.learner import Recipe
 from pipelines.training.loading import LoaderConfig

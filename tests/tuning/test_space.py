@@ -5,7 +5,7 @@ from optuna.distributions import CategoricalDistribution
 
 from clcr.config import BudgetConfig, LossConfig, ModelConfig
 from clcr.training import OptimConfig
-from pipelines.common.cli import JobError
+from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
 from tuning.space import apply, defaults, holds, space
 

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipelines.common.cli import JobError
+from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
 from tuning.pictures import write_pictures
 from tuning.study import (

@@ -15,8 +15,8 @@ from s3 import CREDENTIALS, server
 
 from clcr.config import ModelConfig, StemConfig
 from clcr.training import OptimConfig
-from pipelines.common.cli import JobError
 from pipelines.common.cluster import retry_start
+from pipelines.common.errors import JobError
 from pipelines.training.learner import Learner, Recipe
 from tuning.sweep import SEARCHED, SweepConfig, allocate
 

@@ -257,7 +257,8 @@ def test_storage_that_lets_nobody_in_is_one_line_with_advice_and_a_bug_is_none(m
 
 JOB = """
 import atexit, sys, threading, time
-from pipelines.common.cli import JobError, main
+from pipelines.common.cli import main
+from pipelines.common.errors import JobError
 from tests.pipelines.common.test_cli import Options
 
 class Late:

@@ -5,8 +5,8 @@ import json
 import pytest
 import ray
 
-from pipelines.common.cli import JobError
 from pipelines.common.cluster import forwarded_variables, start_ray
+from pipelines.common.errors import JobError
 
 
 def test_a_node_whose_agent_is_slow_to_start_is_started_again(monkeypatch):

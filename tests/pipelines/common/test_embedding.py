@@ -17,9 +17,9 @@ from features.decode.specs import VideoSpec
 from features.errors import FeaturesError
 from features.store import Store
 from features.store.verify import verify
-from pipelines.common.cli import JobError
 from pipelines.common.cluster import start_ray
 from pipelines.common.embedding import FrameEncoder, OnGpus, encoders_on_gpus
+from pipelines.common.errors import JobError
 
 CLIPS = [np.random.default_rng(n).integers(0, 256, (n, 32, 32, 3), np.uint8) for n in (5, 150, 3, 1)]
 

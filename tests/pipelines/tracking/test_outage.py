@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from s3 import FORWARD, REFUSE, UNAVAILABLE, Proxy
 
 import clcr
-from pipelines.common.cli import JobError
+from pipelines.common.errors import JobError
 from pipelines.tracking import outbox
 from pipelines.tracking.registry import load_model, register
 from pipelines.tracking.run import abandon_children, children_metrics, delete_children, resume_run, start_run

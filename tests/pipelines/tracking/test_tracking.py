@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipelines.common.cli import JobError
+from pipelines.common.errors import JobError
 from pipelines.tracking.run import Run, abandon_children, children_metrics, start_run
 from pipelines.tracking.system_metrics import log_system_metrics
 

@@ -10,7 +10,7 @@ from storefiles import make_clips, make_sample, make_spec, write_shard, write_st
 
 from features.store import Store
 from features.store.shards import create_store
-from pipelines.common.cli import JobError
+from pipelines.common.errors import JobError
 from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, plan_epoch, prefetch, task_specs
 
 
