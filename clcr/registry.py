@@ -22,6 +22,7 @@ from clcr.config import CLCRConfig
 from clcr.errors import ClcrError, ConfigError
 from clcr.model import CLCR
 from clcr.tasks import TaskSpec
+from clcr.versions import VERSION, completed
 
 MODELS: dict[str, type[MultimodalModel]] = {
     "clcr": CLCR,
@@ -47,6 +48,7 @@ def build(
         raise ConfigError(f"no model named {name!r}: choose one of {', '.join([*MODELS, *features])}")
     # What it takes to build the same model again; the single-modality model is built from all features.
     model.recipe = {
+        "version": VERSION,
         "model": name,
         "config": dataclasses.asdict(config),
         "features": {m: dataclasses.asdict(spec) for m, spec in features.items()},
@@ -66,17 +68,33 @@ def save(model: MultimodalModel, folder: str | Path, spec: dict[str, Any]) -> No
 
 
 def load(folder: str | Path) -> MultimodalModel:
-    """The model in a folder written by `save`, in evaluation mode, on the CPU."""
+    """The model in a folder written by `save`, of this version or an earlier one, in evaluation mode, on the CPU."""
+    model = build_saved(folder)
+    model.load_state_dict(load_file(Path(folder) / "weights.safetensors"))
+    return model.eval()
+
+
+def build_saved(folder: str | Path) -> MultimodalModel:
+    """The same model with fresh weights. Raises ClcrError where the folder holds none, or a later version's."""
     folder = Path(folder)
     missing = [name for name in ("config.json", "weights.safetensors") if not (folder / name).is_file()]
     if missing:
         raise ClcrError(f"{folder} is not a trained model: no {' and no '.join(missing)}; give a folder made by save")
     recipe = json.loads((folder / "config.json").read_text())
-    model = build(
+    if (version := recipe.get("version", 1)) > VERSION:
+        raise ClcrError(f"{folder} was written by a later version ({version}, this one is {VERSION}): update clcr")
+    return build(
         recipe["model"],
-        CLCRConfig.from_dict(recipe["config"]),
+        CLCRConfig.from_dict(_completed(recipe["config"], version)),
         {m: FeatureSpec(**spec) for m, spec in recipe["features"].items()},
         {t: TaskSpec(**spec) for t, spec in recipe["tasks"].items()},
     )
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
-    return model.eval()
+
+
+def _completed(config: Mapping[str, Mapping[str, Any]], version: int) -> dict[str, dict[str, Any]]:
+    options = {f"{group}.{name}": value for group, part in config.items() for name, value in part.items()}
+    groups: dict[str, dict[str, Any]] = {}
+    for dotted, value in completed(options, version).items():
+        group, name = dotted.split(".", 1)
+        groups.setdefault(group, {})[name] = value
+    return groups

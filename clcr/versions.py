@@ -1,0 +1,21 @@
+"""Old files keep their meaning: an option that a file does not name has the value with which its version behaved.
+
+Files written by `clcr.save` and by the jobs carry the number of the version that wrote them; those without one are of
+version 1. A new option, or a new default, gets a new VERSION and a line in EARLIER, and nothing else has to be done.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+VERSION = 1
+# {version: {option: how all files of earlier versions behave}}, by dotted name.
+EARLIER: dict[int, dict[str, Any]] = {}
+
+
+def completed(options: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """Options by dotted name, as a file of this version gives them, with those that came later as it behaves."""
+    earlier: dict[str, Any] = {}
+    for newer in sorted(EARLIER):
+        if newer > version:
+            earlier = {**EARLIER[newer], **earlier}  # what the oldest change says of it came first
+    return {**earlier, **options}
