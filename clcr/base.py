@@ -62,13 +62,21 @@ class MultimodalModel(nn.Module):
         return {}
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
-        """Optimizer groups: matrices decay; vectors, scalars and what a module calls `undecayed` do not."""
-        decayed, undecayed = [], []
+        """Optimizer groups: matrices decay; vectors, scalars and what a module calls `undecayed` do not.
+
+        What a module calls `scalars` goes by a learning rate that is `lr_scale` times that of the others.
+        """
+        decayed, undecayed, scalars = [], [], []
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                skip = parameter.ndim < 2 or name in getattr(module, "undecayed", ())
-                (undecayed if skip else decayed).append(parameter)
-        return [
+                if name in getattr(module, "scalars", ()):
+                    scalars.append(parameter)
+                else:
+                    skip = parameter.ndim < 2 or name in getattr(module, "undecayed", ())
+                    (undecayed if skip else decayed).append(parameter)
+        groups = [
             {"params": decayed, "weight_decay": weight_decay},
             {"params": undecayed, "weight_decay": 0.0},
+            {"params": scalars, "weight_decay": 0.0, "lr_scale": self.config.budget.lr_scale},
         ]
+        return groups if scalars else groups[:2]

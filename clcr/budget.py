@@ -88,6 +88,8 @@ class TokenBudget(nn.Module):
     does not bind, rho has no gradient: the start matters. `start` is that share (rho = logit(start)).
     """
 
+    scalars = ("rho", "threshold", "raw_scale")
+
     def __init__(self, k_shared: int, start: float, config: BudgetConfig) -> None:
         super().__init__()
         self.k_shared = k_shared
