@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from features.corpus import Clip, Corpus
+from features.corpus.manifest import Clip, Corpus
+from features.decode.isolation import IsolatedEncoder
+from features.decode.specs import EncoderSpec
 from features.errors import FeaturesError, StorageError, StoreError, one_line
 from features.files import split_place
-from features.isolation import IsolatedEncoder
-from features.specs import EncoderSpec, Sample
 from features.store import Store
 from features.store.plan import planned_rows
-from features.store.samples import PackedSample, pack, unpack
+from features.store.samples import PackedSample, Sample, pack, unpack
 from features.store.shards import Earlier, Failure, ShardWriter, read_earlier
 
 Outcome = tuple[Clip, PackedSample | Failure]

@@ -27,8 +27,8 @@ import tyro
 from pyarrow import parquet
 from torchaudio.functional import add_noise, resample
 
-from features.audio import Sound, decode_sound
-from features.corpus import Clip, Corpus, read_corpus
+from features.corpus.manifest import Clip, Corpus, read_corpus
+from features.decode.audio import Sound, decode_sound
 from features.errors import CorpusError, FeaturesError, MediaError
 from features.files import resolve
 from features.progress import counted

@@ -21,11 +21,11 @@ from clcr.batches import collate
 from features.files import open_fs, read_json, read_text, resolve
 from features.store import Store
 from features.store.sheet import contact_sheet, write_figure
-from pipelines import tracking
-from pipelines.cli import JobError, main, require_at_least, resolve_uri
-from pipelines.figures import participation_figure, weights_figure
-from pipelines.loading import LoaderConfig, SplitLoader
-from pipelines.models import TrainedModel, open_model
+from pipelines.common.cli import JobError, main, require_at_least, resolve_uri
+from pipelines.tracking import run as tracking
+from pipelines.tracking.figures import participation_figure, weights_figure
+from pipelines.training.loading import LoaderConfig, SplitLoader
+from pipelines.training.trained import TrainedModel, open_model
 
 BATCH = 32
 

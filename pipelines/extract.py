@@ -16,24 +16,26 @@ import ray
 from pyarrow.fs import FileType
 from rich.table import Table
 
-from features import s3, text, vectors
-from features.corpus import MEDIA, VECTORS, Corpus, read_corpus
+from features import s3
+from features.corpus.events import NO_TIME
+from features.corpus.manifest import MEDIA, VECTORS, Corpus, read_corpus
+from features.corpus.tasks import Task
+from features.corpus.validation import validate
+from features.decode import text, vectors
+from features.decode.specs import AudioSpec, EncoderSpec, ImageSpec, TextSpec, VectorSpec, VideoSpec
 from features.errors import FeaturesError, one_line
-from features.events import NO_TIME
 from features.extractor import Extraction, extract_shard
 from features.files import open_fs, split_place
-from features.quality import QualitySpec
-from features.specs import AudioSpec, EncoderSpec, ImageSpec, TextSpec, VectorSpec, VideoSpec
 from features.store import Store, StoreSpec
 from features.store.inspect import make_console
 from features.store.lock import StoreLock
 from features.store.plan import write_plan
+from features.store.quality import QualitySpec
 from features.store.shards import create_store, failed_shards, find_store, sweep_litter
-from features.tasks import Task
 from infra.doctor import ray_access, require, storage
-from pipelines.cli import OPTIONAL_LIST, JobError, Progress, main, require_at_least, resolve_uri
-from pipelines.cluster import start_ray
-from pipelines.embedding import encoders_on_gpus
+from pipelines.common.cli import OPTIONAL_LIST, JobError, Progress, main, require_at_least, resolve_uri
+from pipelines.common.cluster import start_ray
+from pipelines.common.embedding import encoders_on_gpus
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def extract(config: ExtractConfig) -> None:
     corpus_uri, store_uri = resolve_uri("--corpus", config.corpus), resolve_uri("--store", config.store)
     tasks = ",".join(config.tasks) or None
     corpus = read_corpus(corpus_uri).declare(tasks)
-    report = corpus.validate(tasks, config.unlabelled)
+    report = validate(corpus, tasks, config.unlabelled)
     encoder = plan_encoders(config, corpus, report.sources)
     require_time(corpus, encoder, report.tasks)
     spec = StoreSpec(encoder.features(), report.tasks, report.splits, config.shard_rows, report.digest)
@@ -146,7 +148,7 @@ def resolved(spec: VideoSpec | ImageSpec, modality: str) -> VideoSpec | ImageSpe
     """The same spec with a weights file that every process finds, looked at once before any starts."""
     if spec.encoder != "resnet18":
         return spec
-    from features.image import load_resnet18
+    from features.decode.image import load_resnet18
 
     if spec.weights.endswith((".pth", ".pt", ".safetensors")):
         spec = replace(spec, weights=resolve_uri(f"--{modality}.weights", spec.weights))

@@ -30,16 +30,16 @@ from torch import Tensor
 from clcr import Batch, TaskSpec
 from clcr.base import MultimodalModel
 from clcr.batches import collate
-from features.corpus import SPLITS
+from features.corpus.events import BACKGROUND, EVENTS, bin_events
+from features.corpus.manifest import SPLITS
 from features.errors import one_line
-from features.events import BACKGROUND, EVENTS, bin_events
 from features.files import list_files, open_fs, read_json, write_atomic, write_text
 from features.store import Store
 from infra.doctor import ray_access, require, storage
-from pipelines.cli import JobError, Progress, find_user_error, main, require_at_least, resolve_uri
-from pipelines.cluster import room, start_ray
-from pipelines.loading import AHEAD, ahead, sample
-from pipelines.models import TrainedModel, open_model
+from pipelines.common.cli import JobError, Progress, find_user_error, main, require_at_least, resolve_uri
+from pipelines.common.cluster import room, start_ray
+from pipelines.training.loading import AHEAD, ahead, sample
+from pipelines.training.trained import TrainedModel, open_model
 
 CLAIM = "_predictions.json"  # what the parts are of; readers of parquet folders pass over names with an underscore
 COLUMNS = ["clip_id", "split", "fold", "shard", "offset", "nbytes", "duration"]

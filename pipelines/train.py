@@ -4,39 +4,38 @@
 Run again with the same options and it goes on from the last checkpoint; a finished run only prints its result.
 """
 
-import json
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-import pyarrow.fs as pafs
 import ray
 import ray.train
 import ray.train.torch
 import torch
 import tyro
-import yaml
 from ray.train import CheckpointConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from rich.console import Console
 from rich.table import Table
 
-import clcr
-from clcr import metrics as M
 from clcr.errors import DivergedError
-from features.files import open_fs, read_json, read_text, write_text
-from features.store import Store
-from infra.doctor import mlflow_server, ray_access, require, storage, torch_pairing
-from pipelines import tracking
-from pipelines.checkpoints import Checkpoints, restore
-from pipelines.cli import JobError, Progress, find_user_error, flatten, main, require_at_least, resolve_uri, to_yaml
-from pipelines.cluster import cpus_for, room, start_ray
-from pipelines.figures import confusion_figure
-from pipelines.hostcache import open_store
-from pipelines.learner import SPLITS, Learner, Recipe, build_model
-from pipelines.machine import watched
-from pipelines.registered import register
+from features.files import open_fs, read_json, read_text
+from pipelines.common.cli import (
+    JobError,
+    Progress,
+    find_user_error,
+    main,
+    require_at_least,
+    resolve_uri,
+)
+from pipelines.common.cluster import cpus_for, room
+from pipelines.tracking import run as tracking
+from pipelines.tracking.registry import register
+from pipelines.tracking.system_metrics import watched
+from pipelines.training.checkpoints import Checkpoints, restore
+from pipelines.training.learner import Recipe
+from pipelines.training.run_folder import check, claim, finish, open_run, prepare
+from pipelines.training.workers import worker_learner
 
 # What a later start of the same run may change: none of it changes what is learned.
 CHANGEABLE = ("workers", "min_workers", "cpus_per_worker", "checkpoint_seconds", "log_every", "register")
@@ -103,73 +102,6 @@ def train(config: TrainConfig) -> None:
     )
 
 
-def check(store_uri: str, recipe: Recipe) -> None:
-    """Everything about the input that can be wrong, before anything is started or written."""
-    store = Store(store_uri)
-    store.require_complete()
-    tasks = build_model(store, recipe).tasks
-    for split in SPLITS:
-        labels = store.index(split, [f"label_{task}" for task in tasks], recipe.loader.fold)
-        if not len(labels):
-            raise JobError(f"{store_uri}: no usable clip in split {split}; see its failures")
-        if all(column.null_count == len(labels) for column in labels.columns):
-            raise JobError(f"{store_uri}: no clip in split {split} has a label of {', '.join(tasks)}")
-
-
-def claim(config: Any, may_differ: Sequence[str] = ()) -> dict[str, str] | None:
-    """Make the folder `config.out` this run's. Returns what an earlier start of the same run left there.
-
-    may_differ: options that a later start may change. Raises JobError when another run's options lie there, or a run on
-    another content of the store.
-    """
-    mine = to_yaml(config)
-    if (theirs := read_text(config.out, "config.yaml")) is None:
-        fs, path = open_fs(config.out)
-        fs.create_dir(path, recursive=True)
-        write_text(config.out, "config.yaml", mine)
-        return None
-    before, now = yaml.safe_load(theirs), yaml.safe_load(mine)
-    compared = sorted((before.keys() | now.keys()) - set(may_differ))
-    if changed := [k for k in compared if before.get(k) != now.get(k)]:
-        what = ", ".join(f"{k} {before.get(k)} not {now.get(k)}" for k in changed[:4])
-        raise JobError(f"--out {config.out} holds another run ({what}): give another --out, or the same options")
-    started, content = read_json(config.out, "run.json"), Store(config.store).spec.fingerprint
-    if started and started.get("store", content) != content:
-        raise JobError(f"--out {config.out} holds a run on what {config.store} was before: give another --out")
-    if theirs != mine:
-        write_text(config.out, "config.yaml", mine)
-    return started
-
-
-def open_run(
-    config: Any, started: Mapping[str, str] | None, uri: str, name: str, tags: Mapping[str, str]
-) -> tracking.Run:
-    """The MLflow run of `config.out`: the one that an earlier start left there, as `claim` gave it, or a new one.
-
-    Its parameters are those of its first start; its config.yaml has what a later start changed.
-    """
-    if started:
-        run = tracking.resume_run(started["tracking_uri"], started["run_id"])
-    else:
-        content = Store(config.store).spec.fingerprint
-        tags = {**tags, "store.fingerprint": content}
-        run = tracking.start_run(uri, config.experiment, name, flatten(config), tags)
-        about = {"run_id": run.run_id, "tracking_uri": run.uri, "store": content}
-        write_text(config.out, "run.json", json.dumps(about))
-    run.log_text(to_yaml(config), "config.yaml")
-    return run
-
-
-def prepare(out: str) -> str:
-    """Check what every tracked job needs, start Ray or join it, and return the tracking server's address."""
-    uri = tracking.tracking_uri(out)
-    require(torch_pairing(), ray_access(), storage(out), mlflow_server(uri))
-    start_ray()
-    hosts = len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
-    tracking.require_reachable_by(hosts, uri)
-    return uri
-
-
 def launch(config: TrainConfig, run: tracking.Run) -> None:
     """Train on the cluster's workers, again from the last checkpoint whenever a worker or a host dies.
 
@@ -229,13 +161,6 @@ def newest_checkpoint(out: str) -> str | None:
     return read_text(out, "checkpoints/checkpoint_manager_snapshot.json")
 
 
-def worker_learner(uri: str, recipe: Recipe, splits: tuple[str, ...] = SPLITS) -> Learner:
-    """What this worker of Ray Train learns of a store, on the device that it has."""
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    return Learner(open_store(uri), recipe, rank, world, ray.train.torch.get_device(), splits)
-
-
 def train_worker(job: Mapping[str, Any]) -> str | None:
     """What each worker runs. Rank 0 alone writes: to MLflow, and at the end to the output folder.
 
@@ -281,31 +206,6 @@ def train_worker(job: Mapping[str, Any]) -> str | None:
     if rank == 0:
         finish(learner, config.out, run, metrics, predictions, diagnostics)
     return None
-
-
-def finish(
-    learner: Learner,
-    out: str,
-    run: tracking.Run,
-    metrics: Mapping[str, Mapping[str, float]],
-    predictions: Mapping[str, M.Predictions],
-    diagnostics: Mapping[str, float],
-) -> None:
-    """The model folder, the pictures, the test metrics; metrics.json last, because it says that the run is finished."""
-    tested = M.tracked("test", metrics) | {f"test/{name}": value for name, value in diagnostics.items()}
-    run.log_metrics(tested, learner.recipe.optim.epochs)
-    for name, task in learner.tasks.items():
-        if task.has_classes and name in metrics:
-            counts = M.confusion_matrix(task, predictions[name]).numpy()
-            run.log_figure(confusion_figure(counts, task.classes, f"{name}, test"), f"confusion/{name}.png")
-    with tempfile.TemporaryDirectory() as folder:
-        clcr.save(learner.trainer.model, folder, learner.store.spec.to_dict())
-        run.log_folder(folder, "model")
-        fs, path = open_fs(out)
-        fs.create_dir(f"{path}/model", recursive=True)
-        pafs.copy_files(folder, f"{path}/model", destination_filesystem=fs)
-    run.flush()
-    write_text(out, "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
 def register_model(config: TrainConfig, run: tracking.Run) -> None:

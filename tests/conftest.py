@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "features"))  # mediafiles, storefiles
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 # Ray runs its workers at niceness 15, where anything else on a small machine starves them.
 os.environ.setdefault("RAY_worker_niceness", "0")

@@ -10,17 +10,17 @@ import torch
 
 import clcr
 from clcr.registry import MODELS, build_saved
-from features.audio import encode_audio
-from features.specs import AudioSpec
+from features.decode.audio import encode_audio
+from features.decode.specs import AudioSpec
 from features.store import Store
 from features.store.verify import verify
-from pipelines.cli import _options, flatten, parse
+from pipelines.common.cli import _options, flatten, parse
 from pipelines.explain import ExplainConfig
 from pipelines.extract import ExtractConfig
-from pipelines.learner import Recipe
-from pipelines.models import open_model
 from pipelines.predict import PredictConfig
 from pipelines.train import TrainConfig
+from pipelines.training.learner import Recipe
+from pipelines.training.trained import open_model
 from tuning.ablate import AblateConfig
 from tuning.compare import CompareConfig
 from tuning.options import SweepConfig

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipelines.cli import JobError, main, override, require_at_least, resolve_uri
-from pipelines.learner import Recipe
-from pipelines.train import check, claim, open_run, prepare
+from pipelines.common.cli import JobError, main, override, require_at_least, resolve_uri
+from pipelines.training.learner import Recipe
+from pipelines.training.run_folder import check, claim, open_run, prepare
 from tuning.report import publish
 from tuning.runs import SeedRuns, run_all
 

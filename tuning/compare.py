@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 import tyro
 
 from clcr.errors import ConfigError
+from features.corpus.manifest import SPLITS
 from features.files import open_fs, read_json, read_text, resolve
 from features.store import Store
-from pipelines.cli import JobError, main, require_at_least, resolve_uri
-from pipelines.learner import SPLITS, Recipe, build_model, model_names
-from pipelines.loading import task_specs
-from pipelines.tracking import Run, children_metrics
-from pipelines.train import check, claim, open_run, prepare
+from pipelines.common.cli import JobError, main, require_at_least, resolve_uri
+from pipelines.tracking.run import Run, children_metrics
+from pipelines.training.learner import Recipe, build_model, model_names
+from pipelines.training.loading import task_specs
+from pipelines.training.run_folder import check, claim, open_run, prepare
 from tuning.options import SweepConfig
 from tuning.report import publish
 from tuning.runs import Metrics, SeedRuns, run_all

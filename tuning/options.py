@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipelines.cli import JobError, parse, require_at_least
-from pipelines.learner import Recipe
+from pipelines.common.cli import JobError, parse, require_at_least
+from pipelines.training.learner import Recipe
 from tuning.space import defaults, holds, space
 
 

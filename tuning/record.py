@@ -8,9 +8,9 @@ from ray import PlacementGroupID, tune
 from ray.tune.experiment import Trial
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from pipelines import tracking
-from pipelines.cli import Progress, to_yaml
-from pipelines.learner import Recipe
+from pipelines.common.cli import Progress, to_yaml
+from pipelines.tracking import run as tracking
+from pipelines.training.learner import Recipe
 from tuning.space import apply
 from tuning.study import (
     COST,

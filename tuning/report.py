@@ -11,7 +11,7 @@ from scipy import stats
 from clcr.metrics import main_metric, score
 from features.files import resolve, write_text
 from features.store.sheet import write_figure
-from pipelines.tracking import Run
+from pipelines.tracking.run import Run
 
 MEAN = "mean"
 Results = Mapping[str, Mapping[int, Mapping[str, Mapping[str, float]]]]  # test metrics by name, seed and task

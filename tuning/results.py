@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from features.files import open_fs, resolve, write_atomic, write_text
-from pipelines import tracking
-from pipelines.cli import JobError, to_yaml
-from pipelines.learner import Recipe
+from pipelines.common.cli import JobError, to_yaml
+from pipelines.tracking import run as tracking
+from pipelines.training.learner import Recipe
 from tuning.options import SweepConfig
 from tuning.pictures import write_pictures
 from tuning.record import NOTE

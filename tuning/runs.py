@@ -13,11 +13,11 @@ import ray
 import torch
 
 from features.files import open_fs, read_json, resolve, write_text
-from pipelines import tracking
-from pipelines.cli import JobError, Progress, flatten, to_yaml
-from pipelines.cluster import room
-from pipelines.learner import Learner, Recipe
-from pipelines.train import finish
+from pipelines.common.cli import JobError, Progress, flatten, to_yaml
+from pipelines.common.cluster import room
+from pipelines.tracking import run as tracking
+from pipelines.training.learner import Learner, Recipe
+from pipelines.training.run_folder import finish
 
 Metrics = dict[str, dict[str, float]]
 VALIDATION = "val_score"  # in a run's run.json: what its best epoch was worth

@@ -12,8 +12,8 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from clcr.errors import ConfigError
-from pipelines.cli import JobError, flatten, override
-from pipelines.learner import Recipe
+from pipelines.common.cli import JobError, flatten, override
+from pipelines.training.learner import Recipe
 
 SHARED: dict[str, BaseDistribution] = {
     "lr": FloatDistribution(5e-4, 8e-3, log=True),

@@ -28,10 +28,11 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.util.placement_group import get_current_placement_group
 
 from features.files import open_fs
-from pipelines.cli import JobError, find_user_error, main, resolve_uri
-from pipelines.cluster import room
-from pipelines.learner import Learner
-from pipelines.train import check, claim, open_run, prepare, worker_learner
+from pipelines.common.cli import JobError, find_user_error, main, resolve_uri
+from pipelines.common.cluster import room
+from pipelines.training.learner import Learner
+from pipelines.training.run_folder import check, claim, open_run, prepare
+from pipelines.training.workers import worker_learner
 from tuning.options import SweepConfig
 from tuning.record import HELD, Record
 from tuning.results import compare_hint, finish, train_final

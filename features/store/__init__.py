@@ -1,5 +1,6 @@
 """The feature store: its one reader, and `python -m features.store` to verify and to inspect one."""
 
-from features.store.reader import SCHEMA_VERSION, Feature, Store, StoreSpec, shard_name
+from features.store.reader import Store
+from features.store.spec import SCHEMA_VERSION, Feature, StoreSpec, shard_name
 
 __all__ = ["SCHEMA_VERSION", "Feature", "Store", "StoreSpec", "shard_name"]

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from features.quality import quality_schema
+from features.corpus.tasks import NUMBERS
+from features.store.quality import quality_schema
 from features.store.reader import Store
-from features.tasks import NUMBERS
 
 LINES = 40  # of a table; of more classes or reasons only the largest are shown
 PATH, NUMBER = r"\S*/\S*", r"\d+(\.\d+)?"  # what differs between two messages about the same thing
@@ -84,7 +84,7 @@ def _task(index: pa.Table, task: Any, splits: Iterable[str]) -> dict[str, Any]:
 
 
 def _quality(index: pa.Table, schema: pa.Schema) -> dict[str, Any]:
-    """Per figure of features/quality.py its spread; of one that is true or false, how many clips have it."""
+    """Per figure of features/store/quality.py its spread; of one that is true or false, how many clips have it."""
     return {
         field.name: pc.sum(index[field.name]).as_py() or 0
         if pa.types.is_boolean(field.type)

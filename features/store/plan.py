@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from features.corpus import Corpus
+from features.corpus.manifest import Corpus
 from features.errors import StoreError
 from features.files import publish, temporary_path
 from features.store.reader import Store

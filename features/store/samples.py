@@ -11,15 +11,23 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from features.corpus import Clip
-    from features.specs import Sample
+    from features.corpus.manifest import Clip
+
+
+@dataclass(frozen=True)
+class Sample:
+    """features: `{modality: (T, *shape)}`, absent modalities left out; duration in seconds; quality: see quality.py."""
+
+    features: Mapping[str, np.ndarray]
+    duration: float
+    quality: Mapping[str, float | bool | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class PackedSample:
     quality: Mapping[str, Any]
 
 
-def pack(clip: "Clip", sample: "Sample") -> PackedSample:
+def pack(clip: "Clip", sample: Sample) -> PackedSample:
     """A decoded clip as bytes, the same on any machine."""
     import webdataset as wds  # here, for it loads torch, which reading a store does not need
 

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from features.corpus import VECTORS, Clip
+from features.corpus.manifest import VECTORS, Clip
 from features.errors import StoreError
 from features.files import list_files, open_fs, publish, temporary_path, write_atomic
-from features.quality import quality_schema
 from features.store import Store, StoreSpec
+from features.store.quality import quality_schema
 from features.store.samples import PackedSample
 
 FOLDERS = ("shards", "index", "failures")  # of one file per shard

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from features.errors import StoreError
 from features.files import open_fs, write_atomic
-from features.store.reader import Feature, Store
+from features.store.reader import Store
+from features.store.spec import Feature
 
 DPI = 150
 CELL = 7.6  # inches that a clip's time axis is wide

@@ -21,9 +21,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from features.errors import one_line
-from features.store.reader import Store, StoreSpec
+from features.store.reader import Store
 from features.store.samples import decode_array, sample_key
 from features.store.shards import FAILURE_SCHEMA, FOLDERS, index_schema
+from features.store.spec import StoreSpec
 
 BUFFER = 8 << 20  # bytes that one tar is read ahead: object storage answers few large requests faster than many small
 END = 2 * tarfile.BLOCKSIZE  # a tar ends in two blocks of zeros, and more of them up to a whole record

@@ -14,9 +14,9 @@ from fractions import Fraction
 
 import numpy as np
 
+from features.corpus.manifest import SPLITS
 from features.errors import CorpusError
 
-SPLITS = ("train", "val", "test")
 LABELS = ("A", "B", "C", "D")
 MATCHES = ("differ", "agree")
 RATE_NAMES = ("slow", "mid-slow", "mid-fast", "fast")

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.chaos [--kills 20] [--seed 0]
 
 Each round extracts a corpus of real clips into a new store on a cluster of two nodes, kills the driver, a worker or a
-node, in turn, at a random pass of each point in turn (tests/faults.py), gives the same command again until it ends
-well, and compares every file with an undisturbed store's.
+node, in turn, at a random pass of each point in turn (tests/helpers/faults.py), gives the same command again until it
+ends well, and compares every file with an undisturbed store's.
 """
 
 import json
@@ -24,8 +24,8 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.cluster import retry_start
-from tests.features.storefiles import files_of
+from pipelines.common.cluster import retry_start
+from tests.helpers.storefiles import files_of
 
 ROOT = Path(__file__).parents[2]
 POINTS = ("mid-tar", "tar", "failures", "index")
@@ -94,7 +94,7 @@ def extract(cluster: Cluster, home: Path, corpus: Path, faults: Sequence[Mapping
     """One run with its faults; its exit code."""
     (home / "faults").mkdir(parents=True, exist_ok=True)
     (home / "faults" / "faults.json").write_text(json.dumps(list(faults)))
-    command = [sys.executable, ROOT / "tests/faults.py", home / "faults" / "faults.json", "--corpus", corpus]
+    command = [sys.executable, ROOT / "tests/helpers/faults.py", home / "faults" / "faults.json", "--corpus", corpus]
     command += ["--store", home / "store", "--shard-rows", str(SHARD_ROWS), "--video.size", "32"]
     env = {**os.environ, "RAY_ADDRESS": cluster.address, "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
     return subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode

@@ -20,15 +20,15 @@ import tyro
 from pyarrow import csv
 
 import features.extractor
-from features.isolation import IsolatedEncoder
-from features.specs import EncoderSpec
+from features.decode.isolation import IsolatedEncoder
+from features.decode.specs import EncoderSpec
 from features.store import Store
-from pipelines.cluster import retry_start
+from pipelines.common.cluster import retry_start
 from pipelines.extract import ExtractConfig, extract
 from tests.benchmarks.chaos import write_corpus
 from tests.benchmarks.extraction import first_rows
-from tests.features.mediafiles import damage
-from tests.misbehaving import Misbehaving
+from tests.helpers.mediafiles import damage
+from tests.helpers.misbehaving import Misbehaving
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,9 @@ POOL = """
 import sys
 from multiprocessing import Pool
 import torch, webdataset
-from features.corpus import Clip, read_corpus
-from features.encode import encode_clip
+from features.corpus.manifest import Clip, read_corpus
+from features.corpus.validation import validate
+from features.decode.clip import encode_clip
 from features.store.samples import pack
 
 def shard(job):
@@ -136,7 +137,7 @@ def timed(command: list[str], folder: str, head: Head) -> tuple[float, float]:
 
 def watch_memory(peak: list[float], stop: threading.Event) -> None:
     """Largest sum of resident memory over the job's driver, tasks and decoding children."""
-    words = ("pipelines/extract.py", "extract_shard", "features.isolation")
+    words = ("pipelines/extract.py", "extract_shard", "features.decode.isolation")
     while not stop.wait(0.5):
         total = 0
         for process in psutil.process_iter(["cmdline", "memory_info"]):
@@ -153,9 +154,10 @@ def best(repeats: int, measure: Callable) -> tuple[float, float]:
 
 def print_stages(config: ExtractionConfig, clips: int = 100) -> None:
     """Share of one process's time by stage, over some clips, without isolation."""
-    import features.encode
+    import features.decode.clip
     import features.store.shards as shards
-    from features.corpus import Clip, read_corpus
+    from features.corpus.manifest import Clip, read_corpus
+    from features.corpus.validation import validate
     from features.store import StoreSpec
     from features.store.samples import pack
     from features.store.shards import ShardWriter
@@ -175,20 +177,20 @@ def print_stages(config: ExtractionConfig, clips: int = 100) -> None:
 
         return call
 
-    report = corpus.validate()
+    report = validate(corpus)
     spec = StoreSpec(encoder.features(), report.tasks, report.splits, 64, report.digest)
     types = pa.schema([corpus.schema.field(label) for label in corpus.labels])
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(features.encode, "decode_frames", clocked("frames", features.encode.decode_frames)),
-        mock.patch.object(features.encode, "encode_audio", clocked("sound", features.encode.encode_audio)),
+        mock.patch.object(features.decode.clip, "decode_frames", clocked("frames", features.decode.clip.decode_frames)),
+        mock.patch.object(features.decode.clip, "encode_audio", clocked("sound", features.decode.clip.encode_audio)),
         ShardWriter(folder, "train-000000", spec, types) as writer,
     ):
         for sub in shards.FOLDERS:
             os.makedirs(f"{folder}/{sub}")
         for row in next(corpus.batches(clips)).to_pylist():
             clip = Clip.from_row(row, corpus.labels)
-            sample = features.encode.encode_clip(clip, clip.media(corpus.folder), encoder)
+            sample = features.decode.clip.encode_clip(clip, clip.media(corpus.folder), encoder)
             writer.add(clip, clocked("write", pack)(clip, sample))
         clocked("write", writer.commit)()
     total = sum(seconds.values())
@@ -199,7 +201,7 @@ def ffmpeg_seconds(config: ExtractionConfig, folder: str, cores: int) -> float:
     """One ffmpeg process per clip, `cores` at a time: frames to raw RGB, sound to 16 kHz."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from features.corpus import read_corpus
+    from features.corpus.manifest import read_corpus
 
     corpus = read_corpus(config.corpus)
     video = encoder_of(config.options, corpus).video
@@ -220,11 +222,12 @@ def ffmpeg_seconds(config: ExtractionConfig, folder: str, cores: int) -> float:
 
 def encoder_of(options: str, corpus: object) -> object:
     """The encoder that the job's options mean."""
-    from pipelines.cli import parse
+    from features.corpus.validation import validate
+    from pipelines.common.cli import parse
     from pipelines.extract import ExtractConfig, plan_encoders
 
     config = parse(ExtractConfig, ["--corpus", "x", "--store", "y", *shlex.split(options)])
-    return plan_encoders(config, corpus, corpus.validate().sources)
+    return plan_encoders(config, corpus, validate(corpus).sources)
 
 
 def planned(corpus: object, options: str, shard_rows: int = 64) -> list[tuple[str, list[dict]]]:

@@ -20,12 +20,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from features.corpus.manifest import SPLITS
 from features.store import Store
 from tests.benchmarks.accuracy import job
 from tuning.report import half_width
 
 Row = dict[str, Any]
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

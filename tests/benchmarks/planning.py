@@ -20,8 +20,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from features.corpus import read_corpus
-from features.specs import AudioSpec, EncoderSpec, VideoSpec
+from features.corpus.manifest import read_corpus
+from features.corpus.validation import validate
+from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.store import StoreSpec
 from features.store.plan import planned_rows, write_plan
 from features.store.shards import FAILURE_SCHEMA, FOLDERS, create_store, index_schema
@@ -71,7 +72,7 @@ def write_manifest(folder: Path, rows: int) -> Path:
 def write_store(folder: Path, manifest: Path) -> None:
     """A store of which 99 % of the shards have their parts."""
     corpus = read_corpus(str(manifest))
-    report = corpus.validate()
+    report = validate(corpus)
     spec = StoreSpec(EncoderSpec(VideoSpec(), AudioSpec()).features(), report.tasks, report.splits, 64, report.digest)
     store = create_store(str(folder), spec)
     write_plan(store, corpus)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from features.files import read_json
 from features.noise import Options, add_noise_to_corpus
 from features.store.sheet import write_figure
-from pipelines.tracking import Run
+from pipelines.tracking.run import Run
 from tests.benchmarks.accuracy import job
 from tuning.report import MEAN, Line, compare
 

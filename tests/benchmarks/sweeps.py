@@ -32,7 +32,7 @@ from optuna.samplers import RandomSampler, TPESampler
 from clcr.config import ModelConfig
 from clcr.training import OptimConfig
 from infra.head import ROOT
-from pipelines.learner import Learner, Recipe
+from pipelines.training.learner import Learner, Recipe
 from tuning.space import apply, space
 from tuning.study import StudyFile
 from tuning.sweep import SEARCHED

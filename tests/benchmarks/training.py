@@ -26,16 +26,16 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "features")]
+sys.path[:0] = [str(ROOT / "tests" / "helpers")]
 
 import storefiles  # noqa: E402
 
 from clcr.config import ModelConfig  # noqa: E402
 from clcr.training import OptimConfig  # noqa: E402
-from features.specs import Sample  # noqa: E402
 from features.store import Feature, Store  # noqa: E402
-from pipelines.learner import Learner, Recipe  # noqa: E402
-from pipelines.loading import LoaderConfig, SplitLoader, feature_specs, task_specs  # noqa: E402
+from features.store.samples import Sample  # noqa: E402
+from pipelines.training.learner import Learner, Recipe  # noqa: E402
+from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs  # noqa: E402
 
 FEATURES = {
     "video": Feature((32, 32, 3), "uint8", 12.5, {"name": "frames", "size": 32}),

@@ -8,10 +8,10 @@ import pytest
 from mediafiles import write_manifest
 from storefiles import files_of
 
-from features.corpus import read_corpus
+from features.corpus.manifest import read_corpus
+from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.errors import StoreError
 from features.extractor import Extraction, isolated_encoder
-from features.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.store import Store, StoreSpec
 from features.store.plan import write_plan
 from features.store.shards import create_store, failed_shards, sweep_litter

@@ -20,8 +20,8 @@ import pytest
 import s3 as s3server
 from s3 import FORWARD, REFUSE, UNAVAILABLE, Proxy
 
+import features.decode.media
 import features.files
-import features.media
 from features.errors import FeaturesError, MediaError, StorageError
 from features.files import list_files, open_fs, parent, read_json, require_reachable, resolve, write_atomic, write_text
 from infra.head import free_ports
@@ -193,17 +193,17 @@ def test_a_uris_options_stay_with_its_folder_and_its_files():
 
 @pytest.mark.slow
 def test_storage_that_stays_away_is_no_fault_of_the_clip(proxy, monkeypatch):
-    monkeypatch.setattr(features.media, "PATIENCE", 1.0)
+    monkeypatch.setattr(features.decode.media, "PATIENCE", 1.0)
     fs, _ = open_fs(proxy.uri("s3://bucket"))
     write_atomic(fs, "bucket/clip.mp4", b"not a video")
-    assert features.media.open_source(proxy.uri("s3://bucket/clip.mp4")).read() == b"not a video"
+    assert features.decode.media.open_source(proxy.uri("s3://bucket/clip.mp4")).read() == b"not a video"
     for mode in (REFUSE, UNAVAILABLE):
         proxy.set(mode)
         with pytest.raises(StorageError, match=r"cannot be read: .*run the same command again later"):
-            features.media.open_source(proxy.uri("s3://bucket/clip.mp4"))
+            features.decode.media.open_source(proxy.uri("s3://bucket/clip.mp4"))
     proxy.set(FORWARD)
     with pytest.raises(MediaError, match="does not exist"):
-        features.media.open_source(proxy.uri("s3://bucket/other.mp4"))
+        features.decode.media.open_source(proxy.uri("s3://bucket/other.mp4"))
 
 
 def test_storage_that_is_away_when_a_buckets_region_is_asked_for_is_no_fault_of_the_clip(monkeypatch):
@@ -212,4 +212,4 @@ def test_storage_that_is_away_when_a_buckets_region_is_asked_for_is_no_fault_of_
 
     monkeypatch.setattr(features.files, "_connect", connect)
     with pytest.raises(StorageError, match=r"s3://b/clip\.mp4 cannot be read: .*run the same command again later"):
-        features.media.open_source("s3://b/clip.mp4")
+        features.decode.media.open_source("s3://b/clip.mp4")

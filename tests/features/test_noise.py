@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from mediafiles import numbered, sine, write_manifest, write_media
 
-from features.audio import decode_sound
-from features.corpus import read_corpus
+from features.corpus.manifest import read_corpus
+from features.decode.audio import decode_sound
 from features.errors import CorpusError
 from features.noise import Options, add_noise_to_corpus, babblers, main
 

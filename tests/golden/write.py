@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "features")]
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "helpers")]
 
 import clcr
 from clcr.batches import FeatureSpec, collate
@@ -139,8 +139,8 @@ def write_store_run_and_sweep(folder):
 def write_log_mel(folder):
     from mediafiles import sine, write_media
 
-    from features.audio import encode_audio
-    from features.specs import AudioSpec
+    from features.decode.audio import encode_audio
+    from features.decode.specs import AudioSpec
 
     path = folder / "media" / "tone.wav"
     write_media(path, sound=sine(440, 1.0))
@@ -149,7 +149,7 @@ def write_log_mel(folder):
 
 
 def write_options(folder):
-    from pipelines.cli import _options
+    from pipelines.common.cli import _options
     from pipelines.explain import ExplainConfig
     from pipelines.extract import ExtractConfig
     from pipelines.predict import PredictConfig

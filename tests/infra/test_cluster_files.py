@@ -17,7 +17,7 @@ from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from infra.head import ROOT
-from pipelines.cli import parse
+from pipelines.common.cli import parse
 from pipelines.extract import ExtractConfig
 
 FILES = ROOT / "infra" / "cluster"

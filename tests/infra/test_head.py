@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from infra.head import local_head
-from pipelines.cluster import retry_start
+from pipelines.common.cluster import retry_start
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from features.files import open_fs
 from infra.head import ROOT, answers, free_ports
-from pipelines import tracking
+from pipelines.tracking import run as tracking
 
 pytestmark = pytest.mark.slow
 SCRIPT = ROOT / "infra" / "cluster" / "mlflow_server.sh"

@@ -16,8 +16,8 @@ from ray.cluster_utils import Cluster
 from test_train import ROOT, job, run_of
 
 from clcr.training import OptimConfig
-from pipelines.cli import JobError
-from pipelines.cluster import retry_start
+from pipelines.common.cli import JobError
+from pipelines.common.cluster import retry_start
 from pipelines.train import train
 
 pytestmark = pytest.mark.slow

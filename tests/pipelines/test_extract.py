@@ -19,13 +19,13 @@ from mediafiles import write_manifest
 from storefiles import LABELS, files_of, make_clips, make_spec
 
 import pipelines.extract
-from features.corpus import read_corpus
+from features.corpus.manifest import read_corpus
 from features.errors import FeaturesError
 from features.files import open_fs
 from features.store import Store
 from features.store.shards import Failure, ShardWriter, create_store
-from pipelines.cli import JobError, run_job
-from pipelines.cluster import start_ray
+from pipelines.common.cli import JobError, run_job
+from pipelines.common.cluster import start_ray
 from pipelines.extract import ExtractConfig, extract, print_failures, require_media, shards_to_retry
 
 ROOT = Path(__file__).parents[2]
@@ -152,7 +152,7 @@ def test_another_spec_and_a_changed_corpus_are_refused(first_run, corpus, tmp_pa
     changed = tmp_path / "corpus.csv"
     changed.write_text(Path(corpus).read_text().replace("odd", "strange", 1))
     for manifest, options, named in [
-        (corpus, ["--video.fps", "5"], "features.video.rate: 5.0 != 12.5"),
+        (corpus, ["--video.fps", "5"], "features.decode.video.rate: 5.0 != 12.5"),
         (corpus, ["--shard-rows", "2"], "shard_rows: 2 != 1"),
         (corpus, ["--tasks", "label"], "tasks: "),
         (changed, [], "corpus: "),

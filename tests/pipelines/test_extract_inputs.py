@@ -9,19 +9,19 @@ from mediafiles import write_manifest
 from PIL import Image
 
 from clcr.training import OptimConfig
-from features.corpus import read_corpus
-from features.encode import encode_clip
+from features.corpus.manifest import read_corpus
+from features.decode.clip import encode_clip
+from features.decode.specs import EncoderSpec, VectorSpec
 from features.errors import MediaError, StoreError
-from features.specs import EncoderSpec, VectorSpec
 from features.store import Store
 from features.store.inspect import inspect
-from features.store.reader import Feature
 from features.store.sheet import choose, contact_sheet, write_figure
+from features.store.spec import Feature
 from features.store.verify import verify
-from pipelines.cluster import start_ray
+from pipelines.common.cluster import start_ray
 from pipelines.explain import alpha_strips, fold_of, mean_weights
-from pipelines.learner import Learner, Recipe
-from pipelines.loading import LoaderConfig
+from pipelines.training.learner import Learner, Recipe
+from pipelines.training.loading import LoaderConfig
 
 ROWS = 12
 VALUES = {"vectors.rates": "face=10", "vectors.dtype": "float16", "vectors.limit": 50, "vectors.max-broken": 0.2,

@@ -15,7 +15,7 @@ from storefiles import files_of
 
 from features.store import Store
 from features.store.verify import verify
-from pipelines.cluster import retry_start
+from pipelines.common.cluster import retry_start
 
 ROOT = Path(__file__).parents[2]
 ROWS = 24
@@ -58,11 +58,19 @@ def undisturbed(cluster, manifest, tmp_path_factory):
 
 
 def extract(cluster, folder, manifest, faults, *options):
-    """One run of the job in the cluster; faults as in tests/faults.py."""
+    """One run of the job in the cluster; faults as in tests/helpers/faults.py."""
     (folder / "faults").mkdir(exist_ok=True)
     plan = folder / "faults" / "faults.json"
     plan.write_text(json.dumps(faults))
-    command = [sys.executable, ROOT / "tests/faults.py", plan, "--corpus", manifest, "--store", folder / "store"]
+    command = [
+        sys.executable,
+        ROOT / "tests/helpers/faults.py",
+        plan,
+        "--corpus",
+        manifest,
+        "--store",
+        folder / "store",
+    ]
     env = {**os.environ, "RAY_ADDRESS": cluster.address, "PYTHONPATH": str(ROOT)}
     return subprocess.run([*command, *OPTIONS, *options], env=env, capture_output=True, text=True, timeout=300)
 

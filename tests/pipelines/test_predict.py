@@ -17,12 +17,12 @@ from storefiles import make_clips, write_store
 import clcr
 from clcr.batches import collate
 from clcr.config import ModelConfig
-from features.events import bin_events
+from features.corpus.events import bin_events
 from features.store import Store
-from pipelines.cli import JobError
-from pipelines.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
-from pipelines.models import open_model
+from pipelines.common.cli import JobError
 from pipelines.predict import PredictConfig, clips_by_shard, predict, predict_shard, to_events, write_part
+from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
+from pipelines.training.trained import open_model
 
 ROOT = Path(__file__).parents[2]
 WORD = clcr.TaskSpec("word", "events", ("background", "a", "b"), 8.0)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from features.benchmarks.__main__ import READERS, Options
-from features.tasks import parse_tasks
-from pipelines.cli import parse
+from features.corpus.tasks import parse_tasks
+from features.datasets.__main__ import READERS, Options
+from pipelines.common.cli import parse
 from pipelines.extract import ExtractConfig
 from pipelines.train import TrainConfig
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from mediafiles import write_manifest
 
-from features.corpus import read_corpus
+from features.corpus.manifest import read_corpus
+from features.corpus.validation import validate
+from features.decode.specs import VectorSpec
 from features.extractor import Extraction, isolated_encoder
-from features.specs import VectorSpec
 from features.store import StoreSpec
 from features.store.plan import write_plan
 from features.store.shards import create_store
@@ -25,7 +26,7 @@ pytestmark = [pytest.mark.data, pytest.mark.slow, pytest.mark.skipif(not DATA.is
 def extracted(folder, rows, tasks, **options):
     """A store of these rows, made by the extract job's own parts without its cluster; every value by clip and name."""
     corpus = read_corpus(write_manifest(folder / "corpus.csv", rows))
-    report = corpus.validate(tasks)
+    report = validate(corpus, tasks)
     encoder = plan_encoders(ExtractConfig("", "", **options), corpus, report.sources)
     store = create_store(
         str(folder / "store"), StoreSpec(encoder.features(), report.tasks, report.splits, 500, report.digest)

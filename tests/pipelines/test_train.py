@@ -22,13 +22,14 @@ import clcr
 from clcr.batches import collate
 from clcr.config import ModelConfig
 from clcr.training import OptimConfig
-from pipelines.cli import JobError, run_job, to_yaml
-from pipelines.cluster import cpus_for, retry_start, room
+from pipelines.common.cli import JobError, run_job, to_yaml
+from pipelines.common.cluster import cpus_for, retry_start, room
 from pipelines.explain import ExplainConfig, explain, load_model, mean_weights
-from pipelines.learner import Learner, Recipe
-from pipelines.models import open_model
-from pipelines.registered import load_model as load_registered
-from pipelines.train import CHANGEABLE, TrainConfig, check, claim, train
+from pipelines.tracking.registry import load_model as load_registered
+from pipelines.train import CHANGEABLE, TrainConfig, train
+from pipelines.training.learner import Learner, Recipe
+from pipelines.training.run_folder import check, claim
+from pipelines.training.trained import open_model
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from clcr.config import CLCRConfig
-from pipelines.cli import JobError, flatten
-from pipelines.learner import Recipe
+from pipelines.common.cli import JobError, flatten
+from pipelines.training.learner import Recipe
 from tuning.ablate import FULL, VARIANTS, AblateConfig
 
 ROOT = Path(__file__).parents[2]

@@ -17,10 +17,10 @@ from storefiles import make_clips, write_store
 from clcr.registry import MODELS
 from clcr.training import OptimConfig
 from features.store import Store
-from pipelines.cli import JobError, to_yaml
+from pipelines.common.cli import JobError, to_yaml
 from pipelines.explain import fold_of
-from pipelines.learner import Recipe
-from pipelines.loading import LoaderConfig
+from pipelines.training.learner import Recipe
+from pipelines.training.loading import LoaderConfig
 from tuning.compare import CompareConfig, able, finalists, require_labels, require_searched, require_tuned
 from tuning.space import known
 

@@ -6,8 +6,8 @@ import pytest
 from optuna.distributions import FloatDistribution
 
 from clcr.training import OptimConfig
-from pipelines.learner import Recipe
-from pipelines.tracking import Run, start_run
+from pipelines.tracking.run import Run, start_run
+from pipelines.training.learner import Recipe
 from tuning.record import Record
 from tuning.study import ENDED, SCORE, StudyFile, StudySearch, rows
 

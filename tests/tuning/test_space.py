@@ -5,8 +5,8 @@ from optuna.distributions import CategoricalDistribution
 
 from clcr.config import BudgetConfig, LossConfig, ModelConfig
 from clcr.training import OptimConfig
-from pipelines.cli import JobError
-from pipelines.learner import Recipe
+from pipelines.common.cli import JobError
+from pipelines.training.learner import Recipe
 from tuning.space import apply, defaults, holds, space
 
 SHARED = {"lr", "weight_decay", "model.dropout", "model.width"}

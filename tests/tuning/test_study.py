@@ -12,8 +12,8 @@ from optuna.distributions import FloatDistribution
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipelines.cli import JobError
-from pipelines.learner import Recipe
+from pipelines.common.cli import JobError
+from pipelines.training.learner import Recipe
 from tuning.pictures import write_pictures
 from tuning.study import COST, ENDED, LOCK_SECONDS, REACHED, SCORE, StudyFile, StudySearch, outcome, replay, rows, tell
 from tuning.sweep import SweepConfig, failure

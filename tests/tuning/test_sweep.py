@@ -238,7 +238,7 @@ def test_another_recipe_in_the_same_folder_is_refused_in_one_line(swept, store):
 
 def crash(how, store, out):
     job = command(store, out, "--trials", "2", "--final-seeds", "0", "--epochs", "1")
-    job[1:2] = ["-m", "tests.tuning.crashing_trials", how]
+    job[1:2] = ["-m", "tests.helpers.crashing_trials", how]
     return subprocess.run(job, cwd=ROOT, capture_output=True, text=True)
 
 

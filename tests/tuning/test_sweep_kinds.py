@@ -15,9 +15,9 @@ from s3 import CREDENTIALS, server
 
 from clcr.config import ModelConfig, StemConfig
 from clcr.training import OptimConfig
-from pipelines.cli import JobError
-from pipelines.cluster import retry_start
-from pipelines.learner import Learner, Recipe
+from pipelines.common.cli import JobError
+from pipelines.common.cluster import retry_start
+from pipelines.training.learner import Learner, Recipe
 from tuning.sweep import SEARCHED, SweepConfig, allocate
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def test_a_stopped_trial_of_two_workers_gives_them_back_and_metrics_are_over_bot
     options = ["--workers-per-trial", "2", "--trials", "3", "--epochs", "2", "--reduction", "2", "--final-seeds", "0"]
     options += ["--search", "lr", "--start-from", str(tmp_path / "slow.yaml")]
     recipe = ["--lr", "0.008", "--warmup", "0", "--model.dropout", "0", "--stem.shift", "0"]
-    setting = {"task": "mood", "script": ("-m", "tests.tuning.crashing_trials", "workers")}
+    setting = {"task": "mood", "script": ("-m", "tests.helpers.crashing_trials", "workers")}
     done = sweep(store, tmp_path / "sweep", *options, *recipe, **setting, RAY_OVERRIDE_RESOURCES='{"CPU": 2}')
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sweep" / "died").exists()

@@ -1,0 +1,220 @@
+"""The sound of one clip as log-mel frames: PyAV decodes, torchaudio resamples and transforms.
+
+Sound and pictures share one clock, the file's: sound that begins later than the file is preceded by silence, so that
+log-mel frame k, whose window is centred at (k + 0.5) * hop, belongs to the video frame shown at that time. Packets
+that do not decode become silence.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import av
+import numpy as np
+import torch
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from torchaudio.transforms import MelSpectrogram, Resample
+
+from features.decode.media import (
+    Source,
+    check_segment,
+    clock_zero,
+    declared_end,
+    held_share,
+    open_container,
+    open_source,
+    packet_time,
+    packets,
+)
+from features.decode.specs import AudioSpec
+from features.errors import MediaError, one_line
+
+PREROLL = 0.5  # s decoded before a segment: AAC and MP3 frames need the ones before them
+GAP = 0.05  # s by which sound may drift from its timestamps before silence fills the gap, or what overlaps is cut
+RESTART = 1.0  # s; timestamps that go back further begin anew: what follows is no overlap
+QUIET = 1e-3  # of full scale (-60 dB): a log-mel frame without a louder sample is silence
+FLOOR = 1e-6  # added to the mel power, so that silence has a logarithm
+
+
+class Sound(NamedTuple):
+    """samples: (N,) float32, mono, in [-1, 1]; rate: the file's own, samples per second.
+
+    decoded: share of the declared seconds that decoded; None where the file declares none.
+    """
+
+    samples: np.ndarray
+    rate: int
+    decoded: float | None
+
+
+@dataclass
+class LogMel:
+    """values: (T, mels) float16; duration: seconds of sound; quality: the sound's columns of QUALITY_SCHEMA."""
+
+    values: np.ndarray
+    duration: float
+    quality: Mapping[str, float | None]
+
+
+def encode_audio(uri: str, spec: AudioSpec, start: float | None = None, end: float | None = None) -> LogMel | None:
+    """The log-mel frames of a clip's sound, or of its segment from start to end (s); None where it has no sound.
+
+    Raises MediaError (stage open or audio).
+    """
+    sound = decode_sound(uri, start, end)
+    if sound is None:
+        return None
+    values = log_mel(sound.samples, sound.rate, spec)
+    if not np.isfinite(values).all():
+        raise MediaError("audio", f"{uri}: the sound is louder than log-mel frames can hold; it is damaged")
+    edges = np.round(np.arange(len(values)) * spec.hop * sound.rate).astype(int)
+    loudest = np.maximum.reduceat(np.abs(sound.samples), edges)
+    quality = {"decoded_audio": sound.decoded, "silence": float((loudest < QUIET).mean())}
+    return LogMel(values, len(sound.samples) / sound.rate, quality)
+
+
+def decode_sound(uri: str, start: float | None = None, end: float | None = None) -> Sound | None:
+    """Decode the first audio stream, mixed to mono, from start to end (s; an end beyond the file's is cut).
+
+    A damaged or cut off file gives what is left of it, and decoded says how much that is. None where the file has no
+    audio stream. Raises MediaError (stage open or audio).
+    """
+    begin, stop = check_segment("audio", uri, start, end)
+    source = open_source(uri)
+    try:
+        sound = _read(source, uri, begin, stop, seek=begin > PREROLL)
+    except MediaError:
+        raise
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise MediaError("audio", f"{uri}: the sound does not decode: {one_line(error)}") from error
+    if sound is not None and not np.isfinite(sound.samples).all():
+        raise MediaError("audio", f"{uri}: the sound holds NaN or infinite samples; it is damaged, fetch it again")
+    return sound
+
+
+def _read(source: Source, uri: str, begin: float, stop: float | None, seek: bool) -> Sound | None:
+    """Decode from begin to stop; every frame lies where its timestamp says on the file's clock."""
+    with open_container(source, uri) as container:
+        stream = next(iter(container.streams.audio), None)
+        if stream is None:
+            return None
+        if seek:
+            container.seek(round((begin - PREROLL + clock_zero(container)) / stream.time_base), stream=stream)
+        rate = stream.rate
+        first, last = round(begin * rate), None if stop is None else round(stop * rate)
+        origin, samples, lost = _join(container, stream, first, last)
+        held = (origin + len(samples)) / rate
+        declared = stop if stop is not None and held >= stop else declared_end(source, uri, container, stream)
+    if seek and (origin > first or not len(samples)):  # some formats seek past the time asked for
+        return _read(source, uri, begin, stop, seek=False)
+    if not len(samples):
+        raise MediaError("audio", f"{uri} has an audio stream without sound; it is damaged, fetch it again")
+    if held <= begin:
+        raise MediaError("audio", f"{uri}: the segment starts at {begin:g} s, but the sound ends at {held:.3f} s")
+    decoded = held_share(begin, stop, held, declared, lost)
+    silence = max(0, min(origin, origin if last is None else last) - first)
+    samples = samples[max(0, first - origin) : None if last is None else max(0, last - origin)]
+    return Sound(np.concatenate([np.zeros(silence, np.float32), samples]), rate, decoded)
+
+
+def _join(
+    container: InputContainer, stream: AudioStream, first: int, last: int | None
+) -> tuple[int, np.ndarray, float]:
+    """All samples from here to sample number last as one array, and the number of its first sample.
+
+    And how many seconds between first and last did not decode.
+    """
+    zero, rate = clock_zero(container), stream.rate
+    # A timestamp that jumps further is a broken one; a file as it was streamed declares no duration.
+    longest = (container.duration / av.time_base + 1) * rate if container.duration else math.inf
+    stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
+    mixer = _Mixer(rate)
+    chunks, origin, end, lost = [], 0, 0, 0.0
+    for packet, frame in _frames(container, stream):
+        time = packet_time(packet) if frame is None else frame.time
+        position = end if time is None else round((time - zero) * rate)
+        beyond = last is not None and position >= last and bool(chunks)
+        if frame is None and not beyond:
+            lost += float((packet.duration or 0) * packet.time_base) if position >= first else 0.0
+            continue
+        if not chunks:
+            origin = end = position if position < longest else first
+        if GAP * rate < position - end < longest:
+            chunks.append(np.zeros(position - end, np.float32))
+            end = position
+        if beyond:
+            break
+        samples = mixer.mix(frame)
+        if GAP * rate < end - position < RESTART * rate:
+            samples = samples[end - position :]
+        chunks.append(samples)
+        end += len(samples)
+    return origin, np.concatenate(chunks) if chunks else np.empty(0, np.float32), lost
+
+
+class _Mixer:
+    """Frames of any format, layout and rate, which may change within a file, to mono at one rate."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self.given: tuple[str, str, int] | None = None
+
+    def mix(self, frame: av.AudioFrame) -> np.ndarray:
+        """(N,) float32: the frame, less the few samples that a resampler holds back for the next one."""
+        given, parts = (frame.format.name, frame.layout.name, frame.sample_rate), []
+        if given != self.given:
+            parts = self.resampler.resample(None) if self.given else []
+            self.given = given
+            # Without the limit FFmpeg mixes floats beyond full scale: equal channels come out 1.4 times as loud.
+            self.resampler = av.AudioResampler("fltp", "mono", self.rate, options={"rematrix_maxval": "1.0"})
+        parts += self.resampler.resample(frame)
+        parts = [part.to_ndarray()[0] for part in parts if part is not None]  # None: nothing was held back
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def _frames(container: InputContainer, stream: AudioStream) -> Iterator[tuple[av.Packet, av.AudioFrame | None]]:
+    """Every frame that decodes, with its packet; None in its place for a packet that does not decode."""
+    for packet in packets(container, stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            frames = [None]
+        yield from ((packet, frame) for frame in frames)
+
+
+def log_mel(samples: np.ndarray, rate: int, spec: AudioSpec) -> np.ndarray:
+    """(N,) float32 samples at a rate to (T, mels) float16: log(mel power + 1e-6).
+
+    T = round(seconds / hop), at least 1; the window of frame k is centred at (k + 0.5) * hop, silence around the ends.
+    """
+    hop, transform = round(spec.hop * spec.sample_rate), _mel(spec)
+    frames = max(1, round(len(samples) / rate / spec.hop))
+    with torch.inference_mode():
+        wave = torch.from_numpy(np.ascontiguousarray(samples, np.float32))
+        if rate != spec.sample_rate:
+            wave = _resample(rate, spec.sample_rate)(wave)
+        lead = (transform.n_fft - hop) // 2
+        wanted = (frames - 1) * hop + transform.n_fft
+        wave = torch.nn.functional.pad(wave, (lead, max(0, wanted - lead - len(wave))))[:wanted]
+        return torch.log(transform(wave) + FLOOR).T.contiguous().half().numpy()
+
+
+@functools.lru_cache(maxsize=8)
+def _mel(spec: AudioSpec) -> MelSpectrogram:
+    window = round(spec.window * spec.sample_rate)
+    return MelSpectrogram(
+        spec.sample_rate,
+        n_fft=1 << (window - 1).bit_length(),  # at least the window: narrow low bands need fine frequency bins
+        win_length=window,
+        hop_length=round(spec.hop * spec.sample_rate),
+        n_mels=spec.mels,
+        center=False,
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _resample(rate: int, wanted: int) -> Resample:
+    return Resample(rate, wanted)

@@ -1,0 +1,1 @@
+"""What every job needs: options, errors in one line, a cluster."""

@@ -1,0 +1,1 @@
+"""MLflow: runs, what waits while the server is away, the registry, pictures."""

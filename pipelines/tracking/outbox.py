@@ -1,0 +1,120 @@
+"""Points on their way to the tracking server: none is lost while it is away, and nobody waits for it.
+
+MLflow's own asynchronous logging drops what it could not send, so one thread of ours sends in order, again and again
+until the server has it.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import TypeVar
+
+from mlflow.exceptions import MlflowException
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, stop_never, wait_exponential
+
+from pipelines.common.cli import JobError
+
+Result = TypeVar("Result")
+Point = tuple[str, float, int, int]  # key, value, milliseconds since 1970, step
+
+PATIENCE = 600.0  # seconds that a job waits for a server that is away, once nothing else is left to do
+LONGEST_PAUSE = 10.0  # seconds between two attempts
+POINTS_PER_CALL = 1000  # MLflow's limit
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of an outage `insist` tells, once
+
+
+class Outbox:
+    """Sends points in order, in batches, from a thread of its own. where: the server, for messages."""
+
+    def __init__(self, send: Callable[[list[Point]], None], where: str) -> None:
+        self._send, self._where = send, where
+        self._points: deque[Point] = deque()
+        self._changed = threading.Condition()
+        self._error: Exception | None = None
+        self._closed = False
+        threading.Thread(target=self._run, name="mlflow", daemon=True).start()
+
+    def put(self, points: list[Point]) -> None:
+        """Send these when their turn comes; returns at once."""
+        with self._changed:
+            self._points.extend(points)
+            self._changed.notify_all()
+
+    def unsent(self) -> list[Point]:
+        """What the server has not confirmed."""
+        with self._changed:
+            return list(self._points)
+
+    def flush(self, patience: float = PATIENCE) -> None:
+        """Wait until all is sent. Raises JobError when it is not after so many seconds, or when the server refuses."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or not self._points, patience)
+            if self._error or self._points:
+                reason = str(self._error or "it does not answer").splitlines()[0]
+                raise JobError(
+                    f"{self._where} has not taken the last {len(self._points)} points of this run ({reason}): "
+                    "run the same command again when it does"
+                )
+
+    def close(self) -> None:
+        """End the thread once all is sent; nothing is put in afterwards."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._points or self._closed)
+                if not self._points:
+                    return
+                points = list(islice(self._points, POINTS_PER_CALL))
+            try:
+                insist(lambda points=points: self._send(points), self._where, patience=None)
+            except Exception as error:  # refused for good: `flush` says so
+                self._error = error
+            with self._changed:
+                if self._error is None:
+                    for _ in points:
+                        self._points.popleft()
+                self._changed.notify_all()
+                if self._error:
+                    return
+
+
+def insist(call: Callable[[], Result], where: str, patience: float | None = PATIENCE) -> Result:
+    """The call's result, tried again while the server is away, for so many seconds or (None) for ever."""
+
+    def say(state: RetryCallState) -> None:
+        if state.attempt_number == 2:  # one failure alone is not worth a line
+            reason = str(state.outcome.exception()).splitlines()[0]
+            print(f"{where} is away; what is logged waits for it ({reason})", flush=True)
+
+    return Retrying(
+        retry=retry_if_exception(is_outage),
+        wait=wait_exponential(max=LONGEST_PAUSE),
+        stop=stop_never if patience is None else stop_after_delay(patience),
+        before_sleep=say,
+        reraise=True,
+    )(call)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether trying again may help: not for what the server refused, a folder that cannot be written, or a bug."""
+    if isinstance(error, MlflowException):
+        return error.get_http_status_code() >= 500 or error.error_code == "RESOURCE_EXHAUSTED"
+    response = getattr(error, "response", None)  # of requests, which MLflow sends artifacts with
+    status = getattr(response, "status_code", 500)
+    for_good = (
+        FileNotFoundError,
+        PermissionError,
+        NotADirectoryError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ImportError,
+    )
+    return isinstance(error, Exception) and status >= 500 and not isinstance(error, for_good)

@@ -1,0 +1,295 @@
+"""MLflow: one run per training, written in batches, by one process that never waits for it while it trains.
+
+Without MLFLOW_TRACKING_URI the runs go to an embedded sqlite file beside the run's output folder; that serves one host.
+"""
+
+import logging
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from filelock import FileLock
+from matplotlib.figure import Figure
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from features.files import parent
+from pipelines.common.cli import JobError, submitted
+from pipelines.tracking.outbox import PATIENCE, Outbox, Point, Result, insist
+
+LAST_WORDS = 5.0  # seconds that a run which failed waits for its points
+PARAMS_PER_CALL = 100  # MLflow's limit on one batch
+_making = threading.Lock()  # of outboxes: the machine's load is logged from a thread of its own
+
+
+def tracking_uri(out: str) -> str:
+    """The server of MLFLOW_TRACKING_URI, or sqlite beside `out`. Raises JobError where neither can be."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    if "://" in out:
+        raise JobError(f"--out {out} is not on this machine: set MLFLOW_TRACKING_URI to an MLflow server")
+    return f"sqlite:///{parent(out)}/mlflow.db"
+
+
+def require_reachable_by(hosts: int, uri: str) -> None:
+    """Raise JobError when a job on several hosts would write to a file on one of them."""
+    if hosts > 1 and not uri.startswith("http"):
+        raise JobError(
+            f"{uri} serves one host and the cluster has {hosts}: set MLFLOW_TRACKING_URI to an MLflow server"
+        )
+
+
+@dataclass
+class Run:
+    """A run of a tracking server, by address and id: cheap to send to the process that writes.
+
+    Metrics are sent from a thread, and wait there while the server is away. Everything else is sent at once, and waits
+    up to `outbox.PATIENCE` seconds for it.
+    """
+
+    uri: str
+    run_id: str
+    _client: MlflowClient | None = field(default=None, repr=False, compare=False)
+    _outbox: Outbox | None = field(default=None, repr=False, compare=False)
+    _through: dict[str, int] | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri, "run_id": self.run_id}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    @property
+    def client(self) -> MlflowClient:
+        """The connection, made at first use."""
+        if self._client is None:
+            # It is asked again by us, and for longer: MLflow's own pauses would outlast an outage by minutes.
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+            self._client = MlflowClient(self.uri)
+        return self._client
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """All metrics of a step; returns at once. What an earlier start of the run logged is not logged again.
+
+        Characters that MLflow does not take in a name, which a label's may hold, become `_`.
+        """
+        now = int(time.time() * 1000)
+        self._send_later([(_key(name), float(value), now, step) for name, value in metrics.items()])
+
+    def unsent(self) -> list[Point]:
+        """Points that the server has not confirmed: to be kept in a checkpoint, and given to `log_again`."""
+        return self._outbox.unsent() if self._outbox else []
+
+    def log_again(self, unsent: Sequence[Point]) -> None:
+        """What `unsent` gave to the process that this one takes over from."""
+        self._send_later([tuple(point) for point in unsent])
+
+    def flush(self) -> None:
+        """Wait until every point has arrived. Raises JobError when they do not."""
+        if self._outbox:
+            self._outbox.flush()
+
+    def ask(self, call: Callable[[MlflowClient], Result], patience: float = PATIENCE) -> Result:
+        """What the server answers, asked again for so many seconds while it is away."""
+        return insist(lambda: call(self.client), self._where, patience)
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """A picture among the run's artifacts."""
+        self.ask(lambda client: client.log_figure(self.run_id, figure, name))
+
+    def log_text(self, text: str, name: str) -> None:
+        """A text among the run's artifacts."""
+        self.ask(lambda client: client.log_text(self.run_id, text, name))
+
+    def set_tag(self, name: str, value: str) -> None:
+        """A tag of the run."""
+        self.ask(lambda client: client.set_tag(self.run_id, name, value))
+
+    def log_folder(self, folder: str | Path, name: str) -> None:
+        """A folder's files among the run's artifacts, under `name`."""
+        self.ask(lambda client: client.log_artifacts(self.run_id, str(folder), name))
+
+    def experiment_id(self, patience: float = PATIENCE) -> str:
+        """The experiment that the run is in."""
+        return self.ask(lambda client: client.get_run(self.run_id), patience).info.experiment_id
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run: FINISHED when all its points have arrived; FAILED or KILLED soon, if the server is there."""
+        if status == "FINISHED":
+            self.flush()
+            self.ask(lambda client: client.set_terminated(self.run_id, status))
+        else:  # another error is under way, and matters more
+            with suppress(Exception):
+                if self._outbox:
+                    self._outbox.flush(LAST_WORDS)
+            with suppress(Exception):
+                self.client.set_terminated(self.run_id, status)
+        if self._outbox:  # a sweep has as many runs as trials
+            self._outbox.close()
+
+    def mark_finished(self) -> None:
+        """End a run whose results are written: who wrote them may have been killed before it said so.
+
+        Waits for no server.
+        """
+        with suppress(Exception):
+            if self.client.get_run(self.run_id).info.status != "FINISHED":
+                self.client.set_terminated(self.run_id)
+
+    @property
+    def _where(self) -> str:
+        return f"MLflow at {self.uri}"
+
+    def _send_later(self, points: list[Point]) -> None:
+        if not points:
+            return
+        with _making:
+            self._outbox = self._outbox or Outbox(self._send, self._where)
+        self._outbox.put(points)
+
+    def _send(self, points: list[Point]) -> None:
+        if self._through is None:  # the last step of each metric that earlier starts of this run logged
+            known = self.client.get_run(self.run_id).data.metrics
+            history = {key: self.client.get_metric_history(self.run_id, key) for key in known}
+            self._through = {key: max(point.step for point in points) for key, points in history.items()}
+        new = [Metric(*point) for point in points if point[3] > self._through.get(point[0], -1)]
+        if new:
+            self.client.log_batch(self.run_id, metrics=new)
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Ends with the block, and so do child runs that nothing ended: FINISHED, or KILLED by hand, or FAILED."""
+        try:
+            yield
+            abandon_children(self)
+            self.finish()
+        except BaseException as error:
+            with suppress(Exception):
+                abandon_children(self, patience=0)
+            self.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+
+
+def start_run(
+    uri: str,
+    experiment: str,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    parent_run: str | None = None,
+) -> Run:
+    """Make a run with its parameters and tags, once the server is there.
+
+    Raises JobError when it refuses, or has not been there for `outbox.PATIENCE` seconds.
+    """
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of every table that it makes
+    try:
+        # Two jobs that make the tables of one sqlite file at once would both fail.
+        with FileLock(f"{uri.removeprefix('sqlite:///')}.lock") if uri.startswith("sqlite") else nullcontext():
+            client, where = Run(uri, "").client, f"MLflow at {uri}"
+            experiment_id = insist(lambda: _experiment(client, uri, experiment), where)
+        all_tags = {**tags, **_origin()} | ({"mlflow.parentRunId": parent_run} if parent_run else {})
+        run_id = insist(lambda: client.create_run(experiment_id, run_name=name, tags=all_tags), where).info.run_id
+        entries = [Param(key, _text(value)) for key, value in params.items()]
+        for first in range(0, len(entries), PARAMS_PER_CALL):
+            batch = entries[first : first + PARAMS_PER_CALL]
+            insist(lambda batch=batch: client.log_batch(run_id, params=batch), where)
+    except MlflowException as error:
+        raise JobError(f"MLflow at {uri}: {str(error).splitlines()[0]}; is MLFLOW_TRACKING_URI right?") from error
+    return Run(uri, run_id)
+
+
+def resume_run(uri: str, run_id: str) -> Run:
+    """A run that was interrupted, running again. Raises JobError as `start_run` does."""
+    run = Run(uri, run_id)
+    try:
+        insist(lambda: run.client.update_run(run_id, "RUNNING"), f"MLflow at {uri}")
+    except MlflowException as error:
+        raise JobError(f"MLflow at {uri} does not know run {run_id} of --out: {str(error).splitlines()[0]}") from error
+    return run
+
+
+def abandon_children(parent: Run, ended: Mapping[str, str] = MappingProxyType({}), patience: float = PATIENCE) -> None:
+    """End the child runs that still count as running, whose process was killed: as KILLED, or as `ended` says.
+
+    ended: status by run id; patience: seconds to wait for a server that is away.
+    """
+    for run_id in _children(parent, "attributes.status = 'RUNNING'", patience):
+        status = ended.get(run_id, "KILLED")
+        parent.ask(lambda client, run_id=run_id, status=status: client.set_terminated(run_id, status), patience)
+
+
+def children_metrics(parent: Run, tag: str, value: str) -> list[dict[str, float]]:
+    """The last metrics of each finished child run that has a tag of that value."""
+    children = _children(parent, f"tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'")
+    return [parent.ask(lambda client, run_id=run_id: client.get_run(run_id)).data.metrics for run_id in children]
+
+
+def delete_children(parent: Run, tag: str, keep: Collection[str | None]) -> None:
+    """Delete the child runs that have a tag of that name, but for those in `keep`, by run id."""
+    for run_id in set(_children(parent, f"tags.`{tag}` != ''")).difference(keep):
+        parent.ask(lambda client, run_id=run_id: client.delete_run(run_id))
+
+
+def _children(parent: Run, condition: str, patience: float = PATIENCE) -> list[str]:
+    """Ids of the child runs for which a condition of MLflow's search holds, however many."""
+    condition = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and {condition}"
+    experiment = parent.experiment_id(patience)
+
+    def search(client: MlflowClient) -> list[str]:
+        found, page = [], None
+        while page is None or page.token:
+            page = client.search_runs([experiment], condition, page_token=page.token if page else None)
+            found += [run.info.run_id for run in page]
+        return found
+
+    return parent.ask(search, patience)
+
+
+def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """The experiment's id. With sqlite its artifacts go beside the file, not to the folder a job happens to run in."""
+    if found := client.get_experiment_by_name(name):
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return found.experiment_id
+    location = f"{Path(uri.removeprefix('sqlite:///')).parent}/mlartifacts/{name}" if uri.startswith("sqlite") else None
+    with suppress(MlflowException):  # another job may have made it in the meantime
+        return client.create_experiment(name, artifact_location=location)
+    return client.get_experiment_by_name(name).experiment_id
+
+
+def _origin() -> dict[str, str]:
+    """Where a run comes from: the code's commit, and the Ray job."""
+    origin = {}
+    if commit := os.environ.get("GIT_COMMIT") or _commit():
+        origin["git.commit"] = commit
+    if submitted():
+        import ray
+
+        origin["ray.job_id"] = ray.get_runtime_context().get_job_id()
+    return origin
+
+
+def _commit() -> str:
+    """The checkout's commit, "" where there is none, or no git."""
+    with suppress(OSError):
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+        return git.stdout.strip() if git.returncode == 0 else ""
+    return ""
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,116 @@
+"""What is learned and how (the recipe), and one worker's part of learning it: what every job that trains runs."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+import tyro
+
+import clcr
+from clcr import metrics as M
+from clcr.base import MultimodalModel
+from clcr.config import CLCRConfig
+from clcr.registry import MODELS
+from clcr.training import Epoch, OptimConfig, Trainer
+from features.corpus.manifest import SPLITS
+from features.store import Store
+from pipelines.common.cli import JobError, require_at_least
+from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
+
+STATISTICS_CLIPS = 256  # clips from which the stems learn the mean and spread of their inputs
+
+
+@dataclass(frozen=True)
+class Recipe(CLCRConfig):
+    """What is learned and how: the options that train and sweep share, those of the network among them."""
+
+    architecture: Annotated[str, tyro.conf.arg(name="model")] = "clcr"
+    """clcr, mm_orient, concat, late, film, misa, ogm_ge, mult, or one modality's name (video): that one alone"""
+    tasks: tuple[str, ...] = ()
+    """tasks to learn together; none named = all that the store declares"""
+    seed: int = 0
+    """of the initial weights, the order of the clips and dropout"""
+    optim: Annotated[OptimConfig, tyro.conf.arg(name="")] = field(default_factory=OptimConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, {"seed": 0})
+
+    def network(self) -> CLCRConfig:
+        """The network's part."""
+        return CLCRConfig(**{part.name: getattr(self, part.name) for part in dataclasses.fields(CLCRConfig)})
+
+
+class Learner:
+    """One worker's part of a run: the store's loaders, the model and its trainer. Train and sweep both use it.
+
+    Never opens the test split before `test` is called, and a split that is not among `splits` never.
+    """
+
+    def __init__(
+        self,
+        store: Store | str,
+        recipe: Recipe,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        splits: tuple[str, ...] = SPLITS,
+    ) -> None:
+        self.recipe, self.rank, self.world, self.splits = recipe, rank, world, splits
+        self.store = Store(store) if isinstance(store, str) else store
+        self.tasks = task_specs(self.store, recipe.tasks)
+        self.features = feature_specs(self.store, modalities_of(recipe.architecture, self.store))
+        torch.manual_seed(recipe.seed)
+        self.train, self.val = self.loader("train"), self.loader("val")
+        model = clcr.build(recipe.architecture, recipe.network(), self.features, self.tasks)
+        model.fit_statistics(self.train.sample_batches(STATISTICS_CLIPS))
+        self.trainer = Trainer(model, self.tasks, recipe.optim, self.train.steps, seed=recipe.seed, device=device)
+
+    def loader(self, split: str) -> SplitLoader:
+        """This worker's batches of a split. Raises JobError for one that is kept from it."""
+        if split not in self.splits:
+            raise JobError(f"the {split} split is kept from this run: it may read {', '.join(self.splits)}")
+        return SplitLoader(
+            self.store,
+            split,
+            self.features,
+            self.tasks,
+            self.recipe.loader,
+            batch_size=self.recipe.optim.batch_size,
+            seed=self.recipe.seed,
+            rank=self.rank,
+            world=self.world,
+        )
+
+    def fit(self, after_step: Callable[[Mapping[str, float]], None] | None = None) -> Iterator[Epoch]:
+        """Epoch by epoch, from where the trainer stands; after_step: as `Trainer.fit` calls it."""
+        return self.trainer.fit(self.train, self.val, after_step)
+
+    def test(self) -> tuple[dict[str, dict[str, float]], dict[str, M.Predictions], dict[str, float]]:
+        """Metrics by task, predictions and diagnostics of the best epoch's weights on the test split."""
+        self.trainer.load_best()
+        predictions, diagnostics = self.trainer.evaluate(self.loader("test").batches(0))
+        return M.split_metrics(self.tasks, predictions), predictions, diagnostics
+
+
+def build_model(store: Store, recipe: Recipe) -> MultimodalModel:
+    """A recipe's model for a store, with fresh weights. Raises ConfigError for tasks or inputs that it cannot take."""
+    features = feature_specs(store, modalities_of(recipe.architecture, store))
+    return clcr.build(recipe.architecture, recipe.network(), features, task_specs(store, recipe.tasks))
+
+
+def modalities_of(architecture: str, store: Store) -> tuple[str, ...]:
+    """The modalities that a model reads: one for a single-modality model, else all of the store's."""
+    if architecture in store.spec.features:
+        return (architecture,)
+    if architecture not in MODELS:
+        raise JobError(f"--model {architecture}: known for this store are {', '.join(model_names(store))}")
+    return ()
+
+
+def model_names(store: Store) -> list[str]:
+    """What `--model` takes for a store: every model, and each modality alone."""
+    return [*MODELS, *store.spec.features]

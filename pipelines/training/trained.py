@@ -1,0 +1,62 @@
+"""A trained model, wherever it lies: a run's folder, its model folder, or MLflow's registry."""
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import clcr
+from clcr.base import MultimodalModel
+from features.files import open_fs, resolve
+from features.store import Store, StoreSpec
+from pipelines.common.cli import JobError, resolve_uri
+from pipelines.tracking.registry import fetch
+
+FILES = ("config.json", "weights.safetensors", "store.json")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """model: in evaluation mode, on the CPU; learned: the spec of the store it was trained on; digest: of its files."""
+
+    model: MultimodalModel
+    learned: StoreSpec
+    digest: str
+
+    def require_features(self, store: Store) -> None:
+        """Raise JobError for a store whose features are not what the model learned from."""
+        read = tuple(f"features.{name}." for name in self.model.features)
+        differ = [line for line in self.learned.difference(store.spec) if line.startswith(read)]
+        if differ:
+            what = "; ".join(differ[:3])
+            raise JobError(f"--store {store.uri} holds other features than the model learned from: {what}")
+
+
+def open_model(option: str, uri: str) -> TrainedModel:
+    """The model that an option names: --out of a finished training, its folder `model`, or models:/NAME/VERSION.
+
+    Raises JobError where there is none.
+    """
+    with tempfile.TemporaryDirectory() as local:
+        folder = Path(fetch(uri, local) if uri.startswith("models:/") else _copy(option, uri, local))
+        payload = {name: (folder / name).read_bytes() for name in FILES}
+        digest = hashlib.sha256(b"".join(payload.values())).hexdigest()
+        return TrainedModel(clcr.load(folder), StoreSpec.from_dict(json.loads(payload["store.json"])), digest)
+
+
+def _copy(option: str, uri: str, local: str) -> str:
+    uri = resolve_uri(option, uri)
+    for folder in (uri, resolve("model", uri)):
+        fs, path = open_fs(folder)
+        try:
+            for name in FILES:
+                with fs.open_input_file(f"{path}/{name}") as file:
+                    Path(local, name).write_bytes(file.read())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return local
+    raise JobError(
+        f"{option} {uri} holds no trained model: give the --out of a pipelines/train.py that ended, its folder "
+        "`model`, or models:/NAME/VERSION of MLflow's registry"
+    )
