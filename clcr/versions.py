@@ -7,9 +7,24 @@ version 1. A new option, or a new default, gets a new VERSION and a line in EARL
 from collections.abc import Mapping
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 # {version: {option: how all files of earlier versions behave}}, by dotted name.
-EARLIER: dict[int, dict[str, Any]] = {}
+EARLIER: dict[int, dict[str, Any]] = {
+    2: {  # the exchange is bounded by its budget, private subspaces differ, levels share a space
+        "model.private_share": 0.5,
+        "model.space": "coordinates",
+        "model.null_logit": None,
+        "model.farthest": 0.0,
+        "model.by_index": False,
+        "model.drop_answer": 0.0,
+        "model.synchronise": False,
+        "budget.threshold": -1.0,
+        "budget.scale": 4.0,
+        "budget.lr_scale": 1.0,
+        "loss.align": 0.0,
+        "loss.regularised": "means",
+    },
+}
 
 
 def completed(options: Mapping[str, Any], version: int) -> dict[str, Any]:

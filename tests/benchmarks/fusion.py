@@ -32,11 +32,12 @@ from clcr import metrics as M
 from clcr.batches import Batch, collate
 from clcr.training import Trainer
 from features.store import Store
-from pipelines.cli import override
-from pipelines.learner import Recipe, modalities_of
-from pipelines.loading import feature_specs, task_specs
+from pipelines.common.cli import override
+from pipelines.training.learner import Recipe, modalities_of
+from pipelines.training.loading import feature_specs, task_specs
 
-COLUMNS = "commit command corpus folds recipe fold seed epochs val last test alone participation seconds".split()
+KEY = ["corpus", "folds", "recipe", "fold", "seed"]
+COLUMNS = ["commit", "command", *KEY, "epochs", "val", "last", "test", "alone", "participation", "seconds"]
 Sample = dict[str, Any]
 
 
@@ -135,7 +136,7 @@ def _only(batch: Batch, left: str) -> Batch:
 
 def summary(path: Path, against: str | None) -> None:
     """Mean and spread of each recipe over folds (of means over seeds), and t-tests paired over folds."""
-    runs = list(csv.DictReader(open(path, newline="")))
+    runs = rows_of(path)
     column = "test" if any(run["test"] for run in runs) else "last"
     table: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
@@ -143,18 +144,20 @@ def summary(path: Path, against: str | None) -> None:
     folds = {recipe: {f: np.mean(x) for f, x in found.items()} for recipe, found in table.items()}
     base = folds.get(against or next(iter(folds)), {})
     for recipe, values in sorted(folds.items(), key=lambda item: -np.mean(list(item[1].values()))):
-        runs_of = [x for fold in table[recipe].values() for x in fold]
         both = [f for f in values if f in base]
-        if len(both) > 1:
-            difference = np.array([values[f] - base[f] for f in both])
-            p = stats.ttest_1samp(difference, 0).pvalue if difference.any() else 1.0
-            spread = difference.std(ddof=1)
-        else:
-            difference, p, spread = np.array([0.0]), float("nan"), float("nan")
-        print(
-            f"{np.mean(list(values.values())):.3f} over folds sd {np.std(list(values.values())):.3f} n={len(runs_of):2} "
-            f"{difference.mean():+.3f} sd {spread:.3f} p {p:.3f}  {recipe}"
-        )
+        difference = np.array([values[f] - base[f] for f in both])
+        tested = stats.ttest_1samp(difference, 0).pvalue if difference.any() and len(both) > 1 else float("nan")
+        mean, runs_of = list(values.values()), sum(map(len, table[recipe].values()))
+        print(f"{np.mean(mean):.3f} (folds sd {np.std(mean):.3f}, {runs_of} runs)", end="  ")
+        print(f"{difference.mean():+.3f} sd {difference.std(ddof=min(1, len(both) - 1)):.3f} p {tested:.3f}  {recipe}")
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The runs that a file of results holds."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def main() -> int:
@@ -176,20 +179,17 @@ def main() -> int:
     store = Store(args.store)
     corpus = Path(args.store).name
     samples, rows = read(store, task_specs(store))
-    done = {
-        (r["corpus"], r["folds"], r["recipe"], r["fold"], int(r["seed"]))
-        for r in (csv.DictReader(open(args.out, newline="")) if args.out.exists() else ())
-    }
+    done = {tuple(run[name] for name in KEY) for run in rows_of(args.out)}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     for seed in map(int, args.seeds.split(",")):
         for text in args.recipes:
             for fold, parts in divisions(rows, args.folds):
-                key = (corpus, args.folds, text, fold, seed)
+                key = (corpus, args.folds, text, fold, str(seed))
                 if key in done or (args.only and fold not in args.only.split(",")):
                     continue
                 recipe = parse(f"{text} {args.common}", seed)
                 found = train(recipe, store, samples, parts)
-                row = dict(zip(("corpus", "folds", "recipe", "fold", "seed"), key, strict=True))
+                row = dict(zip(KEY, key, strict=True))
                 write(args.out, {"commit": commit, "command": args.common, **row, **found})
     return 0
 
