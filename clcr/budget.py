@@ -101,6 +101,8 @@ class TokenBudget(nn.Module):
             self.register_buffer("rho", rho)
         self.threshold = nn.Parameter(torch.tensor(float(config.threshold)))
         self.raw_scale = nn.Parameter(torch.tensor(math.log(math.expm1(config.scale))))  # softplus gives the scale
+        # From zero: at the start the size alone decides.
+        self.direction = nn.Parameter(torch.zeros(k_shared)) if config.evidence == "content" else None
 
     @property
     def scale(self) -> Tensor:
@@ -108,9 +110,10 @@ class TokenBudget(nn.Module):
         return nn.functional.softplus(self.raw_scale)
 
     def evidence(self, shared: Tensor) -> Tensor:
-        """(B, T, k_s) -> (B, T): the norm, centred and scaled to unit spread at any width."""
+        """(B, T, k_s) -> (B, T): the norm, centred and scaled to unit spread at any width; more for its direction."""
         norm = torch.linalg.vector_norm(shared.float(), dim=-1)
-        return (norm / math.sqrt(self.k_shared) - 1) * math.sqrt(2 * self.k_shared)
+        size = (norm / math.sqrt(self.k_shared) - 1) * math.sqrt(2 * self.k_shared)
+        return size if self.direction is None else size + shared.float() @ self.direction
 
     def forward(self, shared: Tensor, valid: Tensor) -> Admission:
         """shared: (B, T, k_s) coordinates; valid: (B, T)."""

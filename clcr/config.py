@@ -16,6 +16,7 @@ Aggregation = Literal["attention", "even_levels", "mean"]
 BudgetKind = Literal["learned", "fixed"]
 FrameStem = Literal["patches", "trunk", "resnet18"]
 Correlation = Literal["cka", "whitened"]
+Evidence = Literal["norm", "content"]
 Regularised = Literal["summaries", "means"]
 Reference = Literal["bank", "batch"]
 
@@ -177,6 +178,8 @@ class BudgetConfig:
     """Share of tokens admitted at the start (b0, rho = logit(b0)): one value, or one per level."""
     gamma: float = 1.0
     """Fixed multiplier of the budget."""
+    evidence: Evidence = "norm"
+    """What speaks for a token: its size in the shared subspace (the paper), or that and a learned direction in it."""
     threshold: float = -1.5
     """Start of the evidence threshold, in standard deviations of the evidence."""
     scale: float = 1.0
@@ -188,6 +191,7 @@ class BudgetConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", tuple(self.start))
         _require_one_of(self.kind, BudgetKind, "budget.kind")
+        _require_one_of(self.evidence, Evidence, "budget.evidence")
         _require(
             bool(self.start) and all(0 < b < 1 for b in self.start),
             "budget.start",
