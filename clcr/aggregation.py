@@ -121,6 +121,10 @@ class Aggregated(NamedTuple):
         private = (eta[..., None] * p_bar).flatten(2)
         return cls(shared, private, omega, beta, eta)
 
+    def with_zeros(self, present: Tensor) -> "Aggregated":
+        """The same with zeros in place of the modalities that are missing: what is left is as loud as it was."""
+        return self._replace(shared=self.shared * present.float().mean(dim=-1, keepdim=True))
+
 
 class CoAggregation(nn.Module):
     """Summaries of all levels and modalities to one shared and one private representation per window."""

@@ -16,6 +16,9 @@ Aggregation = Literal["attention", "even_levels", "mean"]
 BudgetKind = Literal["learned", "fixed"]
 FrameStem = Literal["patches", "trunk", "resnet18"]
 Correlation = Literal["cka", "whitened"]
+Absent = Literal["zeros", "reweighted"]
+Sage = Literal["relu", "normalised"]
+Attention = Literal["two_stage", "released"]
 Evidence = Literal["norm", "content"]
 Regularised = Literal["summaries", "means"]
 Reference = Literal["bank", "batch"]
@@ -81,12 +84,18 @@ class ModelConfig:
     """Start of the gain for nearness in time of the head that looks farthest (the nearest one has 2); 0 = blind."""
     by_index: bool = True
     """Tokens without a time are near by their place, where the modalities that have none are equally long."""
+    alike: bool = True
+    """Queries and keys of the exchange start as what they are made of, so that a token first hears those like itself;
+    no: from random maps, whose logits hardly differ."""
     drop_answer: float = 0.0
     """In training, share of clips (of each modality and level) that hear nothing of the others."""
     synchronise: bool = True
     """Bring each level's summaries into one space by a linear map of their own before they are averaged."""
     aggregation: Aggregation = "attention"
     """Of levels and modalities: learned weights; ablations: even_levels (omega uniform), or mean (no weights)."""
+    absent: Absent = "zeros"
+    """A missing modality is zeros in the shared path, as everywhere else, or those that are there are weighed up to
+    fill its place (reweighted)."""
     depth: int = 4
     """Layers of each crossmodal and each self-attention transformer of `mult`; no other model has them."""
 
@@ -118,6 +127,7 @@ class ModelConfig:
         _require_one_of(self.hierarchy, Hierarchy, "model.hierarchy")
         _require_one_of(self.exchange, Exchange, "model.exchange")
         _require_one_of(self.space, Space, "model.space")
+        _require_one_of(self.absent, Absent, "model.absent")
         _require_one_of(self.aggregation, Aggregation, "model.aggregation")
 
     @property
@@ -261,6 +271,11 @@ class MMOrientConfig:
     """What a predicted clip is compared with: a bank of training clips, or the others of its batch (the paper)."""
     bank: int = 128
     """Clips in the bank, a seeded sample of the training split."""
+    sage: Sage = "relu"
+    """What a graph layer ends with: ReLU, or (the paper's released code) no activation but unit length."""
+    attention: Attention = "two_stage"
+    """HIMA: weights over a clip's tokens and then over clips (the paper), or (its released code) over tokens alone, by
+    one layer with GELU."""
     embeddings: tuple[str, ...] = ()
     """modality=other: the other modality's one vector is the modality's global embedding (image=clip_image)."""
     side: tuple[str, ...] = ()
@@ -274,6 +289,8 @@ class MMOrientConfig:
         _require(fits, "mm-orient.threshold", self.threshold, "a cosine, must lie in [-1, 1)")
         _require(self.bank >= 1, "mm-orient.bank", self.bank, "must be 1 or more")
         _require_one_of(self.reference, Reference, "mm-orient.reference")
+        _require_one_of(self.sage, Sage, "mm-orient.sage")
+        _require_one_of(self.attention, Attention, "mm-orient.attention")
         pairs(self.embeddings, "mm-orient.embeddings")
 
 

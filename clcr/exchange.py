@@ -86,6 +86,7 @@ class CoExchange(nn.Module):
         null_logit: float | None = -1.0,
         farthest: float = 1.0,
         drop_answer: float = 0.0,
+        alike: bool = True,
     ) -> None:
         super().__init__()
         self.heads, self.drop_answer = heads, drop_answer
@@ -93,8 +94,8 @@ class CoExchange(nn.Module):
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        nn.init.eye_(self.value.weight)
-        nn.init.eye_(self.out.weight)
+        for linear in (self.value, self.out, *([self.query, self.key] if alike else [])):
+            nn.init.eye_(linear.weight)
         self.nearness = Nearness(heads, farthest)
         self.null = None if null_logit is None else nn.Parameter(torch.full((heads,), float(null_logit)))
         self.dropout = nn.Dropout(dropout)

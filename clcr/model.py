@@ -92,7 +92,13 @@ class IntraCED(nn.Module):
         self.exchange = None
         if model.exchange != "none":
             self.exchange = CoExchange(
-                model.exchange_width, model.heads, model.dropout, model.null_logit, model.farthest, model.drop_answer
+                model.exchange_width,
+                model.heads,
+                model.dropout,
+                model.null_logit,
+                model.farthest,
+                model.drop_answer,
+                model.alike,
             )
 
     def forward(
@@ -220,6 +226,8 @@ class CLCR(MultimodalModel):
         private = self.private_norm(torch.stack([p for _, p in pooled], dim=2)).where(mask, 0.0)
         levelled = self.synchronise(shared, private) if self.synchronise is not None else (shared, private)
         summary = self.inter(*levelled, speaks)
+        if self.config.model.absent == "zeros":
+            summary = summary.with_zeros(speaks)
         logits = self.heads(torch.cat([summary.shared, summary.private], dim=-1), windows)
         omega, beta, eta = (windows.task_means(x, speaks) for x in (summary.omega, summary.beta, summary.eta))
 

@@ -16,13 +16,18 @@ EARLIER: dict[int, dict[str, Any]] = {
         "model.null_logit": None,
         "model.farthest": 0.0,
         "model.by_index": False,
+        "model.alike": False,
         "model.drop_answer": 0.0,
         "model.synchronise": False,
+        "model.absent": "reweighted",
+        "budget.evidence": "norm",
         "budget.threshold": -1.0,
         "budget.scale": 4.0,
         "budget.lr_scale": 1.0,
         "loss.align": 0.0,
         "loss.regularised": "means",
+        "mm_orient.sage": "relu",
+        "mm_orient.attention": "two_stage",
     },
 }
 
