@@ -77,11 +77,15 @@ class ModelConfig:
     space: Space = "coordinates"
     """What is exchanged: coordinates in the shared subspace, the shared part of a token at full width (lifted), or
     whole tokens, of which the private part travels too (tokens); what is read stays in the subspaces."""
-    null_logit: float | None = -1.0
-    """Start of each head's logit of hearing nothing, beside that of all it could hear; none: no such answer, and the
-    budget then does not bound how much of a single other modality is heard."""
+    null_key: bool = True
+    """A head may hear nothing, by a key of value 0; without it the budget does not bound how much is heard of a single
+    other modality."""
+    null_logit: float = -1.0
+    """Start of each head's logit of hearing nothing, beside all that it could hear: at -1 it hears .73 of it."""
+    nearest: float = 2.0
+    """Start of the gain for nearness in time of the first head: at 2 it hears a tenth of a second."""
     farthest: float = 1.0
-    """Start of the gain for nearness in time of the head that looks farthest (the nearest one has 2); 0 = blind."""
+    """The same of the last head; 0 = blind to time, and so it stays."""
     by_index: bool = True
     """Tokens without a time are near by their place, where the modalities that have none are equally long."""
     alike: bool = True
@@ -110,10 +114,10 @@ class ModelConfig:
         _require(self.min_rate >= 0, "model.min-rate", self.min_rate, "must not be negative (tokens per second)")
         _require(self.max_rate > 0, "model.max-rate", self.max_rate, "must be positive (tokens per second)")
         _require(0 < self.private_share <= 0.5, "model.private-share", self.private_share, "must lie in (0, 0.5]")
+        _require(self.nearest >= 0, "model.nearest", self.nearest, "must not be negative")
         _require(self.farthest >= 0, "model.farthest", self.farthest, "must not be negative")
         _require(0 <= self.drop_answer < 1, "model.drop-answer", self.drop_answer, "must lie in [0, 1)")
-        known = self.null_logit is None or math.isfinite(self.null_logit)
-        _require(known, "model.null-logit", self.null_logit, "must be a finite number, or none")
+        _require(math.isfinite(self.null_logit), "model.null-logit", self.null_logit, "must be a finite number")
         k_shared, k_private = self._subspaces
         _require(
             k_shared >= 1 and k_private >= 1 and k_shared + k_private <= self.width,

@@ -28,22 +28,21 @@ from torch import Tensor, nn
 REFUSED = -1e4  # attention logit of refused and padded tokens: exp gives 0, and half precision can hold it
 SMALLEST = 1e-6  # log has no finite gradient at 0
 FARTHEST = 1e-30  # nearness, beside that of the same instant, below which all of a pool is equally far
-LOCAL = 2.0  # gain of the head that starts as the most local: it sees a tenth of a second
 STEP = 0.1  # seconds from one token to the next where tokens have places instead of times
 
 
 class Nearness(nn.Module):
     """A bias for tokens near in time, per head: sum_f gain[f]^2 cos(2 pi (t - t') / period[f]), as coordinates.
 
-    The gains are learned; the first head starts at LOCAL, the last of several at `farthest` (0: blind to time).
+    The gains are learned; the first head's start at `nearest`, the last one's of several at `farthest`.
     """
 
     scalars = ("gain",)
 
-    def __init__(self, heads: int, farthest: float = 1.0, periods: int = 6) -> None:
+    def __init__(self, heads: int, nearest: float = 2.0, farthest: float = 1.0, periods: int = 6) -> None:
         super().__init__()
         self.register_buffer("frequencies", 2 * math.pi / torch.logspace(-0.5, 1, periods), persistent=False)
-        self.gain = nn.Parameter(torch.linspace(LOCAL, farthest, heads)[:, None].expand(-1, periods).clone())
+        self.gain = nn.Parameter(torch.linspace(nearest, farthest, heads)[:, None].expand(-1, periods).clone())
 
     def forward(self, spans: Tensor) -> Tensor:
         """spans: (..., T, 2) seconds -> (..., heads, T, 2 periods); zero, no preference, for tokens without a time."""
@@ -84,6 +83,7 @@ class CoExchange(nn.Module):
         heads: int,
         dropout: float,
         null_logit: float | None = -1.0,
+        nearest: float = 2.0,
         farthest: float = 1.0,
         drop_answer: float = 0.0,
         alike: bool = True,
@@ -96,7 +96,7 @@ class CoExchange(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         for linear in (self.value, self.out, *([self.query, self.key] if alike else [])):
             nn.init.eye_(linear.weight)
-        self.nearness = Nearness(heads, farthest)
+        self.nearness = Nearness(heads, nearest, farthest)
         self.null = None if null_logit is None else nn.Parameter(torch.full((heads,), float(null_logit)))
         self.dropout = nn.Dropout(dropout)
 

@@ -13,7 +13,8 @@ EARLIER: dict[int, dict[str, Any]] = {
     2: {  # the exchange is bounded by its budget, private subspaces differ, levels share a space
         "model.private_share": 0.5,
         "model.space": "coordinates",
-        "model.null_logit": None,
+        "model.null_key": False,
+        "model.nearest": 2.0,
         "model.farthest": 0.0,
         "model.by_index": False,
         "model.alike": False,

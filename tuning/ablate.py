@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # and one of ours
     "full-width": {"model.space": "lifted"},
     "both-halves": {"model.private_share": 0.5},
-    "no-null": {"model.null_logit": None},
+    "no-null": {"model.null_key": False},
     "slow-scalars": {"budget.lr_scale": 1.0},
     "steep-budget": {"budget.scale": 4.0, "budget.threshold": -1.0},
     "blind-head": {"model.farthest": 0.0},
