@@ -33,7 +33,7 @@ fast: setup      ## lint and the tests that need no Ray, MLflow or browser
 chaos: setup     ## long: 20 random kills of the extract job, 300 damaged clips, a decoder that misbehaves
 	@$(BIN)/python -m tests.benchmarks.chaos
 	@$(BIN)/python -m tests.benchmarks.damage
-	@FUZZED=300 $(BIN)/python -m pytest -q tests/features/test_fuzz.py
+	@FUZZED=300 $(BIN)/python -m pytest -q tests/features/decode/test_fuzz.py
 
 bench: setup     ## the extract job against a plain process pool (needs ../shared/data)
 	@$(BIN)/python -m tests.benchmarks.extraction

@@ -1,20 +1,28 @@
 """What every model here shares: the encoder, its declarations, what a forward pass returns, parameter groups."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from clcr.batches import Batch, FeatureSpec
+from clcr.answers import Answer, answers_of, unlabelled
+from clcr.batches import Batch, FeatureSpec, collate
 from clcr.config import CLCRConfig, pairs
 from clcr.errors import ConfigError
 from clcr.hierarchy import SemanticHierarchy
 from clcr.tasks import TaskSpec
+from clcr.units import Units
 
 
 @dataclass
 class Output:
-    """logits: (B, outputs) per task; losses: regularisers by name, already weighted (training mode only)."""
+    """logits: (B, outputs) per task, numbers in the unit of their labels (float64); losses: regularisers by name,
+    already weighted (training mode only)."""
 
     logits: dict[str, Tensor]
     losses: dict[str, Tensor] = field(default_factory=dict)
@@ -46,10 +54,56 @@ class MultimodalModel(nn.Module):
         self.tasks = dict(tasks)
         read = range(config.model.levels) if levels is None else levels
         self.encoder = SemanticHierarchy(self.features, config.model, config.stem, read)
+        self.units = Units(self.tasks)
+        self.register_forward_hook(_in_units)  # every model's own forward pass ends in standardised numbers
 
-    def fit_statistics(self, batches: Iterable[Batch]) -> None:
-        """Set the stems' standardisation from training batches."""
-        self.encoder.fit_statistics(batches)
+    def predict(self, samples: Iterable[Mapping[str, Any]], batch_size: int = 64) -> Iterator[Answer]:
+        """An answer for each sample, in their order, `batch_size` of them passed through the model at a time.
+
+        samples: {"clip_id", "features": {modality: (T, *shape) array}}, as `Store.samples` yields them; a task of
+        events also needs "duration" in seconds. An answer is {"clip_id", TASK: a class's name, a number, or a list of
+        {"start", "end", "label"} in seconds}; a class comes with TASK_probability and TASK_probabilities by class.
+        Raises ClcrError where a sample's features are not those that the model reads.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size {batch_size}: must be 1 or more")
+        rest = iter(samples)
+        while several := list(islice(rest, batch_size)):
+            yield from self._answer(several)
+
+    @torch.no_grad()
+    def _answer(self, samples: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """One batch's answers, in evaluation mode; afterwards the model is in the mode in which it was."""
+        batch = collate([unlabelled(sample, self.tasks) for sample in samples], self.features, self.tasks)
+        before, device = self.training, next(self.parameters()).device
+        self.eval()
+        try:
+            logits = self(batch.to(device)).logits
+        finally:
+            self.train(before)
+        answers: list[Answer] = [{"clip_id": clip_id} for clip_id in batch.clip_ids]
+        for name, task in self.tasks.items():
+            for answer, of_task in zip(answers, answers_of(task, logits[name].cpu(), samples), strict=True):
+                answer |= of_task
+        return answers
+
+    def fit_statistics(self, batches: Iterable[Batch], labels: Mapping[str, ArrayLike] | None = None) -> None:
+        """Set the stems' standardisation from training batches, and the units of numeric targets.
+
+        labels: all training labels (n,) of every numeric task, NaN missing; None = those of the batches.
+        """
+        seen: dict[str, list[np.ndarray]] = {name: [] for name in self.units.names}
+
+        def observed() -> Iterator[Batch]:
+            for batch in batches:
+                for name, values in seen.items():
+                    values.append(batch.targets[name].cpu().numpy())
+                yield batch
+
+        self.encoder.fit_statistics(observed())
+        if self.config.loss.standardise:
+            found = labels or {name: np.concatenate(values) for name, values in seen.items() if values}
+            self.units.fit(found)
 
     def prepare_evaluation(self, sample: Callable[[int], Iterable[Batch]]) -> None:
         """Store what predictions need of the training split; the training loop calls it before it validates.
@@ -80,3 +134,8 @@ class MultimodalModel(nn.Module):
             {"params": scalars, "weight_decay": 0.0, "lr_scale": self.config.budget.lr_scale},
         ]
         return groups if scalars else groups[:2]
+
+
+def _in_units(model: MultimodalModel, inputs: object, output: Output) -> Output:
+    """A forward hook: the same output with numbers in the unit of their labels."""
+    return replace(output, logits=model.units.answer(output.logits))

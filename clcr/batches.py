@@ -41,7 +41,7 @@ class Features:
 class Batch:
     """What a model sees.
 
-    present: (B,) bool per modality; targets: (B,) per task (class index, -1 missing; or float, NaN missing), of
+    present: (B,) bool per modality; targets: (B,) per task (class index, -1 missing; or float64, NaN missing), of
     events (B, bins) class indices, -1 missing and beyond the clip; bins: (B,) int64 per events task, how many bins each
     clip has.
     """
@@ -121,7 +121,7 @@ def _targets(samples: Sequence[Mapping[str, Any]], spec: TaskSpec) -> Tensor:
         return _padded_bins(values, _bins(samples, spec.name))
     missing = MISSING_CLASS if spec.has_classes else float("nan")
     values = [missing if value is None or value != value else value for value in values]
-    return torch.tensor(values, dtype=torch.int64 if spec.has_classes else torch.float32)
+    return torch.tensor(values, dtype=torch.int64 if spec.has_classes else torch.float64)
 
 
 def _bins(samples: Sequence[Mapping[str, Any]], task: str) -> list[int]:

@@ -239,6 +239,9 @@ class LossConfig:
     """Measure of dependence: debiased linear CKA, or the whitened cross-correlation the paper names."""
     task_weights: tuple[str, ...] = ()
     """name=weight of a task's loss, comma separated; a task that is not named weighs 1."""
+    standardise: bool = True
+    """Learn numbers in units of their spread over the training labels, so that the unit of the labels does not matter;
+    predictions are in the unit of the labels either way. False: as version 1 did."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task_weights", tuple(self.task_weights))

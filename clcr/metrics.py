@@ -3,8 +3,10 @@
 scikit-learn is imported where it is used: it loads SciPy, a second that a job's driver need not spend.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,12 +34,12 @@ class Predictions:
         return self.logits[keep], self.targets[keep]
 
 
-def task_metrics(task: TaskSpec, predictions: Predictions) -> dict[str, float]:
-    """Metrics of one task; empty when no label is known.
+def task_metrics(task: TaskSpec, predictions: Predictions, spread: float = 1.0) -> dict[str, float]:
+    """Metrics of one task; empty when no label is known. What is not finite is left out.
 
     Classification: accuracy, macro_f1. Events: the same over bins (AVE's segment accuracy: the share of bins right).
     Regression: mae, pearson, skill (1 - MAE over the MAE of the split's median: 1 is exact, 0 is a constant guess; -MAE
-    of a split whose targets are all equal).
+    of a split whose targets are all equal, in units of `spread`, that of the training labels).
     Sentiment: those and `sentiment_metrics`. All: n, the number of labelled clips or bins.
     """
     from sklearn.metrics import accuracy_score, f1_score
@@ -53,20 +55,28 @@ def task_metrics(task: TaskSpec, predictions: Predictions) -> dict[str, float]:
             "macro_f1": float(f1_score(truth, guess, average="macro")),
             "n": len(targets),
         }
-    values = logits.squeeze(-1).numpy()
-    mae = float(np.abs(values - truth).mean())
-    constant = float(np.abs(truth - np.median(truth)).mean())
-    varied = values.std() > 0 and truth.std() > 0
-    return {
+    values, truth = logits.squeeze(-1).double().numpy(), targets.double().numpy()
+    middle = np.median(truth)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is left out below
+        mae = float(np.abs(values - truth).mean())
+        constant = float(np.abs(truth - middle).mean())
+        pearson = _pearson((values - middle) / spread, (truth - middle) / spread)
+    found = {
         "mae": mae,
-        "pearson": float(np.corrcoef(values, truth)[0, 1]) if varied else 0.0,
-        "skill": 1 - mae / constant if constant > 0 else -mae,
+        "pearson": pearson,
+        "skill": 1 - mae / constant if constant > 0 else -mae / spread,
         **(sentiment_metrics(values, truth) if task.kind == "sentiment" else {}),
         "n": len(targets),
     }
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def sentiment_metrics(values: NDArray[np.float32], targets: NDArray[np.float32]) -> dict[str, float]:
+def _pearson(values: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
+    """Pearson's correlation of standardised numbers (n,); 0 where either does not vary."""
+    return float(np.corrcoef(values, truth)[0, 1]) if values.std() > 0 and truth.std() > 0 else 0.0
+
+
+def sentiment_metrics(values: NDArray[np.floating], targets: NDArray[np.floating]) -> dict[str, float]:
     """What papers on CMU-MOSI and CMU-MOSEI report beside MAE and Pearson's r, as MMSA computes it; (n,) numbers.
 
     acc7, acc5: share of clips with the right class after clipping both numbers to [-3, 3] or [-2, 2] and rounding
@@ -94,26 +104,49 @@ def sentiment_metrics(values: NDArray[np.float32], targets: NDArray[np.float32])
     }
 
 
-def split_metrics(tasks: Mapping[str, TaskSpec], predictions: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
-    """`task_metrics` of every task that has a labelled clip."""
-    metrics = {name: task_metrics(task, predictions[name]) for name, task in tasks.items()}
+def split_metrics(
+    tasks: Mapping[str, TaskSpec], predictions: Mapping[str, Predictions], spreads: Mapping[str, float] | None = None
+) -> dict[str, dict[str, float]]:
+    """`task_metrics` of every task that has a labelled clip; spreads: of the training labels, by task."""
+    metrics = {
+        name: task_metrics(task, predictions[name], (spreads or {}).get(name, 1.0)) for name, task in tasks.items()
+    }
     return {name: values for name, values in metrics.items() if values}
 
 
 def main_metric(metrics: Mapping[str, float]) -> float:
-    """What one task counts by: accuracy (classes) or skill (numbers)."""
-    return metrics["accuracy"] if "accuracy" in metrics else metrics["skill"]
+    """What one task counts by: accuracy (classes) or skill (numbers); -inf for a skill that was not finite."""
+    return metrics["accuracy"] if "accuracy" in metrics else metrics.get("skill", -math.inf)
 
 
-def score(metrics: Mapping[str, Mapping[str, float]]) -> float:
-    """One number to select by: the mean over tasks of their main metrics."""
-    values = [main_metric(m) for m in metrics.values()]
-    return sum(values) / len(values)
+def bounded(skill: float) -> float:
+    """A skill within [-1, 1]: itself where it is 0 or more, below 0 skill / (1 - skill).
+
+    That is (MAE of the median) / (MAE of the model) - 1: it grows with the skill, is smooth at 0, and -1 is the limit
+    of a model that is infinitely wrong.
+    """
+    if skill == -math.inf:
+        return -1.0
+    return skill if skill >= 0 else skill / (1 - skill)
 
 
-def tracked(split: str, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Metrics under their tracking names: `val/color/accuracy`, and the mean over tasks as `val/accuracy`."""
-    flat, by_name = {f"{split}/score": score(metrics)}, {}
+def score(metrics: Mapping[str, Mapping[str, float]], kind: Literal["bounded", "skill"] = "bounded") -> float:
+    """One number to select by: the mean over tasks of accuracy (classes) and of `bounded` or plain skill (numbers)."""
+    terms = []
+    for values in metrics.values():
+        plain = main_metric(values)
+        terms.append(plain if "accuracy" in values or kind == "skill" else bounded(plain))
+    return sum(terms) / len(terms)
+
+
+def tracked(
+    split: str, metrics: Mapping[str, Mapping[str, float]], kind: Literal["bounded", "skill"] = "bounded"
+) -> dict[str, float]:
+    """Metrics under their tracking names: `val/color/accuracy`, and the mean over tasks as `val/accuracy`.
+
+    kind: that of `score`, which is `val/score`.
+    """
+    flat, by_name = {f"{split}/score": score(metrics, kind)}, {}
     for task, values in metrics.items():
         for name, value in values.items():
             if name != "n":

@@ -22,7 +22,7 @@ from clcr.config import CLCRConfig
 from clcr.errors import ClcrError, ConfigError
 from clcr.model import CLCR
 from clcr.tasks import TaskSpec
-from clcr.versions import VERSION, completed
+from clcr.versions import VERSION, completed, completed_weights
 
 MODELS: dict[str, type[MultimodalModel]] = {
     "clcr": CLCR,
@@ -70,7 +70,8 @@ def save(model: MultimodalModel, folder: str | Path, spec: dict[str, Any]) -> No
 def load(folder: str | Path) -> MultimodalModel:
     """The model in a folder written by `save`, of this version or an earlier one, in evaluation mode, on the CPU."""
     model = build_saved(folder)
-    model.load_state_dict(load_file(Path(folder) / "weights.safetensors"))
+    weights = load_file(Path(folder) / "weights.safetensors")
+    model.load_state_dict(completed_weights(weights, model.state_dict()))
     return model.eval()
 
 
@@ -95,6 +96,7 @@ def _completed(config: Mapping[str, Mapping[str, Any]], version: int) -> dict[st
     options = {f"{group}.{name}": value for group, part in config.items() for name, value in part.items()}
     groups: dict[str, dict[str, Any]] = {}
     for dotted, value in completed(options, version).items():
-        group, name = dotted.split(".", 1)
-        groups.setdefault(group, {})[name] = value
+        group, _, name = dotted.rpartition(".")
+        if group:  # an option of the training alone is none of the model's
+            groups.setdefault(group, {})[name] = value
     return groups

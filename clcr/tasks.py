@@ -49,15 +49,17 @@ class TaskSpec:
         return target != MISSING_CLASS if self.has_classes else ~target.isnan()
 
 
-def task_loss(spec: TaskSpec, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def task_loss(spec: TaskSpec, logits: Tensor, target: Tensor, spread: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
     """Sum of the task's loss over the known targets, and their count (divide by the global count).
 
     logits: (B, outputs), of events (B, bins, outputs); target: (B,) or (B, bins) int64 with -1 missing, or (B,)
-    float32 with NaN missing. Cross-entropy for classes, absolute error for numbers (the field reports MAE).
+    float64 with NaN missing. Cross-entropy for classes, absolute error for numbers (the field reports MAE), in units
+    of `spread`: logits and targets are in the unit of the labels, and only their difference fits into float32.
     """
-    logits, known = logits.float(), spec.known(target)
+    known = spec.known(target)
     if spec.has_classes:
-        flat = logits.flatten(0, -2), target.flatten()
+        flat = logits.float().flatten(0, -2), target.flatten()
         return F.cross_entropy(*flat, ignore_index=MISSING_CLASS, reduction="sum"), known.sum()
-    error = (logits.squeeze(-1) - target.where(known, 0.0)).abs()  # NaN times 0 is NaN: replaced before it is masked
+    # NaN times 0 is NaN: replaced before it is masked.
+    error = ((logits.squeeze(-1).double() - target.double().where(known, 0.0)) / spread).abs().float()
     return (error * known).sum(), known.sum()

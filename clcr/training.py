@@ -5,6 +5,7 @@ so the number of workers does not change the objective. The order of the data be
 here follows from (seed, step, rank), so a run goes on from any step as if it had never stopped.
 """
 
+import hashlib
 import math
 import time
 from collections import defaultdict
@@ -22,6 +23,7 @@ from clcr import metrics as M
 from clcr.batches import Batch
 from clcr.errors import ConfigError, DivergedError
 from clcr.tasks import TaskSpec, task_loss
+from clcr.versions import completed_weights
 
 NAMED = 16  # clips that an error names
 
@@ -54,6 +56,9 @@ class OptimConfig:
     """bf16 = autocast; bases, projection and losses stay in float32; for GPUs: on CPUs attention is slower in it"""
     compile: bool = False
     """run the model through torch.compile"""
+    score: Literal["bounded", "skill"] = "bounded"
+    """what val/score, which chooses the best epoch and trial, takes of a numeric task: its skill, below 0 bounded by -1
+    so that one task cannot outweigh all others; or the plain skill, as version 1 did"""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr"):
@@ -146,7 +151,7 @@ class Trainer:
             with torch.no_grad(), self._autocast():
                 self.model.prepare_evaluation(train.sample_batches)
             predictions, diagnostics = self.evaluate(val.batches(0))
-            measured |= M.tracked("val", M.split_metrics(self.tasks, predictions)) | diagnostics
+            measured |= M.tracked("val", self.metrics(predictions), self.config.score) | diagnostics
             improved = measured["val/score"] > self.best_score
             if improved:
                 self.best_score, self.best_epoch = measured["val/score"], self.next_epoch
@@ -163,7 +168,7 @@ class Trainer:
         clock, after = time.perf_counter(), 0.0
         for batch in batches:
             waited = time.perf_counter() - clock
-            torch.manual_seed(hash((self.seed, self.step, self.rank)) % 2**31)  # dropout, and the shift of frames
+            torch.manual_seed(mixed_seed(self.seed, self.step, self.rank))  # dropout, and the shift of frames
             losses = self.train_step(batch.to(self.device))
             self.done += 1
             now = time.perf_counter()
@@ -187,8 +192,8 @@ class Trainer:
                 with self._autocast():
                     out = self.forward(part)
                 tasks = {
-                    f"train/loss_{name}": task_loss(task, out.logits[name], part.targets[name])[0] * weight
-                    for (name, task), weight in zip(self.tasks.items(), weights, strict=True)
+                    f"train/loss_{name}": self._loss(name, out.logits[name], part.targets[name]) * weight
+                    for name, weight in zip(self.tasks, weights, strict=True)
                 }
                 terms = tasks | {f"train/loss_{name}": value / len(parts) for name, value in out.losses.items()}
                 loss = sum(terms.values())
@@ -216,8 +221,8 @@ class Trainer:
                 out = self.model(batch)
             parts.append(
                 {
-                    name: M.Predictions(batch.clip_ids, out.logits[name].float().cpu(), batch.targets[name].cpu())
-                    for name in self.tasks
+                    name: M.Predictions(batch.clip_ids, _exact(task, out.logits[name]).cpu(), batch.targets[name].cpu())
+                    for name, task in self.tasks.items()
                 }
             )
             real = torch.tensor([bool(clip_id) for clip_id in batch.clip_ids], device=self.device)  # no padding
@@ -231,6 +236,11 @@ class Trainer:
             for name in sums
         }
         return M.concatenate([p for p, _ in gathered]), means
+
+    def metrics(self, predictions: Mapping[str, M.Predictions]) -> dict[str, dict[str, float]]:
+        """Metrics by task of what `evaluate` gave, for tasks that have a labelled clip."""
+        spreads = {name: float(self.model.units.spread_of(name)) for name in self.tasks}
+        return M.split_metrics(self.tasks, predictions, spreads)
 
     def load_best(self) -> None:
         """Put the weights of the best epoch (by val/score) into the model."""
@@ -257,10 +267,14 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        for part in ("model", "optimizer", "schedule"):
+        fresh = self.model.state_dict()
+        self.model.load_state_dict(completed_weights(state["model"], fresh))
+        for part in ("optimizer", "schedule"):
             getattr(self, part).load_state_dict(state[part])
         for name in ("next_epoch", "done", "best_score", "best_epoch", "best_weights"):
             setattr(self, name, state[name])
+        if self.best_weights:
+            self.best_weights = completed_weights(self.best_weights, fresh)
         self.sums.clear()
         for share in state["sums"][self.rank :: self.world]:
             for name, value in share.items():
@@ -288,6 +302,10 @@ class Trainer:
         own = torch.tensor([self.model.config.loss.task_weight(name) for name in self.tasks], device=counts.device)
         return own * self.world / counts.clamp(min=1)
 
+    def _loss(self, task: str, logits: Tensor, target: Tensor) -> Tensor:
+        """A task's loss, summed over known targets: ()."""
+        return task_loss(self.tasks[task], logits, target, self.model.units.spread_of(task))[0]
+
     def _synchronised(self, last: bool) -> AbstractContextManager:
         """Workers exchange gradients in the last pass of a step only."""
         return nullcontext() if last or self.world == 1 else self.forward.no_sync()
@@ -300,7 +318,7 @@ class Trainer:
         for part, given in zip(parts, logits, strict=True):
             for row, clip_id in enumerate(part.clip_ids):
                 one = slice(row, row + 1)
-                losses = [task_loss(t, given[name][one], part.targets[name][one])[0] for name, t in self.tasks.items()]
+                losses = [self._loss(name, given[name][one], part.targets[name][one]) for name in self.tasks]
                 clips += [clip_id] * bool(clip_id)
                 own += [clip_id] * bool(clip_id and not torch.stack(losses).isfinite().all())
         shares = _gather((loss, clips, own))
@@ -315,6 +333,16 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+
+def mixed_seed(*parts: int) -> int:
+    """One seed from several numbers: the first 8 bytes of the SHA-256 of their decimal digits, joined by commas."""
+    return int.from_bytes(hashlib.sha256(",".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+
+
+def _exact(task: TaskSpec, logits: Tensor) -> Tensor:
+    """Logits as predictions keep them: float32, of numbers float64."""
+    return logits.float() if task.has_classes else logits.double()
 
 
 def _warmup_cosine(total: int, warmup: float) -> Any:

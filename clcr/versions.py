@@ -1,16 +1,21 @@
 """Old files keep their meaning: an option that a file does not name has the value with which its version behaved.
 
 Files written by `clcr.save` and by the jobs carry the number of the version that wrote them; those without one are of
-version 1. A new option, or a new default, gets a new VERSION and a line in EARLIER, and nothing else has to be done.
+version 1. A new option, or a new default, gets a new VERSION and a line in EARLIER; a new buffer of a model a line in
+NEUTRAL; and nothing else has to be done.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-VERSION = 2
+import torch
+from torch import Tensor
+
+VERSION = 3
 # {version: {option: how all files of earlier versions behave}}, by dotted name.
 EARLIER: dict[int, dict[str, Any]] = {
-    2: {  # the exchange is bounded by its budget, private subspaces differ, levels share a space
+    2: {"loss.standardise": False, "score": "skill"},  # numbers were learned in the labels' own unit
+    3: {  # the exchange is bounded by its budget, private subspaces differ, levels share a space
         "model.private_share": 0.5,
         "model.space": "coordinates",
         "model.null_key": False,
@@ -31,12 +36,62 @@ EARLIER: dict[int, dict[str, Any]] = {
         "mm_orient.attention": "two_stage",
     },
 }
+# Buffers that weights of an earlier version lack, and the value with which the model behaves as it did then.
+NEUTRAL: dict[str, float] = {"units.center": 0.0, "units.spread": 1.0}
+# Options that every config.yaml and best.yaml of version 1 names, which did not carry their version.
+VERSION_1_NAMES = frozenset(
+    {
+        "model.width",
+        "model.levels",
+        "model.heads",
+        "model.pooling",
+        "model.min_rate",
+        "stem.video",
+        "budget.kind",
+        "budget.gamma",
+        "loss.lambda_intra",
+        "loss.lambda_inter",
+        "loss.correlation",
+        "mm_orient.bank",
+        "misa.similarity",
+        "ogm_ge.alpha",
+        "model",
+        "seed",
+        "epochs",
+        "batch_size",
+        "lr",
+        "weight_decay",
+        "warmup",
+        "precision",
+        "loader.cache_gb",
+    }
+)
 
 
-def completed(options: Mapping[str, Any], version: int) -> dict[str, Any]:
-    """Options by dotted name, as a file of this version gives them, with those that came later as it behaves."""
+def version_of(options: Mapping[str, Any]) -> int:
+    """The version of a file of options by dotted name: the one that it says, 1 for what a job of version 1 wrote.
+
+    A file that a person wrote, which names some options, means the defaults of today.
+    """
+    written = options.get("version", 1 if options.keys() >= VERSION_1_NAMES else VERSION)
+    return int(written)
+
+
+def later_options(version: int) -> dict[str, Any]:
+    """Options that came, or whose default changed, after a version, with the value by which it behaved."""
     earlier: dict[str, Any] = {}
     for newer in sorted(EARLIER):
         if newer > version:
             earlier = {**EARLIER[newer], **earlier}  # what the oldest change says of it came first
-    return {**earlier, **options}
+    return earlier
+
+
+def completed(options: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """Options by dotted name, as a file of this version gives them, with those that came later as it behaves."""
+    return {**later_options(version), **options}
+
+
+def completed_weights(weights: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by name with those of NEUTRAL that they lack and `model`, a fresh model's, has."""
+    missing: Collection[str] = NEUTRAL.keys() & model.keys() - weights.keys()
+    return {**weights, **{name: torch.full_like(model[name], NEUTRAL[name]) for name in missing}}

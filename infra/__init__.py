@@ -1,1 +1,1 @@
-"""How a cluster comes to be, and whether this machine is ready for one."""
+"""Where jobs run: a local head node, a cluster of several hosts on one machine, and the checks before a start."""

@@ -1,6 +1,6 @@
-"""The demo: real mp4 files to features, four models and a sweep, all by `ray job submit`, compared in MLflow.
+"""The demo: from mp4 files to features, four models and a sweep, all by `ray job submit`, compared in MLflow.
 
-Starts a head node of its own and stops it. A second run goes on from what the first one finished.
+It starts its own head node and stops it at the end. A second run resumes after what the first one finished.
 """
 
 import json
@@ -22,29 +22,29 @@ from infra.head import ROOT, Head, local_head
 OUT = ROOT / "demo-out"
 CLIPS = 1000
 TASKS = "label,match,when"
-# Learned beside them: `match` compares two rhythms, and has no gradient before both are read.
+# Two more tasks are learned alongside: `match` compares two rhythms, and has no gradient until the model can read both.
 LEARNED = ["--tasks", f"{TASKS},video_rate,audio_rate", "--loss.task-weights", "when=4,audio_rate=2"]
 MODELS = ("clcr", "concat", "video", "audio")
 EPOCHS = 20
 WIDTH = "64"
-CHATTER = re.compile(  # Ray's own lines
+CHATTER = re.compile(  # lines of Ray, not of the job
     r"^(\S* ?\d{4}[-/]\d\d[-/]\d\d \S+\s+(INFO|SUCC|WARNING)|Running entrypoint)"
     r"|core_worker.cc|Reporting training result|Checkpoint successfully created|^\s*$"
 )
-PREFIX = re.compile(r"^\x1b\[\d+m\(.*?\)\x1b\[0m ")  # the worker that a line comes from
+PREFIX = re.compile(r"^\x1b\[\d+m\(.*?\)\x1b\[0m ")  # Ray puts the name of the worker before each line
 SWEEP = {"trials": 6, "epochs": 9, "final-seeds": 0}
 
 
 def main() -> int:
-    """Run every step; the exit code is that of the first step that failed."""
+    """Run every step; returns the exit code of the first step that failed, or 0."""
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the head node is stopped then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the head node is stopped too
     say(f"1/4 writing {CLIPS} mp4 files with planted semantics to {OUT.name}/corpus")
     corpus = ["features.synthetic", "--out", str(OUT / "corpus"), "--clips", str(CLIPS), "--rhythms"]
     if code := subprocess.run([sys.executable, "-m", *corpus], cwd=ROOT).returncode:
         return code
     with local_head() as head:
-        say(f"Ray head node at {head.dashboard}, for the time of this demo")
+        say(f"Ray head node at {head.dashboard}, stopped when the demo ends")
         if code := run_jobs(head):
             return code
     print_results()
@@ -53,8 +53,8 @@ def main() -> int:
 
 
 def run_jobs(head: Head) -> int:
-    """Extract, train every model, sweep; the exit code of the first job that failed."""
-    # A server that a user has set stays in charge; else one sqlite file holds all of the demo's runs.
+    """Extract, train every model, sweep; returns the exit code of the first job that failed, or 0."""
+    # The user's own MLflow server if there is one; else one sqlite file holds all of the demo's runs.
     env = {"MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", tracking_uri())}
     store = ["--store", str(OUT / "store")]
     say("2/4 extract: mp4 -> features")
@@ -71,9 +71,9 @@ def run_jobs(head: Head) -> int:
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         codes = list(pool.map(train, MODELS))
-        if code := next(filter(None, codes), 0):  # below 0 where a signal ended the client
-            return code
-    finally:  # who interrupts the demo does not wait for its jobs: the head node takes them with it
+        if failed := [code for code in codes if code]:  # negative if a signal ended the client
+            return failed[0]
+    finally:  # on Ctrl-C do not wait for the jobs: they end with the head node
         pool.shutdown(wait=False, cancel_futures=True)
     if (OUT / "sweep" / "best.yaml").exists():
         return 0
@@ -84,7 +84,7 @@ def run_jobs(head: Head) -> int:
 
 
 def submit(head: Head, script: str, *options: str, env: dict[str, str]) -> int:
-    """Submit one job with its options. What the job prints goes to the screen, all of Ray's log to demo-out/logs."""
+    """Submit one job and return its exit code. Its own lines go to the screen, all lines to demo-out/logs."""
     settings = [f"{name}={value}" for name, value in env.items()]
     command = head.submit_command("env", *settings, "python", script, *options)
     (OUT / "logs").mkdir(exist_ok=True)
@@ -94,6 +94,7 @@ def submit(head: Head, script: str, *options: str, env: dict[str, str]) -> int:
         job = subprocess.Popen(
             command, cwd=ROOT, env=dict(head.env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        assert job.stdout is not None
         for line in job.stdout:
             log.write(line)
             if not CHATTER.search(line):
@@ -102,7 +103,7 @@ def submit(head: Head, script: str, *options: str, env: dict[str, str]) -> int:
 
 
 def print_results() -> None:
-    """One table: models by task, beside what is possible from each modality."""
+    """Print one table: each model's accuracy by task, and the best that is possible from each modality."""
     ceilings = json.loads((OUT / "corpus" / "ceilings.json").read_text())["ceilings"]
     tasks = TASKS.split(",")
     table = Table("", *tasks, title="test accuracy")
@@ -120,18 +121,18 @@ def print_results() -> None:
 
 
 def compare_command() -> str:
-    """How to open the runs in MLflow."""
+    """The address or the command that opens the runs in MLflow."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", tracking_uri())
     return uri if uri.startswith("http") else f"{Path(sys.executable).parent}/mlflow ui --backend-store-uri {uri}"
 
 
 def tracking_uri() -> str:
-    """The demo's own sqlite file."""
+    """The sqlite file that holds the demo's runs."""
     return f"sqlite:///{OUT / 'mlflow.db'}"
 
 
 def say(what: str) -> None:
-    """A headline between the jobs' logs."""
+    """Print a headline between the jobs' logs."""
     print(f"\n=== {what}", flush=True)
 
 

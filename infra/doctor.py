@@ -1,6 +1,6 @@
 """Is this machine ready? `python -m infra.doctor [--storage URI]` prints one line per check and what to do.
 
-Every job runs the checks that it depends on first, so that what is missing is said before anything is started.
+Every job first runs the checks that it depends on, so that it names what is missing before it starts anything.
 """
 
 import importlib
@@ -20,7 +20,7 @@ class Unhealthy(Exception):
 
 @dataclass(frozen=True)
 class Check:
-    """What a check found. fix: what to do when it is not ok."""
+    """The result of a check. found: what there is; fix: what to do if that is not ok."""
 
     name: str
     ok: bool
@@ -32,7 +32,7 @@ class Check:
 
 
 def torch_pairing() -> Check:
-    """Torchaudio loads only beside a torch of the same CUDA build."""
+    """Torchaudio loads only with a torch of the same CUDA build."""
     try:
         torch, torchaudio = importlib.import_module("torch"), importlib.import_module("torchaudio")
     except (ImportError, OSError, RuntimeError) as error:
@@ -45,7 +45,7 @@ def torch_pairing() -> Check:
 
 
 def decoders() -> Check:
-    """PyAV decodes sound everywhere; decord decodes frames where it has wheels."""
+    """PyAV decodes sound on every platform; decord decodes frames where it has wheels, PyAV elsewhere."""
     try:
         av = importlib.import_module("av")
     except ImportError as error:
@@ -58,7 +58,7 @@ def decoders() -> Check:
 
 
 def ray_access() -> Check:
-    """Ray is installed, and where a cluster is named its token is at hand."""
+    """Ray is installed; if it asks for a token, there is one."""
     try:
         ray = importlib.import_module("ray")
     except ImportError as error:
@@ -73,7 +73,7 @@ def ray_access() -> Check:
 
 
 def storage(uri: str) -> Check:
-    """A file can be written to, and deleted from, the folder at `uri` (or the nearest one above that exists)."""
+    """A file can be written to and deleted from the folder at `uri`, or its nearest parent that exists."""
     from features.files import PROBE, open_fs, require_reachable
 
     name = f"storage {uri}"
@@ -94,7 +94,7 @@ def storage(uri: str) -> Check:
 
 
 def mlflow_server(uri: str) -> Check:
-    """A tracking server answers. A sqlite file needs no server."""
+    """The tracking server answers; a sqlite file needs none."""
     name = f"mlflow {uri}"
     if not uri.startswith("http"):
         return Check(name, True, "an embedded file, for one host")
@@ -126,7 +126,7 @@ class DoctorConfig:
 
 
 def run_all(config: DoctorConfig) -> Iterator[Check]:
-    """Every check, slowest last."""
+    """Run every check, the slowest last."""
     checks: list[Callable[[], Check]] = [decoders, ray_access, torch_pairing]
     yield from (check() for check in checks)
     yield from (storage(uri) for uri in config.storage)
@@ -134,7 +134,7 @@ def run_all(config: DoctorConfig) -> Iterator[Check]:
 
 
 def main() -> int:
-    """Print every check; the exit code is the number of failed ones."""
+    """Print every check; returns the number of checks that failed."""
     failed = 0
     for check in run_all(tyro.cli(DoctorConfig, description=__doc__, prog="python -m infra.doctor")):
         print(f"{'ok  ' if check.ok else 'FAIL'} {check}", flush=True)

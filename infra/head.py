@@ -1,7 +1,7 @@
-"""A Ray head node of our own on this machine, for as long as a `with` block: the demo and the tests submit jobs to it.
+"""A private Ray head node on this machine for as long as a `with` block: the demo and the tests submit jobs to it.
 
-It has its own ports, its own session folder and its own token, so it never meets another Ray on the machine, and it
-takes all of its processes with it.
+It has its own ports, session folder and token, so it never interferes with another Ray on the machine. When it ends, so
+do all processes that it started.
 """
 
 import os
@@ -29,7 +29,8 @@ AGENT_PORTS = ("dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-
 class Head:
     """A running head node.
 
-    dashboard: the address that jobs are submitted to; address: the one that drivers join; env: what lets a client in.
+    dashboard: the address to submit jobs to. address: the address that drivers join. env: the environment that a client
+    needs, with the token.
     """
 
     dashboard: str
@@ -37,7 +38,7 @@ class Head:
     env: Mapping[str, str]
 
     def submit(self, *entrypoint: str, env: Mapping[str, str] | None = None) -> int:
-        """`ray job submit` of this checkout; prints the job's log and returns the exit code."""
+        """Run `ray job submit` with this checkout; prints the job's log and returns its exit code."""
         return subprocess.run(self.submit_command(*entrypoint), env={**self.env, **(env or {})}, cwd=ROOT).returncode
 
     def submit_command(self, *entrypoint: str) -> Sequence[str]:
@@ -47,7 +48,7 @@ class Head:
 
 @contextmanager
 def local_head(cpus: int | None = None, env: Mapping[str, str] | None = None) -> Iterator[Head]:
-    """Start a head node and stop it, with everything that it started, at the end."""
+    """Start a head node; at the end of the block, stop it and every process that it started."""
     port, dashboard, client, agent, *others = free_ports(7)
     session = tempfile.mkdtemp(prefix="ray-")
     environment = {
@@ -60,9 +61,9 @@ def local_head(cpus: int | None = None, env: Mapping[str, str] | None = None) ->
     environment.pop("RAY_ADDRESS", None)
     command = [_program("ray"), "start", "--head", "--block", "--disable-usage-stats", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--temp-dir={session}"]
-    # Without a port of its own the agent, which starts the jobs, loses to that of any other Ray on the machine.
+    # The agent starts the jobs. Without a port of its own it fails if another Ray on this machine has the default one.
     command += [f"--dashboard-agent-listen-port={agent}", *([f"--num-cpus={cpus}"] if cpus else [])]
-    # And a node that is told all of its agents' ports waits for none: else it gives up after 15 s.
+    # A node that is given all of its agents' ports does not wait for them to choose; else it gives up after 15 s.
     command += [f"--{name}={port}" for name, port in zip(AGENT_PORTS, others, strict=True)]
     with open(Path(session) / "start.log", "wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -78,7 +79,7 @@ def local_head(cpus: int | None = None, env: Mapping[str, str] | None = None) ->
 
 
 def answers(url: str, process: subprocess.Popen, token: str = "", seconds: float = 90) -> bool:
-    """Wait until a page of a server answers; False when its process ended or the time is up."""
+    """Wait until a server answers; False if its process ended or `seconds` have passed."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
@@ -89,7 +90,7 @@ def answers(url: str, process: subprocess.Popen, token: str = "", seconds: float
 
 
 def _stop(process: subprocess.Popen, session: str) -> None:
-    """Stop the head and every process of its session, those in process groups of their own too."""
+    """Stop the head and every process of its session, also those in process groups of their own."""
     ours = _session_processes(session) + ([psutil.Process(process.pid)] if process.poll() is None else [])
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
@@ -103,17 +104,17 @@ def _stop(process: subprocess.Popen, session: str) -> None:
 
 
 def _session_processes(session: str) -> list[psutil.Process]:
-    """Every process that Ray started for this session, and its descendants."""
-    found = []
+    """Every process that Ray started for this session, with its descendants."""
+    processes: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if any(session in argument for argument in process.cmdline()) and process.pid != os.getpid():
-                found += [process, *process.children(recursive=True)]
-    return found
+                processes += [process, *process.children(recursive=True)]
+    return processes
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now."""
+    """Ports of this machine that nothing listens on now."""
     sockets = [socket.socket() for _ in range(count)]
     for s in sockets:
         s.bind(("127.0.0.1", 0))
@@ -124,5 +125,5 @@ def free_ports(count: int) -> list[int]:
 
 
 def _program(name: str) -> str:
-    """A program of the environment that runs this, whatever PATH says."""
+    """The path of a program in the running Python environment, whatever PATH says."""
     return str(Path(sys.executable).parent / name)

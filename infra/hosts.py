@@ -1,11 +1,11 @@
-"""Hosts on one machine: each a set of Linux namespaces, with a cable that can be pulled and a process that holds it up.
+"""Several hosts on one machine: each is a set of Linux namespaces with a network cable that can be unplugged.
 
-A host has its own network stack and address, name, processes, shared memory, /tmp and home folder, and sees the rest of
-the machine's disk read-only, as an image that it was installed from. All that it writes is in its /dev/shm/disk. Its
-first process holds it together: when that is killed, so is everything on the host, at once, and its disk is gone.
+A host has its own network stack and address, name, processes, shared memory, /tmp and home folder. It sees the rest of
+the machine's disk read-only, like the image that it was installed from, and writes to its own /dev/shm/disk. When its
+first process is killed, every process of the host is killed at once and its disk is gone.
 
-Nothing outlives its processes, and these carry their cluster's folder in their command line: they are found whatever
-happened to who started them. Needs root, and Debian's iproute2.
+Nothing of a host outlives its processes. Their command lines name the folder of their cluster, so they can be found
+even if the program that started them is gone. Needs root, and Debian's iproute2.
 """
 
 import os
@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 
 START_SECONDS = 240.0
-MARK = "clcr-host"  # in the command line of every host's first process, before the cluster's folder and the host's name
-# A host's first process: makes the host what it is, waits for its cable, then keeps its service running.
+MARK = "clcr-host"  # stands in the command line of a host's first process, before the cluster's folder and its name
+# The script of a host's first process: sets the host up, waits for its cable, then keeps its service running.
 INIT = """
 set -eu
 folder=$1 name=$2 address=$3; shift 3
@@ -42,11 +42,11 @@ while true; do "$@" || true; sleep 1; done
 
 
 class ClusterError(Exception):
-    """The cluster cannot do what it was asked to; the message says what to do."""
+    """The cluster cannot do what was asked of it; the message says what to do."""
 
 
 def require_tools() -> None:
-    """Raise ClusterError for what this machine lacks."""
+    """Raise ClusterError if this machine lacks root rights or a tool."""
     if os.geteuid():
         raise ClusterError("hosts are made of namespaces, which needs root: run it with sudo")
     packages = {"ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux", "findmnt": "util-linux"}
@@ -55,7 +55,7 @@ def require_tools() -> None:
 
 
 def free_network() -> str:
-    """A network that no interface of this machine is on."""
+    """A network that no interface of this machine belongs to."""
     taken = {link.name for link in Path("/sys/class/net").iterdir()}
     addresses = [a.address for links in psutil.net_if_addrs().values() for a in links]
     for number in range(256):
@@ -66,7 +66,7 @@ def free_network() -> str:
 
 
 def spawn(folder: str, host: str, address: str, service: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Start a host's first process, which waits for an eth0; returns its process id."""
+    """Start a host's first process, which waits for its eth0; returns the process id."""
     namespaces = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--mount-proc", "--fork", "--kill-child"]
     command = [*namespaces, "bash", "-c", INIT, MARK, folder, host, address, *service]
     with open(Path(folder, f"{host}.log"), "ab") as log:
@@ -78,7 +78,7 @@ def spawn(folder: str, host: str, address: str, service: Sequence[str], environm
 
 
 def host_processes(folder: str) -> Iterator[tuple[psutil.Process, str]]:
-    """What holds the hosts of a cluster together, with their names: `unshare`, and below it the first process."""
+    """The processes that keep the hosts of a cluster up, with the hosts' names: `unshare` and its first child."""
     for process in psutil.process_iter():
         with suppress(psutil.Error, ValueError, IndexError):
             words = process.cmdline()
@@ -88,7 +88,7 @@ def host_processes(folder: str) -> Iterator[tuple[psutil.Process, str]]:
 
 
 def find_init(folder: str, host: str) -> int | None:
-    """The process that is number 1 on a host."""
+    """The id, on this machine, of the process that has id 1 on a host; None if the host is down."""
     for process, name in host_processes(folder):
         if name == host:
             with suppress(OSError):
@@ -100,7 +100,7 @@ def find_init(folder: str, host: str) -> int | None:
 
 
 def require_init(folder: str, host: str) -> int:
-    """The same; raises ClusterError where the host is not up."""
+    """Like `find_init`, but raises ClusterError if the host is down."""
     if init := find_init(folder, host):
         return init
     raise ClusterError(f"{host} is not up (log: {folder}/{host}.log)")
@@ -112,16 +112,16 @@ def inside(init: int, command: str) -> None:
 
 
 def sh(command: str) -> None:
-    """Run a command; raises ClusterError with what it said."""
+    """Run a command; if it fails, raises ClusterError with its error output."""
     done = subprocess.run(command.split(), capture_output=True, text=True)
     if done.returncode:
         raise ClusterError(f"{command}: {done.stderr.strip()}")
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = START_SECONDS) -> None:
-    """Raises ClusterError when it does not come true in time."""
+    """Wait until a condition holds; raises ClusterError if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise ClusterError(f"waited {seconds:.0f} s for {what} in vain")
+            raise ClusterError(f"gave up after waiting {seconds:.0f} s for {what}")
         time.sleep(0.2)

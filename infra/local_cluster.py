@@ -1,12 +1,12 @@
-"""A Ray cluster of several hosts on one machine, for tests and for trying out what happens when it loses one.
+"""A Ray cluster of several hosts on one machine, for tests and for trying out what happens when a host fails.
 
     python -m infra.local_cluster up --hosts 3 --cpus 2
     python -m infra.local_cluster put corpus s3://data/corpus
     python -m infra.local_cluster submit -- python pipelines/extract.py --corpus s3://data/corpus/corpus.csv ...
     python -m infra.local_cluster kill host2            # and: start, cut, heal, run HOST -- COMMAND, status, down
 
-The hosts (infra/hosts.py) share no disk. Their cables lead to a switch on one more host, named storage, with an S3
-server and an MLflow server. host1 is the head node; what joins the cluster, or submits to it, needs its token.
+The hosts (infra/hosts.py) share no disk. A switch connects them, on one more host named storage, which also runs an
+S3 server and an MLflow server. host1 is the head node. To join the cluster or submit to it, its token is needed.
 """
 
 import json
@@ -51,10 +51,10 @@ FOLDER = f"{tempfile.gettempdir()}/clcr-cluster"
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """A running cluster, as its folder tells it.
+    """A running cluster, as its folder describes it.
 
-    network: the first three numbers of every address. token: what lets clients in. cpus: what each host offers to Ray.
-    dead_after: seconds without an answer until a host counts as dead.
+    network: the first three numbers of every address. token: the secret that clients need. cpus: what each host offers
+    to Ray. dead_after: seconds without an answer after which a host counts as dead.
     """
 
     folder: str
@@ -66,26 +66,26 @@ class LocalCluster:
 
     @property
     def s3(self) -> str:
-        """What AWS_ENDPOINT_URL takes."""
+        """The S3 server's address, as a value for AWS_ENDPOINT_URL."""
         return f"http://{self.address(STORAGE)}:9000"
 
     @property
     def mlflow(self) -> str:
-        """What MLFLOW_TRACKING_URI takes."""
+        """The MLflow server's address, as a value for MLFLOW_TRACKING_URI."""
         return f"http://{self.address(STORAGE)}:5000"
 
     @property
     def head(self) -> Head:
-        """Where jobs are submitted to."""
+        """The head node, to which jobs are submitted."""
         address = self.address(self.hosts[0])
         return Head(f"http://{address}:8265", f"{address}:6379", self.environment())
 
     def address(self, host: str) -> str:
-        """A host's address; the machine itself, as a station on the same network, has .254."""
+        """A host's address. The machine itself is on the same network, as .254."""
         return f"{self.network}.{1 if host == STORAGE else 11 + self.hosts.index(host)}"
 
     def environment(self) -> dict[str, str]:
-        """What processes on a host, and clients, have in their environment."""
+        """The environment of processes on a host, and of clients."""
         seconds = max(1.0, self.dead_after / 3 - 1)  # of three checks in a row, a second apart
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "MLFLOW_", "TMPDIR"))}
         return {
@@ -103,7 +103,7 @@ class LocalCluster:
         }
 
     def client_environment(self) -> dict[str, str]:
-        """What reaches the cluster's storage and tracking server."""
+        """The part of the environment that leads to the cluster's storage and tracking server."""
         return {
             "AWS_ENDPOINT_URL": self.s3,
             "AWS_ACCESS_KEY_ID": "local",
@@ -114,7 +114,7 @@ class LocalCluster:
         }
 
     def service(self, host: str) -> list[str]:
-        """What a host runs for as long as it is up."""
+        """The command that a host runs for as long as it is up."""
         python, address = sys.executable, self.address(host)
         if host == STORAGE:
             s3 = f"INITIAL_NO_AUTH_ACTION_COUNT=1000000000 {python} -m moto.server -H {address} -p 9000 2>/dev/null"
@@ -131,24 +131,24 @@ class LocalCluster:
         return [*ray, f"--address={self.head.address}"]
 
     def start(self, host: str) -> None:
-        """Boot a host, with an empty disk, and plug it in."""
+        """Start a host with an empty disk, and plug in its cable."""
         if find_init(self.folder, host):
             raise ClusterError(f"{host} runs already: kill it first")
         init = spawn(self.folder, host, self.address(host), self.service(host), self.environment())
         switch = require_init(self.folder, STORAGE)
-        with suppress(ClusterError):  # of a host that died before: the kernel takes it away too, but some time later
+        with suppress(ClusterError):  # the link of a host that died: the kernel removes it too, but some time later
             inside(switch, f"ip link delete {host}")
         sh(f"ip link add eth0 netns {init} type veth peer name {host} netns {switch}")
         inside(switch, f"ip link set {host} master eth0 up")
 
     def kill(self, host: str) -> None:
-        """Every process of a host dies at once, and its disk is gone."""
+        """Kill every process of a host at once; its disk is gone."""
         init = require_init(self.folder, host)
         os.kill(init, signal.SIGKILL)
         wait_until(lambda: not find_init(self.folder, host), f"{host} to die", 30)
 
     def cut(self, host: str) -> None:
-        """Pull a host's cable: its processes live on, and nobody hears of it."""
+        """Unplug a host's cable: its processes keep running, but no one can reach it."""
         require_init(self.folder, host)
         inside(require_init(self.folder, STORAGE), f"ip link set {host} down")
 
@@ -163,7 +163,7 @@ class LocalCluster:
         return [*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(ROOT), *command]
 
     def submit_command(self, *entrypoint: str) -> list[str]:
-        """The command line that submits a job from the head node, and follows it."""
+        """The command line that submits a job from the head node and follows its log."""
         return self.command(self.hosts[0], *self.head.submit_command(*entrypoint))
 
     def nodes(self) -> dict[str, bool]:
@@ -189,7 +189,7 @@ class LocalCluster:
 
 
 def up(folder: str, hosts: int, cpus: int, dead_after: float) -> LocalCluster:
-    """Start a cluster and wait until it takes jobs. Raises ClusterError, with nothing left behind but the logs."""
+    """Start a cluster and wait until it accepts jobs. If it raises ClusterError, only the logs are left behind."""
     require_tools()
     if Path(folder).exists():
         raise ClusterError(f"{folder} holds a cluster already: end it (down), or give another --folder")
@@ -203,7 +203,7 @@ def up(folder: str, hosts: int, cpus: int, dead_after: float) -> LocalCluster:
 def _up(folder: str, hosts: tuple[str, ...], cpus: int, dead_after: float) -> LocalCluster:
     Path(folder).mkdir(parents=True, mode=0o700)
     Path(folder, "hosts").touch()
-    # The network's number is not known yet: the switch starts with it, and who may have it is found out by its uplink.
+    # Two clusters may choose the same network at the same time: the uplink's name decides which of them has it.
     network = free_network()
     cluster = LocalCluster(folder, network, secrets.token_hex(32), hosts, cpus, dead_after)
     names = [f"{cluster.address(host)} {host}" for host in (STORAGE, *hosts)]
@@ -211,7 +211,7 @@ def _up(folder: str, hosts: tuple[str, ...], cpus: int, dead_after: float) -> Lo
     _write_private(Path(folder, "cluster.json"), json.dumps(asdict(cluster)))
     switch = spawn(folder, STORAGE, cluster.address(STORAGE), cluster.service(STORAGE), cluster.environment())
     uplink = f"clcr{network.split('.')[2]}"
-    sh(f"ip link add {uplink} type veth peer name uplink netns {switch}")  # fails where another cluster was faster
+    sh(f"ip link add {uplink} type veth peer name uplink netns {switch}")  # fails if another cluster was faster
     sh(f"ip address add {network}.254/24 dev {uplink}")
     sh(f"ip link set {uplink} up")
     # The switch is the storage host's eth0: its init gives it the host's address.
@@ -230,7 +230,7 @@ def _up(folder: str, hosts: tuple[str, ...], cpus: int, dead_after: float) -> Lo
 
 
 def down(folder: str, keep_logs: bool = False) -> None:
-    """Kill every process of a cluster and remove its folder, whatever state it is in."""
+    """Kill every process of a cluster and remove its folder, whatever state the cluster is in."""
     for process, _ in host_processes(folder):
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -238,14 +238,14 @@ def down(folder: str, keep_logs: bool = False) -> None:
     with suppress(OSError, ValueError, KeyError):
         network = json.loads(Path(folder, "cluster.json").read_text())["network"]
         uplink = Path(f"/sys/class/net/clcr{network.split('.')[2]}")
-        with suppress(ClusterError):  # the kernel takes it away with the storage host, some time later
+        with suppress(ClusterError):  # the kernel removes it some time after the storage host
             wait_until(lambda: not uplink.exists(), "the network to go", 15)
     if not keep_logs:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(folder: str) -> LocalCluster:
-    """The cluster of a folder. Raises ClusterError where none runs."""
+    """The cluster whose folder this is. Raises ClusterError if none is running."""
     try:
         fields = json.loads(Path(folder, "cluster.json").read_text())
     except FileNotFoundError:
@@ -254,9 +254,12 @@ def load(folder: str) -> LocalCluster:
 
 
 def put(cluster: LocalCluster, source: str | None, target: str) -> None:
-    """Copy a local folder to the cluster's S3 server; no source only makes the bucket. Raises ClusterError for none."""
+    """Copy a local folder to the cluster's S3 server; without a source, only create the bucket.
+
+    Raises ClusterError if the source is no folder.
+    """
     if source is not None and not os.path.isdir(source):
-        raise ClusterError(f"{source} is no folder: name the one to copy")
+        raise ClusterError(f"{source} is not a folder: name the folder to copy")
     query = f"scheme=http&endpoint_override={cluster.address(STORAGE)}:9000&allow_bucket_creation=true"
     fs, path = open_fs(f"s3://local:local@{target.removeprefix('s3://')}?{query}")
     fs.create_dir(path, recursive=True)
@@ -265,7 +268,7 @@ def put(cluster: LocalCluster, source: str | None, target: str) -> None:
 
 
 def answers(url: str, token: str = "") -> bool:
-    """Whether a page is there."""
+    """Whether a server answers at this address now."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     with suppress(OSError), urllib.request.urlopen(request, timeout=5):
         return True
@@ -284,7 +287,7 @@ Command = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar
 
 
 def up_command(hosts: int = 3, cpus: int = 1, dead_after: float = 15.0, folder: Folder = FOLDER) -> int:
-    """Start a cluster of so many hosts, each offering so many CPUs; silent for dead_after seconds counts as dead."""
+    """Start a cluster: how many hosts, CPUs of each host, and seconds of silence after which a host counts as dead."""
     if hosts < 1 or cpus < 1 or dead_after < 6:
         raise ClusterError("--hosts and --cpus must be 1 or more, --dead-after 6 or more")
     cluster = up(os.path.abspath(folder), hosts, cpus, dead_after)
@@ -293,14 +296,15 @@ def up_command(hosts: int = 3, cpus: int = 1, dead_after: float = 15.0, folder: 
 
 
 def down_command(folder: Folder = FOLDER) -> int:
-    """End the cluster: no process, network or file of it is left."""
+    """Stop the cluster and remove its processes, network and files."""
     down(os.path.abspath(folder))
     return 0
 
 
 def status_command(folder: Folder = FOLDER) -> int:
-    """Each host: its address, whether it is up, and whether Ray counts it as alive."""
-    cluster, nodes = load(os.path.abspath(folder)), {}
+    """Print each host's address, whether it is up, and whether Ray counts it as alive."""
+    cluster = load(os.path.abspath(folder))
+    nodes: dict[str, bool] = {}
     with suppress(OSError):  # Ray dies with its head node
         nodes = cluster.nodes()
     for host in cluster.hosts:
@@ -312,7 +316,7 @@ def status_command(folder: Folder = FOLDER) -> int:
 
 
 def env_command(folder: Folder = FOLDER) -> int:
-    """What programs on this machine need to reach the cluster: eval "$(python -m infra.local_cluster env)"."""
+    """Print the environment with which programs on this machine reach the cluster, for the shell's `eval`."""
     cluster = load(os.path.abspath(folder))
     access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token}
     address = {"RAY_API_SERVER_ADDRESS": cluster.head.dashboard}
@@ -321,13 +325,13 @@ def env_command(folder: Folder = FOLDER) -> int:
 
 
 def put_command(source: Word, target: Word, folder: Folder = FOLDER) -> int:
-    """Copy a folder to the S3 server: put corpus s3://data/corpus."""
+    """Copy a folder to the cluster's S3 server: put corpus s3://data/corpus."""
     put(load(os.path.abspath(folder)), source, target)
     return 0
 
 
 def submit_command(command: Command, folder: Folder = FOLDER) -> int:
-    """Submit a job from the head node and follow it: submit -- python pipelines/extract.py ..."""
+    """Submit a job from the head node and follow its log: submit -- python pipelines/extract.py ..."""
     cluster = load(os.path.abspath(folder))
     return subprocess.run(cluster.submit_command(*_given(command)), env=cluster.environment()).returncode
 
@@ -339,7 +343,7 @@ def run_command(host: Host, command: Command, folder: Folder = FOLDER) -> int:
 
 
 def on_host(act: Callable[[LocalCluster, str], None]) -> Callable[..., int]:
-    """The command that does something to a host."""
+    """The command that applies an action to a host."""
 
     def command(host: Host, folder: Folder = FOLDER) -> int:
         cluster = load(os.path.abspath(folder))
@@ -358,7 +362,7 @@ def _given(command: tuple[str, ...]) -> tuple[str, ...]:
     return command
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., int]] = {
     "up": up_command,
     "down": down_command,
     "status": status_command,
@@ -374,7 +378,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; what goes wrong is one line, and an exit code that is not 0."""
+    """Run one command; returns its exit code. An error is printed in one line."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `up` cleans up
     try:
         return tyro.extras.subcommand_cli_from_dict(

@@ -19,19 +19,19 @@ from selenium.webdriver.chrome.service import Service
 
 from infra.head import ROOT, answers, free_ports
 
-SECONDS = 12  # that charts may take to draw
+SECONDS = 12  # time that the charts get to be drawn
 
 
 @dataclass(frozen=True)
 class ScreenshotConfig:
-    """What to picture."""
+    """Options of the screenshot."""
 
     tracking_uri: str = f"sqlite:///{ROOT / 'demo-out' / 'mlflow.db'}"
     """tracking store that holds the runs"""
     experiment: str = "demo"
-    """experiment whose newest sweep is compared: its trials, as parallel coordinates"""
+    """MLflow experiment; the trials of its newest sweep are compared as parallel coordinates"""
     out: Path = ROOT / "infra" / "compare-runs.png"
-    """picture to write"""
+    """PNG file to write"""
 
 
 def main() -> None:
@@ -56,9 +56,9 @@ def main() -> None:
 
 @contextmanager
 def served(tracking_uri: str) -> Iterator[str]:
-    """The address of an MLflow server on a tracking store; it ends with the block."""
+    """Run an MLflow server on a tracking store for as long as the block, which gets its address."""
     port = free_ports(1)[0]
-    command = [Path(sys.executable).parent / "mlflow", "ui", "--workers", "1"]
+    command = [str(Path(sys.executable).parent / "mlflow"), "ui", "--workers", "1"]
     server = subprocess.Popen(
         [*command, "--backend-store-uri", tracking_uri, "--port", str(port)],
         stdout=subprocess.DEVNULL,
@@ -75,7 +75,7 @@ def served(tracking_uri: str) -> Iterator[str]:
 
 @contextmanager
 def chromium(width: int = 1500, height: int = 1100) -> Iterator[webdriver.Chrome]:
-    """Headless Chromium; it ends with the block."""
+    """Run headless Chromium for as long as the block."""
     options = webdriver.ChromeOptions()
     flags = ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking")
     for flag in (*flags, "disable-sync", f"window-size={width},{height}"):

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Predict: a trained model's answers for every clip of a feature store, as parquet, on any number of machines.
 
-Each task takes one shard of the store and commits one file, OUT/SHARD.parquet; a run that was killed goes on with what
+Each task takes one shard of the store and commits one file, OUT/SHARD.parquet; a run that was killed resumes with what
 is missing when the same command is given again. A row is a clip: clip_id, its split and fold in the corpus, and for
 each task of the model
 
-    classification   TASK the class, TASK_probability of it, TASK_probabilities of every class by its name
+    classification   TASK the class, TASK_probability of it, TASK_probabilities of every class by its name (a class
+                     that differs from an earlier one in case only has a number behind it: A, a_2)
     numbers          TASK
     events           TASK a list of {start, end, label} in seconds, as a manifest has them: bins of one class in a row
 
@@ -15,6 +16,7 @@ New clips are extracted with the options of the store that the model learned fro
 
 import io
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,9 +38,11 @@ from features.errors import one_line
 from features.files import list_files, open_fs, read_json, write_atomic, write_text
 from features.store import Store
 from infra.doctor import ray_access, require, storage
-from pipelines.common.cli import JobError, Progress, find_user_error, main, require_at_least, resolve_uri
-from pipelines.common.cluster import room, start_ray
-from pipelines.training.loading import AHEAD, ahead, sample
+from pipelines.common.cli import Progress, main, require_at_least, resolve_uri
+from pipelines.common.cluster import count_slots, start_ray
+from pipelines.common.errors import JobError, find_user_error
+from pipelines.training.loading import AHEAD, prefetch, sample
+from pipelines.training.run_folder import sole_owner
 from pipelines.training.trained import TrainedModel, open_model
 
 CLAIM = "_predictions.json"  # what the parts are of; readers of parquet folders pass over names with an underscore
@@ -79,19 +83,24 @@ def predict(config: PredictConfig) -> None:
     store, trained = Store(resolve_uri("--store", config.store)), open_model("--model", config.model)
     store.require_complete()
     trained.require_features(store)
+    require_distinct_columns(trained.model.tasks)
+    for name in sorted(trained.model.features.keys() - store.spec.features.keys()):
+        print(f"modality {name}: {store.uri} holds none, so every clip is predicted without it", flush=True)
     rows = clips_by_shard(store, config.split)
     if not rows:
         what = f"--split {config.split}: {store.uri} has no clip in it" if config.split else f"{store.uri} has no clip"
         raise JobError(what)
-    claim(out, trained, store)
-    done = committed(out)
-    missing = {name: count for name, count in rows.items() if done.get(name) != count}  # failed clips may be cured
-    print(f"{', '.join(trained.model.tasks)}: {len(missing)} of {len(rows)} shards to predict", flush=True)
-    if missing:
-        require(ray_access(), storage(out))
-        start_ray()
-        run(config, trained.model, store, missing, out)
-    print(f"predictions of {sum(rows.values())} clips: {out}/*.parquet")
+    require(storage(out))
+    with sole_owner(out):
+        claim(out, trained, store)
+        done = committed(out)
+        missing = {name: count for name, count in rows.items() if done.get(name) != count}  # failed clips may be cured
+        print(f"{', '.join(trained.model.tasks)}: {len(missing)} of {len(rows)} shards to predict", flush=True)
+        if missing:
+            require(ray_access())
+            start_ray()
+            run(config, trained.model, store, missing, out)
+    print(f"predictions of {sum(rows.values())} clips: {shlex.quote(out)}/*.parquet")
 
 
 def clips_by_shard(store: Store, split: str) -> dict[str, int]:
@@ -128,7 +137,7 @@ def claim(out: str, trained: TrainedModel, store: Store) -> None:
 def run(config: PredictConfig, model: MultimodalModel, store: Store, shards: Mapping[str, int], out: str) -> None:
     """Predict the shards on the whole cluster; shards: how many clips each has."""
     gpus = config.gpus_per_process if ray.cluster_resources().get("GPU", 0) else 0
-    most = room({"CPU": 1, "GPU": gpus})
+    most = count_slots({"CPU": 1, "GPU": gpus})
     if not most:
         raise JobError(f"--gpus-per-process {gpus:g}: no node has room for such a process")
     workers = min(config.concurrency or most, most, len(shards))
@@ -170,7 +179,8 @@ class Predictor:
         except Exception as failure:
             if not isinstance(failure, OSError) and find_user_error(failure) is None:
                 raise
-            error = f"shard {shard} of {self.store_uri} to {self.out}: {one_line(failure)}; mend that and run it again"
+            advice = "fix the cause, then run the same command again to resume"
+            error = f"shard {shard} of {self.store_uri} to {self.out}: {one_line(failure)}; {advice}"
         return pa.table({"shard": batch["shard"], "error": [error]})
 
 
@@ -181,9 +191,9 @@ def predict_shard(model: MultimodalModel, store: Store, shard: str, batch_size: 
     index = store.part("index", shard).select(COLUMNS).to_pylist()
     parts = [index[first : first + batch_size] for first in range(0, len(index), batch_size)]
     tables = []
-    for rows, batch in ahead(((rows, batch_of(model, store, rows)) for rows in parts), AHEAD):
+    for rows, batch in prefetch(((rows, batch_of(model, store, rows)) for rows in parts), AHEAD):
         logits = model(batch.to(device)).logits
-        tables.append(to_table(model.tasks, rows, {name: values.float().cpu() for name, values in logits.items()}))
+        tables.append(to_table(model.tasks, rows, {name: values.cpu() for name, values in logits.items()}))
     return pa.concat_tables(tables)
 
 
@@ -224,14 +234,52 @@ def answers(task: TaskSpec, logits: Tensor, seconds: Sequence[float]) -> dict[st
     if task.rate:
         best = logits.argmax(-1).numpy()
         return {task.name: pa.array([to_events(task, *clip) for clip in zip(best, seconds, strict=True)], EVENTS)}
-    probabilities = logits.softmax(-1).numpy()
+    probabilities = logits.float().softmax(-1).numpy()
+    best, probability, each = columns_of(task)
     return {
-        task.name: pa.array([task.classes[i] for i in probabilities.argmax(-1)], pa.string()),
-        f"{task.name}_probability": pa.array(probabilities.max(-1)),
-        f"{task.name}_probabilities": pa.StructArray.from_arrays(
-            [pa.array(column) for column in probabilities.T.copy()], names=list(task.classes)
+        best: pa.array([task.classes[i] for i in probabilities.argmax(-1)], pa.string()),
+        probability: pa.array(probabilities.max(-1)),
+        each: pa.StructArray.from_arrays(
+            [pa.array(column) for column in probabilities.T.copy()], names=distinct_names(task.classes)
         ),
     }
+
+
+def columns_of(task: TaskSpec) -> list[str]:
+    """The names of a task's columns."""
+    if task.kind != "classification":
+        return [task.name]
+    return [task.name, f"{task.name}_probability", f"{task.name}_probabilities"]
+
+
+def require_distinct_columns(tasks: Mapping[str, TaskSpec]) -> None:
+    """Raise JobError for tasks that would write one column: `mood` with classes, and a task `mood_probability`."""
+    owners = dict.fromkeys(("clip_id", "split", "fold"), "every row")
+    for task in tasks.values():
+        for column in columns_of(task):
+            if column in owners:
+                raise JobError(
+                    f"task {task.name}: its column {column} is one of {owners[column]} too; train with tasks of other "
+                    "names, or without one of them (--tasks)"
+                )
+            owners[column] = f"task {task.name}"
+
+
+def distinct_names(classes: Sequence[str]) -> list[str]:
+    """Names of a struct's fields that differ by more than case, which DuckDB does not tell apart: A, a -> A, a_2."""
+    taken: set[str] = {name.lower() for name in classes}
+    seen: set[str] = set()
+    names = []
+    for name in classes:
+        if name.lower() in seen:
+            number = 2
+            while f"{name}_{number}".lower() in taken:
+                number += 1
+            name = f"{name}_{number}"
+            taken.add(name.lower())
+        seen.add(name.lower())
+        names.append(name)
+    return names
 
 
 def to_events(task: TaskSpec, bins: np.ndarray, seconds: float) -> list[dict[str, Any]]:
@@ -247,4 +295,4 @@ def to_events(task: TaskSpec, bins: np.ndarray, seconds: float) -> list[dict[str
 
 
 if __name__ == "__main__":
-    main(predict, PredictConfig, "A trained model's answers for a feature store. Run again to go on where it stopped.")
+    main(predict, PredictConfig, "A trained model's answers for a feature store. Run the same command again to resume.")

@@ -20,21 +20,30 @@ from rich.table import Table
 
 from clcr.errors import DivergedError
 from features.files import open_fs, read_json, read_text
-from pipelines.common.cli import (
-    JobError,
-    Progress,
-    find_user_error,
-    main,
-    require_at_least,
-    resolve_uri,
-)
-from pipelines.common.cluster import cpus_for, room
+from features.store import Store
+from pipelines.common.cli import Progress, main, require_at_least, resolve_uri
+from pipelines.common.cluster import count_slots, cpus_for, own_cluster
+from pipelines.common.compat import plain_train_driver
+from pipelines.common.errors import JobError, find_user_error
 from pipelines.tracking import run as tracking
 from pipelines.tracking.registry import register
-from pipelines.tracking.system_metrics import watched
+from pipelines.tracking.system_metrics import log_system_metrics
+from pipelines.tracking.views import runs_page
 from pipelines.training.checkpoints import Checkpoints, restore
 from pipelines.training.learner import Recipe
-from pipelines.training.run_folder import check, claim, finish, open_run, prepare
+from pipelines.training.loading import task_specs
+from pipelines.training.run_folder import (
+    as_begun,
+    check,
+    claim,
+    description,
+    finish,
+    open_run,
+    prepare,
+    sole_owner,
+    title,
+    track_result,
+)
 from pipelines.training.workers import worker_learner
 
 # What a later start of the same run may change: none of it changes what is learned.
@@ -76,30 +85,45 @@ class TrainConfig:
 def train(config: TrainConfig) -> None:
     """The job: check, claim the output folder, train on the cluster, print the test result."""
     config = replace(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
+    config = as_begun(config)
+    check(config.store, config.recipe)
+    with sole_owner(config.out):
+        started = claim(config, may_differ=CHANGEABLE)
+        if (finished := read_json(config.out, "metrics.json")) is not None:
+            return show_finished(config, started, finished)
+        uri = prepare(config.out)
+        run = open_training_run(config, started, uri)
+        print(
+            f"training {config.recipe.architecture} on {config.workers} workers; MLflow run {run.run_id} at {run.uri}",
+            flush=True,
+        )
+        with run.ending():
+            launch(config, run)
+        print_metrics(config, read_json(config.out, "metrics.json"))
+        register_model(config, run)
+        print(f"compare runs: {runs_page(run.uri, run.experiment_id())}", flush=True)
+
+
+def open_training_run(config: TrainConfig, started: Mapping[str, str] | None, uri: str) -> tracking.Run:
+    """The training's MLflow run, whose name, tags and description say what it is."""
     recipe = config.recipe
-    check(config.store, recipe)
-    started = claim(config, may_differ=CHANGEABLE)
-    if (finished := read_json(config.out, "metrics.json")) is not None:
-        print(f"{config.out} holds this run, finished:")
-        print_metrics(config, finished)
-        run = tracking.Run(started["tracking_uri"], started["run_id"])
-        run.mark_finished()
-        return register_model(config, run)
-    uri = prepare(config.out)
-    name = f"{recipe.architecture}-seed{recipe.seed}"
-    run = open_run(config, started, uri, name, {"model": recipe.architecture})
-    print(
-        f"training {recipe.architecture} on {config.workers} workers; MLflow run {run.run_id} at {run.uri}", flush=True
-    )
-    with run.ending():
-        launch(config, run)
-    print_metrics(config, read_json(config.out, "metrics.json"))
+    tasks = task_specs(Store(config.store), recipe.tasks)
+    tags = {"model": recipe.architecture, "tasks": ", ".join(tasks), "seed": str(recipe.seed)}
+    about = description(config.store, recipe, tasks)
+    return open_run(config, started, uri, title(config.store, recipe), tags, about)
+
+
+def show_finished(config: TrainConfig, started: Mapping[str, str] | None, metrics: Mapping[str, Any]) -> None:
+    """A finished run's result again; sends MLflow what it refused when the run ended."""
+    print(f"{config.out} holds this run, finished:")
+    print_metrics(config, metrics)
+    if started is None:
+        return
+    run = tracking.Run(started["tracking_uri"], started["run_id"])
+    if read_json(config.out, "model/config.json").get("version", 1) > 1:  # version 1 tracked first, and saved then
+        track_result(config.out, run, metrics, config.recipe.optim.epochs)
+    run.mark_finished()
     register_model(config, run)
-    print(
-        f"compare runs: mlflow ui --backend-store-uri {run.uri}"
-        if run.uri.startswith("sqlite")
-        else f"MLflow: {run.uri}"
-    )
 
 
 def launch(config: TrainConfig, run: tracking.Run) -> None:
@@ -112,14 +136,15 @@ def launch(config: TrainConfig, run: tracking.Run) -> None:
     while True:
         newest = newest_checkpoint(config.out)
         try:
-            diverged = trainer().fit().return_value
+            with plain_train_driver(own_cluster()):
+                diverged = trainer().fit().return_value
         except TrainingFailedError as error:
             if known := find_user_error(error):
                 raise known from error
             deaths = 1 if newest_checkpoint(config.out) != newest else deaths + 1
             if deaths > DEATHS:
                 raise
-            print(f"a worker or host died ({_last_line(error)}): going on from the last checkpoint", flush=True)
+            print(f"a worker or host died ({_last_line(error)}): resuming from the last checkpoint", flush=True)
         else:
             if diverged:
                 raise JobError(diverged)
@@ -129,9 +154,9 @@ def launch(config: TrainConfig, run: tracking.Run) -> None:
 def ray_trainer(config: TrainConfig, run: tracking.Run) -> Callable[[], ray.train.torch.TorchTrainer]:
     """What makes the trainer of this cluster, on GPUs where there are any. Raises JobError when it has no room."""
     least = config.min_workers or config.workers
-    gpu = {"GPU": 1} if room({"GPU": 1}) >= least else {}
+    gpu = {"GPU": 1} if count_slots({"GPU": 1}) >= least else {}
     cpus = config.cpus_per_worker or cpus_for(config.workers, gpu)
-    if (fitting := room({"CPU": cpus, **gpu})) < least:
+    if (fitting := count_slots({"CPU": cpus, **gpu})) < least:
         raise JobError(
             f"--{'min-' if config.min_workers else ''}workers {least} with {cpus} CPUs each: the cluster's nodes have "
             f"room for {fitting} such workers"
@@ -168,6 +193,8 @@ def train_worker(job: Mapping[str, Any]) -> str | None:
     """
     config, run = job["config"], job["run"]
     torch.set_num_threads(job["cpus"])
+    if ray.train.get_context().get_world_rank() == 0:
+        run.require_answer()  # now, and not when the training has ended
     learner = worker_learner(config.store, config.recipe)
     rank, trainer, checkpoints = learner.rank, learner.trainer, Checkpoints(config.checkpoint_seconds)
     if state := restore(trainer.device):
@@ -194,10 +221,10 @@ def train_worker(job: Mapping[str, Any]) -> str | None:
         save_if_due()
 
     try:
-        with watched(run) if rank == 0 else nullcontext():
+        with log_system_metrics(run) if rank == 0 else nullcontext():
             for epoch in learner.fit(after_step):
                 if rank == 0:
-                    run.log_metrics(epoch.metrics, epoch.number)
+                    run.log_metrics({"best/score": trainer.best_score} | epoch.metrics, epoch.number)
                 save_if_due(trainer.finished)
     except DivergedError as error:
         run.flush()

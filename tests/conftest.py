@@ -11,6 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
+# Two test processes share two cores: threads of torch's that wait for each other by spinning would stand in their way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray runs its workers at niceness 15, where anything else on a small machine starves them.
 os.environ.setdefault("RAY_worker_niceness", "0")
 # How often Ray Train's controller looks at its workers, who wait for it at each report: tests report every epoch.

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Ablate: what each part of CLCR is worth on a feature store, over seeds, on the test split.
+"""Ablate: how much each part of CLCR contributes on a feature store, over seeds, on the test split.
 
-Every variant is the given recipe with one part switched off or replaced. Ends with a Markdown table, a picture of the
-intervals and one MLflow run with a child per training; run again, it trains only what is missing.
+Every variant is the given recipe with one part switched off or replaced. The job ends with a Markdown table, a picture
+of the intervals and one MLflow run with a child run per training. Run again, it trains only what is missing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import Annotated, Any
@@ -13,11 +14,12 @@ import tyro
 
 from pipelines.common.cli import JobError, main, override, require_at_least, resolve_uri
 from pipelines.training.learner import Recipe
-from pipelines.training.run_folder import check, claim, open_run, prepare
+from pipelines.training.run_folder import as_begun, check, claim, open_run, prepare, sole_owner
 from tuning.report import publish
 from tuning.runs import SeedRuns, run_all
 
-CHANGEABLE = ("seeds", "variants", "beside", "cpus_per_run", "gpus_per_run")  # how much, and what it runs on
+# What may differ from one start to the next: how much is trained, and what it runs on.
+CHANGEABLE = ("seeds", "variants", "beside", "cpus_per_run", "gpus_per_run")
 FULL = "full"
 VARIANTS: dict[str, dict[str, Any]] = {
     FULL: {},
@@ -64,15 +66,15 @@ class AblateConfig:
     out: str
     """folder of the comparison; path or URI"""
     seeds: int = 5
-    """trainings of each variant, with --seed, --seed + 1, ..."""
+    """number of trainings of each variant, with the seeds --seed, --seed + 1, ..."""
     variants: tuple[str, ...] = tuple(VARIANTS)
-    """what to compare with the full model"""
+    """variants to compare with the full model"""
     beside: tuple[str, ...] = ()
-    """other models to train beside, with the same options: concat, mult, or one modality's name"""
+    """other models to train alongside with the same options: concat, mult, or the name of a modality"""
     cpus_per_run: int = 1
-    """CPUs of each training"""
+    """CPU cores of each training"""
     gpus_per_run: float = 1.0
-    """GPUs of each training, on a cluster that has any; a fraction shares one"""
+    """GPUs of each training, on a cluster that has any; with a fraction, several share a GPU"""
     experiment: str = "clcr"
     """MLflow experiment"""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
@@ -85,17 +87,24 @@ class AblateConfig:
             raise JobError(f"--model {self.recipe.architecture}: only clcr has parts to ablate; --beside adds others")
 
     def recipes(self) -> dict[str, Recipe]:
-        """What is trained, by name: the full model first. Raises ConfigError for variants that cannot be."""
+        """The recipes to train, by name, the full model first. Raises ConfigError for one that cannot be built."""
         variants = {name: override(self.recipe, VARIANTS[name]) for name in dict.fromkeys((FULL, *self.variants))}
         return variants | {model: replaced(self.recipe, architecture=model) for model in self.beside}
 
 
 def ablate(config: AblateConfig) -> None:
-    """The job: check, claim the output folder, train what is missing, report."""
+    """The job: check the options, claim the output folder, train what is missing, report."""
     config = replaced(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
+    config = as_begun(config)
     recipes = config.recipes()
     for recipe in recipes.values():
         check(config.store, recipe)
+    with sole_owner(config.out):
+        train_variants(config, recipes)
+
+
+def train_variants(config: AblateConfig, recipes: Mapping[str, Recipe]) -> None:
+    """The ablation in its folder, which no other job writes to meanwhile."""
     started = claim(config, may_differ=CHANGEABLE)
     uri = prepare(config.out)
     run = open_run(config, started, uri, "ablation", {"model": "clcr"})
@@ -109,4 +118,4 @@ def ablate(config: AblateConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(ablate, AblateConfig, "What each part of CLCR is worth: variants over seeds, on the test split.")
+    main(ablate, AblateConfig, "How much each part of CLCR contributes: variants over seeds, on the test split.")

@@ -1,4 +1,4 @@
-"""The options of the sweep job, and what they say about the first points to try."""
+"""The options of the sweep job, and the first points to try, which follow from them."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -19,29 +19,31 @@ class SweepConfig:
     out: str
     """folder of this sweep; path or URI"""
     trials: int = 20
-    """configurations to try; the first is the recipe as given; 0 = as many as --hours allow"""
+    """number of configurations to try, the first being the recipe as given; 0 = as many as --hours allows"""
     hours: float = 0.0
-    """no trial starts later than this, counted from this start of the job; 0 = no limit"""
+    """hours after the start of the job within which trials may start; 0 = no limit"""
     objectives: tuple[str, ...] = ("score",)
-    """score (the validation score), or score,participation: also the share of tokens exchanged, as a Pareto front"""
+    """score (maximise the validation score), or score,participation (also minimise the share of exchanged tokens; the
+    result is a Pareto front)"""
     search: tuple[str, ...] = ()
     """options or groups of options to search (budget, loss.pr, lr); none named = all that the model has"""
     start_from: tuple[str, ...] = ()
-    """YAML files of options to try first, such as an earlier sweep's best.yaml"""
+    """YAML files of options to try first, such as the best.yaml of an earlier sweep"""
     final_seeds: int = 3
-    """seeds with which the best and the given recipe are trained at the end and scored on the test split; 0 = none"""
+    """number of seeds with which the best and the given recipe are finally trained and scored on the test split; 0 =
+    skip this"""
     concurrency: int = 0
-    """trials at a time; 0 = as many as the cluster's CPUs (GPUs, where there are any) allow"""
+    """number of trials to run at a time; 0 = as many as fit on the cluster's CPUs (and GPUs, if it has any)"""
     workers_per_trial: int = 1
-    """data-parallel workers of each trial"""
+    """number of data-parallel workers of each trial"""
     cpus_per_trial: int = 1
-    """CPUs of each worker of a trial"""
+    """CPU cores of each worker of a trial"""
     gpus_per_trial: float = 1.0
-    """GPUs of each worker of a trial, on a cluster that has any; a fraction shares one"""
+    """GPUs of each worker of a trial, on a cluster that has any; with a fraction, workers share a GPU"""
     grace_epochs: int = 5
-    """epochs that every trial may run before ASHA can stop it; with two objectives it stops none"""
+    """epochs that every trial runs before ASHA may stop it; with two objectives ASHA is not used"""
     reduction: int = 3
-    """ASHA lets one of so many trials go on at each rung"""
+    """reduction factor of ASHA: at each rung the best one in so many trials continues"""
     experiment: str = "clcr"
     """MLflow experiment"""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
@@ -61,17 +63,17 @@ class SweepConfig:
 
     @property
     def first_points(self) -> list[dict[str, Any]]:
-        """Points to try before the sampler's: the recipe as given, then those of --start-from."""
+        """Points to try before the sampler draws any: the recipe as given, then those of --start-from."""
         return [defaults(self.recipe, self.search), *(self._point(path) for path in self.start_from)]
 
     def _point(self, path: str) -> dict[str, Any]:
         other = parse(Recipe, ["--config", path])
         if other.architecture != self.recipe.architecture:
             raise JobError(f"--start-from {path}: has model {other.architecture}, not {self.recipe.architecture}")
-        mine, point = space(self.recipe, self.search), defaults(other)
-        for name, distribution in mine.items():
+        searched, point = space(self.recipe, self.search), defaults(other)
+        for name, distribution in searched.items():
             if name not in point:
                 raise JobError(f"--start-from {path}: has no {name}, which is searched")
             if not holds(distribution, point[name]):
                 raise JobError(f"--start-from {path}: {name} {point[name]} lies outside of what is searched")
-        return {name: point[name] for name in mine}
+        return {name: point[name] for name in searched}

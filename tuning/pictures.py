@@ -1,8 +1,9 @@
-"""Pictures of a search, by Optuna's own plots: they need no browser, and lie among the parent run's artifacts."""
+"""Pictures of a search, drawn by Optuna: they need no browser and are logged as artifacts of the parent run."""
 
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,16 +15,16 @@ from optuna.visualization import matplotlib as plots
 
 from tuning.study import COST, SCORE, reached
 
-LEAST = 3  # trials without which there is nothing to see
-SHOWN = 8  # options in one picture, the most important ones
-LEGEND = 10  # curves that a legend can name
+LEAST = 3  # trials that a picture needs at least
+SHOWN = 8  # options shown in one picture, the most important ones
+LEGEND = 10  # curves that a legend can name at most
 
 
 def write_pictures(study: optuna.Study, folder: str | Path) -> list[str]:
     """Write curves, history, parallel coordinates, importance, contour, scatter and Pareto front; returns their names.
 
-    None where there are too few trials, or no two differ. A trial that ASHA stopped counts with the best score that it
-    had by then.
+    Writes nothing if there are too few trials, or none that differ. A trial that ASHA stopped counts with the best
+    score that it had by then.
     """
     with warnings.catch_warnings(), matplotlib.rc_context({"backend": "Agg", "figure.max_open_warning": 0}):
         warnings.simplefilter("ignore")  # Optuna calls its plots experimental
@@ -43,7 +44,7 @@ def _figures(study: optuna.Study) -> dict[str, Figure]:
     importance = optuna.importance.get_param_importances(scores, params=varied)
     first = list(importance)[:SHOWN]
     stopped = len(study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
-    note = f"\n{stopped} of {len(trials)} trials were stopped early: their best until then" if stopped else ""
+    note = f"\n{stopped} of {len(trials)} trials were stopped early and count with their best score" if stopped else ""
     drawn = {
         "history.png": _drawn(plots.plot_optimization_history, scores, "Best score so far"),
         "parallel.png": _drawn(plots.plot_parallel_coordinate, scores, "Trials" + note, (15, 6), params=first),
@@ -62,7 +63,7 @@ def _figures(study: optuna.Study) -> dict[str, Figure]:
 
 
 def scores_of(study: optuna.Study) -> optuna.Study:
-    """A copy in memory with the score as only objective, and stopped trials complete: plots leave out others."""
+    """A copy in memory with the score as its only objective and stopped trials marked complete, as the plots need."""
     copy = optuna.create_study(direction="maximize")
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
         copy.add_trial(
@@ -72,10 +73,11 @@ def scores_of(study: optuna.Study) -> optuna.Study:
 
 
 def contour_pair(importance: dict[str, float]) -> list[str]:
-    """The two options to draw against each other: the budget's and the loss weights' most important, or any two."""
+    """The two options to draw: the most important of the budget and of the loss weights, or else of all options."""
     ranked = list(importance)  # most important first
-    leaders = [next((n for n in ranked if n.startswith(group)), None) for group in ("budget.", "loss.")]
-    return leaders if all(leaders) else ranked[:2]
+    budgets = [name for name in ranked if name.startswith("budget.")]
+    losses = [name for name in ranked if name.startswith("loss.")]
+    return [budgets[0], losses[0]] if budgets and losses else ranked[:2]
 
 
 def _drawn(
@@ -84,7 +86,7 @@ def _drawn(
     return _figure(plot(study, target_name=SCORE, **options), title, inches)
 
 
-def _figure(axes: object, title: str, inches: tuple[float, float] = (9, 5)) -> Figure:
+def _figure(axes: Any, title: str, inches: tuple[float, float] = (9, 5)) -> Figure:
     panels = np.atleast_1d(axes).ravel()
     figure = panels[0].figure
     for panel in panels:

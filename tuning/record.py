@@ -1,4 +1,4 @@
-"""What a sweep writes down as it runs: each trial in the study, and as a child run of MLflow. In the driver only."""
+"""What a running sweep records: each trial in the study, and as a child run in MLflow. Runs in the driver only."""
 
 import time
 from typing import Any
@@ -27,16 +27,16 @@ from tuning.study import (
     tell,
 )
 
-GROUPS = ("train/", "val/", "diag/", "perf/")  # of metrics
-# MLflow's word for each: stopping early is a good end.
+GROUPS = ("train/", "val/", "diag/", "perf/")  # groups of metrics that are logged
+# A trial's status in MLflow: being stopped early is no failure.
 STATUSES = {"FINISHED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED"}
-HELD = "held"  # in a result: the placement group of a trial's workers
-QUIET = 30.0  # seconds without a line, at most, while epochs come in
+HELD = "held"  # key of a result: the placement group that the trial's workers hold
+QUIET = 30.0  # seconds between two lines of progress, at most, while trials report epochs
 NOTE = "mlflow.note.content"  # the description that MLflow shows above a run
 
 
 class Record(tune.Callback):
-    """Hears of every epoch and every end. A trial that an earlier start left in the middle goes on in its own run."""
+    """Records every epoch and every end. A trial that an earlier start left unfinished resumes its own MLflow run."""
 
     def __init__(
         self, run: tracking.Run, experiment: str, recipe: Recipe, search: StudySearch, file: StudyFile, trials: int
@@ -49,16 +49,16 @@ class Record(tune.Callback):
         experiment_id, view = run.experiment_id(), "custom_model_development"
         run.ask(lambda client: client.set_experiment_tag(experiment_id, "mlflow.experimentKind", view))
         tracking.abandon_children(run, {row["run_id"]: STATUSES[row["status"]] for row in done})
-        # Made by a driver that was killed before it could write down whose they are: empty.
+        # Empty runs: their driver was killed before it could record which trial they belong to.
         tracking.delete_children(run, "trial", keep={t.user_attrs.get("run_id") for t in search.study.trials})
         for asked in list(search.interrupted):
-            if complete(asked, recipe.optim.epochs):  # only its end was not written down
+            if complete(asked, recipe.optim.epochs):  # only its end was not recorded
                 search.interrupted.remove(asked)
                 self._end(asked, tracking.resume_run(run.uri, asked.user_attrs["run_id"]))
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A child run with what is searched as parameters: charts offer nothing else. The recipe is an artifact."""
-        if trial.trial_id in self.runs:  # its process died, and Tune starts another
+        """Start a child run with only the searched options as parameters, for MLflow's charts; the recipe is a file."""
+        if trial.trial_id in self.runs:  # its process died, and Tune starts it again
             release(trial)
             self.runs.pop(trial.trial_id).flush()
         asked = self.search.asked[trial.trial_id]
@@ -75,17 +75,17 @@ class Record(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """One epoch's metrics, in one call; or why there will be no more."""
+        """Log the metrics of one epoch in one call, or the error that ended the trial."""
         asked, run = self.search.asked[trial.trial_id], self.runs[trial.trial_id]
         if "error" in result:
             asked.set_user_attr("error", result["error"])
             run.log_text(result["traceback"], "error.txt")
             return
         worth = {name: result[name] for name in (SCORE, COST) if name in result}
-        # First what the trial is worth: MLflow's parallel coordinates open with the metric that was logged first.
+        # The objectives go first: MLflow's parallel coordinates open with the metric that was logged first.
         metrics = worth | {name: value for name, value in result.items() if name.startswith(GROUPS)}
         run.log_metrics(metrics, result["epoch"] - 1)
-        if result["epoch"] <= reached(asked).get("epoch", 0):  # seen before the driver, or the trial, was killed
+        if result["epoch"] <= reached(asked).get("epoch", 0):  # recorded before the driver or the trial was killed
             return
         ended = {ENDED: True} if result.get(ENDED) else {}
         asked.set_user_attr(REACHED, {"epoch": result["epoch"], **worth, **ended})
@@ -96,12 +96,12 @@ class Record(tune.Callback):
             self._say(0, f"trial {asked.number} at epoch {result['epoch']} of {self.recipe.optim.epochs}")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Finished, stopped early by ASHA, or failed with an error that it could still tell."""
+        """Record a trial that finished, was stopped early by ASHA, or reported an error."""
         release(trial)
         self._end(self.search.asked[trial.trial_id], self.runs[trial.trial_id])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Its process died, again and again: that costs this trial."""
+        """Record as failed a trial whose process died too often."""
         release(trial)
         asked, lines = self.search.asked[trial.trial_id], str(trial.get_error()).strip().splitlines()
         why = next((line for line in lines if "Error" in line), "no reason known")
@@ -109,7 +109,7 @@ class Record(tune.Callback):
         self._end(asked, self.runs[trial.trial_id])
 
     def _end(self, asked: optuna.Trial, run: tracking.Run) -> None:
-        """MLflow has all but the status before the study is told: a kill in between costs nothing."""
+        """Give MLflow everything but the status before the study is told, so that a kill in between loses nothing."""
         study = self.search.study
         state = outcome(study, asked, self.recipe.optim.epochs)
         run.set_tag(NOTE, describe(asked, STATUS[state], self.recipe))
@@ -125,19 +125,19 @@ class Record(tune.Callback):
         self.said = time.monotonic()
         if self.progress.total:
             return self.progress.update(ended, what + best)
-        self.progress.done += ended  # a budget of hours alone
+        self.progress.done += ended  # only --hours limits the sweep
         left = max(0.0, self.search.deadline - self.said)
         print(f"sweep {self.progress.done} trials, {left:.0f} s until the last may start, {what}{best}", flush=True)
 
 
 def release(trial: Trial) -> None:
-    """Give back what the workers of a trial held: Ray Train does not when Tune stops the trial, or its process dies."""
+    """Return the resources of a trial's workers; Ray Train does not if Tune stops the trial or its process dies."""
     if held := trial.last_result.get(HELD):
         remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(held)))
 
 
 def describe(trial: optuna.Trial, status: str, recipe: Recipe) -> str:
-    """A child run's description, as MLflow shows it."""
+    """The description that MLflow shows for a child run."""
     epochs, error = reached(trial).get("epoch", 0), trial.user_attrs.get("error")
     how = {
         "FINISHED": f"Trained {epochs} of {recipe.optim.epochs} epochs, to its end.",

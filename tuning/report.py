@@ -1,4 +1,4 @@
-"""Runs over seeds as numbers to trust: mean, interval, paired test against a reference; as a table and a picture."""
+"""Runs over seeds as statistics: mean, interval and a paired test against a reference, in a table and a picture."""
 
 import time
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ Results = Mapping[str, Mapping[int, Mapping[str, Mapping[str, float]]]]  # test 
 
 @dataclass(frozen=True)
 class Line:
-    """One recipe over its seeds, by column (each task, and their mean).
+    """The scores of one recipe over its seeds, by column (each task, and the mean over tasks).
 
-    scores: (seeds,) each; p: of the paired t-test against the reference, corrected for the number of comparisons in
-    that column (Benjamini and Hochberg); nan for the reference itself, and where no run differs.
+    scores: (seeds,) each. p: p-value of the paired t-test against the reference, corrected for the number of
+    comparisons in that column (Benjamini and Hochberg); nan for the reference itself, and where no run differs.
     """
 
     name: str
@@ -34,21 +34,21 @@ class Line:
         return float(self.scores[column].mean())
 
     def half_width(self, column: str) -> float:
-        """Half the width of the 95 % t interval of the mean; nan of a single seed."""
+        """Half the width of the 95 % t interval of the mean; nan for a single seed."""
         return half_width(self.scores[column])
 
 
 def half_width(values: np.ndarray) -> float:
-    """Half the width of the 95 % t interval of the mean of values (seeds,); nan of a single one."""
+    """Half the width of the 95 % t interval of the mean of values (seeds,); nan for a single value."""
     if len(values) < 2:
         return float("nan")
     return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def compare(results: Results, reference: str) -> list[Line]:
-    """Lines in the order of `results`, which has the same seeds under every name.
+    """One line per recipe, in the order of `results`, which has the same seeds under every name.
 
-    A task counts by its main metric: accuracy, or skill for numbers.
+    A task is scored by its main metric: accuracy, or skill for regression.
     """
     seeds = sorted(results[reference])
     columns = [*results[reference][seeds[0]], MEAN]
@@ -78,15 +78,15 @@ def publish(
     notes: Mapping[str, Mapping[str, str]] | None = None,
     among: str = "seeds",
 ) -> None:
-    """The table and the picture: on the terminal, in the output folder and in MLflow.
+    """Print the table, and write table and picture to the output folder and to MLflow.
 
-    The first of `results` is what the others are tested against; notes: further columns, by name; among: what the
-    second key of `results` counts.
+    The others are tested against the first of `results`. notes: further columns, by name; among: what the second key
+    of `results` counts (seeds or folds).
     """
     lines, seeds = compare(results, next(iter(results))), tuple(sorted(next(iter(results.values()))))
     table, figure = markdown(lines, seeds, title, notes, among), interval_figure(lines, title, among)
     means = {f"test/{line.name}/{column}": line.mean(column) for line in lines for column in line.scores}
-    run.log_metrics(means, step=int(time.time()))  # what a later start makes of more seeds or finalists replaces it
+    run.log_metrics(means, step=int(time.time()))  # a later start with more seeds or finalists replaces these
     run.log_figure(figure, f"{title}.png")
     write_figure(resolve(f"{title}.png", out), figure)
     for name, text in ((f"{title}.md", table), (f"{title}-metrics.md", every_metric(results))):
@@ -102,31 +102,39 @@ def markdown(
     notes: Mapping[str, Mapping[str, str]] | None = None,
     among: str = "seeds",
 ) -> str:
-    """The table; `*` marks what differs from the first line with a corrected p below 0.05."""
-    columns, noted = list(lines[0].scores), list((notes or {}).get(lines[0].name, {}))
+    """The table; `*` marks what differs significantly from the first line (corrected p below 0.05)."""
+    notes = notes or {}
+    columns, noted = list(lines[0].scores), list(notes.get(lines[0].name, {}))
     rows = [f"| {title} | {' | '.join(columns + noted)} |", "|---" * (len(columns) + len(noted) + 1) + "|"]
     for line in lines:
         cells = []
         for column in columns:
             cells.append(_interval(line.scores[column]) + (" *" if line.p[column] < 0.05 else ""))
-        cells += [notes[line.name][name] for name in noted] if noted else []
+        cells += [notes[line.name][name] for name in noted]
         rows.append(f"| {line.name} | {' | '.join(cells)} |")
-    said = ", ".join(map(str, seeds))
     test = f"paired t-test against {lines[0].name}, corrected for {len(lines) - 1} comparisons (Benjamini-Hochberg)"
-    rows += ["", f"Test split, {among} {said}: mean ± half the 95 % t interval. \\* p < 0.05, {test}."]
+    rows += [
+        "",
+        f"Test split, {among} {', '.join(map(str, seeds))}: mean ± half the 95 % t interval. \\* p < 0.05, {test}.",
+    ]
     return "\n".join(rows) + "\n"
 
 
 def every_metric(results: Results) -> str:
-    """All that every run measured, a row per task and metric and one for its mean over tasks, a column per recipe."""
+    """A table of all metrics that every run has: a row per task and metric, a column per recipe.
+
+    A metric that several tasks have gets one more row, for its mean over them.
+    """
     every = [run for runs in results.values() for run in runs.values()]
-    first = {
+    shared = {
         task: [metric for metric in values if metric != "n" and all(metric in run[task] for run in every)]
         for task, values in every[0].items()
     }
-    measured = {(task, metric): (task,) for task, metrics in first.items() for metric in metrics}
+    measured: dict[tuple[str, str], tuple[str, ...]] = {}  # the tasks that each row averages
+    for task, metrics in shared.items():
+        measured |= {(task, metric): (task,) for metric in metrics}
     for metric in dict.fromkeys(metric for _, metric in measured):
-        tasks = tuple(task for task in first if metric in first[task])
+        tasks = tuple(task for task in shared if metric in shared[task])
         if len(tasks) > 1:
             measured[MEAN, metric] = tasks
     rows = [f"| metric | {' | '.join(results)} |", "|---" * (len(results) + 1) + "|"]
@@ -145,7 +153,7 @@ def _interval(values: np.ndarray) -> str:
 
 
 def interval_figure(lines: list[Line], title: str, among: str = "seeds") -> Figure:
-    """A panel per column: every run as a dot, mean and 95 % interval; the dashed line is the first recipe's mean."""
+    """A panel per column: a dot for every run, mean and 95 % interval; the dashed line is the first recipe's mean."""
     columns = list(lines[0].scores)
     figure = Figure(figsize=(2.2 + 2.6 * len(columns), 1.4 + 0.34 * len(lines)), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
@@ -168,7 +176,7 @@ def interval_figure(lines: list[Line], title: str, among: str = "seeds") -> Figu
 
 
 def _paired_p(values: np.ndarray, reference: np.ndarray) -> float:
-    """Two-sided; nan where there is nothing to test: a single seed, or the same difference (or none) in all."""
+    """Two-sided p-value; nan where there is nothing to test: a single seed, or the same difference in all runs."""
     if len(values) < 2 or np.ptp(values - reference) < 1e-9:
         return float("nan")
     return float(stats.ttest_rel(values, reference).pvalue)

@@ -1,10 +1,11 @@
-"""What a sweep ends with: a table, best.yaml, pictures, and the best recipe over seeds on the test split."""
+"""How a sweep ends: a table, best.yaml, pictures, and the best recipe trained over seeds for the test split."""
 
 import io
 import json
+import shlex
 import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import optuna
 import pyarrow as pa
@@ -16,6 +17,7 @@ from rich.table import Table
 from features.files import open_fs, resolve, write_atomic, write_text
 from pipelines.common.cli import JobError, to_yaml
 from pipelines.tracking import run as tracking
+from pipelines.tracking import views
 from pipelines.training.learner import Recipe
 from tuning.options import SweepConfig
 from tuning.pictures import write_pictures
@@ -25,13 +27,14 @@ from tuning.runs import SeedRuns, run_all
 from tuning.space import apply, defaults
 from tuning.study import COST, OBJECTIVES, SCORE, objectives_of, ranked, rows
 
-GIVEN = "given"  # the recipe that the sweep started from
+GIVEN = "given"  # the name of the recipe that the sweep started from
+Row = Mapping[str, Any]  # a trial, as `study.rows` gives it
 
 
 def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple[str, Recipe]:
-    """Table, trials.parquet, pictures, and best.yaml last; returns the best trial's name and recipe.
+    """Write table, trials.parquet, pictures, and best.yaml last; returns the best trial's name and recipe.
 
-    With two objectives best.yaml has the best score, and front/ every recipe of the Pareto front. Raises JobError when
+    With two objectives best.yaml has the best score, and front/ every recipe of the Pareto front. Raises JobError if
     every trial failed.
     """
     trials = rows(study)
@@ -39,44 +42,56 @@ def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple
     if not scored:
         first = next((f"trial {row['trial']}: {row['error']}" for row in trials), "no trial had the time to end")
         raise JobError(f"all {len(trials)} trials failed, the first is {first}; a further try needs another --out")
-    front = {trial.number for trial in study.best_trials} if len(study.directions) > 1 else set()
     best = scored[0]
     searched = list(study.trials[best["trial"]].params)
+    recipes = {row["trial"]: apply(config.recipe, {name: row[name] for name in searched}) for row in scored}
+    front = {trial.number for trial in study.best_trials} if len(study.directions) > 1 else set()
     print_trials(trials, searched, best, front)
     _write_parquet(config.out, trials)
-    recipes = {row["trial"]: apply(config.recipe, {n: row[n] for n in searched}) for row in scored}
     if front:
-        open_fs(config.out)[0].delete_dir_contents(_create(resolve("front", config.out)))  # of an earlier start
-    for number in front:
-        write_text(resolve("front", config.out), f"{_name(number)}.yaml", to_yaml(recipes[number]))
-    with tempfile.TemporaryDirectory() as folder:
-        if write_pictures(study, folder):
-            run.log_folder(folder, "pictures")
-            pafs.copy_files(
-                folder, _create(resolve("pictures", config.out)), destination_filesystem=open_fs(config.out)[0]
-            )
-    # Named apart from the trials' metrics: in a comparison the parent is not one more of them.
-    found = {metric.replace("best/", "sweep/best_"): best[metric] for metric in objectives_of(study)}
-    found |= {"sweep/trials": len(trials), "sweep/epochs": sum(row["epochs"] for row in trials)}
-    run.log_metrics(found, step=len(trials))  # a later start with more of them goes on from here
+        _write_front(config.out, {_name(number): recipes[number] for number in front})
+    _write_pictures(config.out, run, study)
+    # Named apart from the trials' metrics, so that a comparison does not show the parent as one more trial.
+    totals = {metric.replace("best/", "sweep/best_"): best[metric] for metric in objectives_of(study)}
+    totals |= {"sweep/trials": len(trials), "sweep/epochs": sum(row["epochs"] for row in trials)}
+    run.log_metrics(totals, step=len(trials))  # a later start with more trials continues the curve
     run.set_tag("best", json.dumps({"run_id": best["run_id"], "trial": best["trial"]}))
-    run.set_tag(NOTE, describe(config, run, trials, best))
+    run.set_tag(NOTE, describe(config, run, trials, best, searched))
     text = to_yaml(recipes[best["trial"]])
     run.log_text(text, "best.yaml")
     write_text(config.out, "best.yaml", text)
     print(summary(config, trials))
     file = resolve("best.yaml", config.out)
-    print(f"best: trial {best['trial']}; python pipelines/train.py --config {file} --store ... --out ...")
+    print(f"best: trial {best['trial']}; python pipelines/train.py --config {shlex.quote(file)} --store ... --out ...")
     return _name(best["trial"]), recipes[best["trial"]]
 
 
-def train_final(config: SweepConfig, run: tracking.Run, name: str, best: Recipe) -> None:
-    """Train the best and the given recipe with the same seeds, and only now score on the test split.
+def _write_front(out: str, recipes: Mapping[str, Recipe]) -> None:
+    """The recipes of the Pareto front, one file each; replaces the front of an earlier start."""
+    folder = resolve("front", out)
+    open_fs(out)[0].delete_dir_contents(_create(folder))
+    for name, recipe in recipes.items():
+        write_text(folder, f"{name}.yaml", to_yaml(recipe))
 
-    What lies there from an earlier start is kept: runs are named after the trial, which more trials may replace.
+
+def _write_pictures(out: str, run: tracking.Run, study: optuna.Study) -> None:
+    """Pictures of the search, in the output folder and in MLflow; none where there is nothing to show."""
+    with tempfile.TemporaryDirectory() as folder:
+        if write_pictures(study, folder):
+            run.log_folder(folder, "pictures")
+            target = _create(resolve("pictures", out))
+            pafs.copy_files(folder, target, destination_filesystem=open_fs(out)[0])
+
+
+def train_final(config: SweepConfig, run: tracking.Run, name: str, best: Recipe) -> None:
+    """Train the best and the given recipe with the same seeds, and score them on the test split for the first time.
+
+    Runs of an earlier start are kept: each is named after its trial, and more trials may find a better one.
     """
-    spelled = [apply(recipe, defaults(recipe)) for recipe in (config.recipe, best)]  # a budget for each level
-    recipes = {GIVEN: config.recipe} | ({name: best} if spelled[0] != spelled[1] else {})
+    recipes = {GIVEN: config.recipe}
+    # Both with a budget for each level, as `apply` writes it: equal recipes are to compare as equal.
+    if apply(config.recipe, defaults(config.recipe)) != apply(best, defaults(best)):
+        recipes[name] = best
     seeds = tuple(range(config.recipe.seed, config.recipe.seed + config.final_seeds))
     also = "" if name in recipes else " (nothing tried was better than the recipe as given)"
     print(f"test split: {' and '.join(recipes)} with seeds {', '.join(map(str, seeds))}{also}", flush=True)
@@ -90,16 +105,26 @@ def train_final(config: SweepConfig, run: tracking.Run, name: str, best: Recipe)
 
 def compare_hint(run: tracking.Run, study: optuna.Study) -> str:
     """Where MLflow compares the trials: an address on a server, a command and an address for an embedded file."""
-    ids = [row["run_id"] for row in rows(study) if row["status"] != "FAILED" and row["run_id"]]
-    page = f"/#/compare-runs?runs={quote(json.dumps(ids))}&experiments={quote(json.dumps([run.experiment_id()]))}"
-    if run.uri.startswith("http"):
-        return f"compare the trials: {run.uri.rstrip('/')}{page}"
-    serve = f"mlflow ui --backend-store-uri {run.uri}"
-    return f"compare the trials: {serve}   and then open   http://127.0.0.1:5000{page}"
+    return f"compare the trials: {views.page(run.uri, comparison(run, rows(study)))}"
 
 
-def print_trials(trials: list[dict[str, Any]], searched: list[str], best: dict[str, Any], front: set[int]) -> None:
-    """The ten best trials, best first; with two objectives the whole front, marked by a star, before the others."""
+def comparison(run: tracking.Run, trials: Sequence[Row]) -> str:
+    """The path of MLflow's comparison of the trials that did not fail."""
+    ids = [row["run_id"] for row in trials if row["status"] != "FAILED" and row["run_id"]]
+    return views.comparison_path(ids, run.experiment_id())
+
+
+def save_view(run: tracking.Run, searched: Collection[str]) -> str:
+    """Keep a view of the trials in MLflow, best first, with what was searched as columns; its path."""
+    columns = [f"params.`{name}`" for name in searched]
+    state = views.view(columns, [SCORE, COST], f"tags.`mlflow.parentRunId` = '{run.run_id}'")
+    experiment, key = run.experiment_id(), run.run_id[:12]
+    run.ask(lambda client: client.set_experiment_tag(experiment, views.SHARED + key, state))
+    return f"/#/experiments/{experiment}/runs?viewStateShareKey={key}"
+
+
+def print_trials(trials: Sequence[Row], searched: Sequence[str], best: Row, front: Collection[int]) -> None:
+    """Print the ten best trials, best first; with two objectives the whole front comes first, marked by stars."""
     heads = ["exchanged"] if COST in best else []
     short = [name.replace("budget.", "b.").replace("loss.", "l.").replace("model.", "") for name in searched]
     table = Table("trial", "val score", *heads, "epochs", *short)
@@ -113,27 +138,29 @@ def print_trials(trials: list[dict[str, Any]], searched: list[str], best: dict[s
     Console(width=max(160, 12 * len(table.columns))).print(table)
 
 
-def summary(config: SweepConfig, trials: list[dict[str, Any]]) -> str:
-    """What ASHA saved, and what failed."""
+def summary(config: SweepConfig, trials: Sequence[Row]) -> str:
+    """One line: how much ASHA saved, and how many trials failed."""
     stopped = [row for row in trials if row["status"] == "STOPPED"]
     saved = sum(config.recipe.optim.epochs - row["epochs"] for row in stopped)
     failed = sum(row["status"] == "FAILED" for row in trials)
     return f"ASHA stopped {len(stopped)} of {len(trials)} trials and saved {saved} epochs; {failed} failed"
 
 
-def describe(config: SweepConfig, run: tracking.Run, trials: list[dict[str, Any]], best: dict[str, Any]) -> str:
+def describe(
+    config: SweepConfig, run: tracking.Run, trials: Sequence[Row], best: Row, searched: Collection[str]
+) -> str:
     """The parent run's description, as MLflow shows it."""
     what = " and ".join(f"`{OBJECTIVES[name][0]}` ({OBJECTIVES[name][1][:3]}.)" for name in config.objectives)
     return (
         f"Sweep of `{config.recipe.architecture}` on `{config.store}`, over {what}, on the validation split.\n\n"
         f"{summary(config, trials)}. Best: trial {best['trial']}, score {best[SCORE]:.3f} (`best.yaml`).\n\n"
-        f"To compare: filter the runs by `tags.mlflow.parentRunId = '{run.run_id}' and tags.trial != ''`, select all, "
-        f"press *Compare*; take the searched options as parameters and `{SCORE}` as the metric. "
+        f"[Compare the trials]({comparison(run, trials)}) (parallel coordinates: take the searched options as "
+        f"parameters and `{SCORE}` as the metric), or [see them as a table, best first]({save_view(run, searched)}). "
         "Pictures of the search are among the artifacts."
     )
 
 
-def _write_parquet(out: str, trials: list[dict[str, Any]]) -> None:
+def _write_parquet(out: str, trials: Sequence[Row]) -> None:
     names = dict.fromkeys(name for row in trials for name in row)
     buffer = io.BytesIO()
     pq.write_table(pa.table({name: [row.get(name) for row in trials] for name in names}), buffer)

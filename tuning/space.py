@@ -1,7 +1,7 @@
 """What a sweep searches: token budgets, loss weights, learning rate and size, by option name.
 
-A model that has no budget and no regulariser (every baseline) is searched over the options that it shares with CLCR and
-over its own, so that a comparison tunes each alike. An option that the recipe switches off (0, on a logarithmic scale)
+A baseline, which has no budget and no regulariser, is searched over the options that it shares with CLCR and over its
+own, so that a comparison tunes every model alike. An option that the recipe switches off (0, on a logarithmic scale)
 stays off.
 """
 
@@ -9,31 +9,33 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from clcr.errors import ConfigError
 from pipelines.common.cli import JobError, flatten, override
 from pipelines.training.learner import Recipe
 
-SHARED: dict[str, BaseDistribution] = {
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+
+SHARED: dict[str, Distribution] = {
     "lr": FloatDistribution(5e-4, 8e-3, log=True),
     "weight_decay": FloatDistribution(1e-4, 1e-1, log=True),
     "model.dropout": FloatDistribution(0.0, 0.4),
-}  # and model.width: half, as given, and double
+}  # alongside model.width: half of the recipe's, the same, and double
 START = FloatDistribution(0.1, 0.95)  # budget.start.K: level K's share of admitted tokens
-BUDGET: dict[str, BaseDistribution] = {
+BUDGET: dict[str, Distribution] = {
     "budget.threshold": FloatDistribution(-3.0, 1.0),
     "budget.scale": FloatDistribution(1.0, 8.0),
 }
-LOSS: dict[str, BaseDistribution] = {
+LOSS: dict[str, Distribution] = {
     "loss.lambda_intra": FloatDistribution(1e-3, 1.0, log=True),
     "loss.lambda_inter": FloatDistribution(1e-3, 1.0, log=True),
 }
-INTER: dict[str, BaseDistribution] = {  # the weights of its terms, within lambda_inter
+INTER: dict[str, Distribution] = {  # the weights of the terms that lambda_inter scales
     f"loss.{term}": FloatDistribution(0.1, 10.0, log=True) for term in ("pr", "sp", "mix")
 }
 MISA = ("similarity", "difference", "reconstruction")
-OWN: dict[str, dict[str, BaseDistribution]] = {  # of other models
+OWN: dict[str, dict[str, Distribution]] = {  # options that one baseline alone has
     "mult": {"model.depth": IntDistribution(2, 6)},
     "mm_orient": {"mm_orient.linked": FloatDistribution(0.02, 0.4, log=True)},
     "misa": {f"misa.{loss}": FloatDistribution(1e-3, 1.0, log=True) for loss in MISA},
@@ -42,28 +44,34 @@ OWN: dict[str, dict[str, BaseDistribution]] = {  # of other models
 BUDGET_START = "budget.start"
 
 
-def space(recipe: Recipe, search: tuple[str, ...] = ()) -> dict[str, BaseDistribution]:
+def space(recipe: Recipe, search: tuple[str, ...] = ()) -> dict[str, Distribution]:
     """The distributions to search, by option name, each wide enough to hold the recipe's own value.
 
     search: options or groups of options (`budget`, `loss.pr`) to keep; none named = all. Raises JobError for one that
     the model does not have.
     """
     options = _options(recipe)
-    found = {name: _widened(d, options[name]) for name, d in _of_model(recipe).items() if not _is_off(d, options[name])}
-    for name in search:
-        if not any(_belongs(option, name) for option in found):
-            raise JobError(f"--search {name}: {recipe.architecture} has {', '.join(found)}")
-    return {name: d for name, d in found.items() if not search or any(_belongs(name, s) for s in search)}
+    searchable = {
+        name: _widened(distribution, options[name])
+        for name, distribution in _searchable(recipe).items()
+        if not _is_off(distribution, options[name])
+    }
+    if not search:
+        return searchable
+    for group in search:
+        if not any(_belongs(name, group) for name in searchable):
+            raise JobError(f"--search {group}: {recipe.architecture} has {', '.join(searchable)}")
+    return {name: d for name, d in searchable.items() if any(_belongs(name, group) for group in search)}
 
 
 def known(recipe: Recipe, search: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the options or groups of options that the model has."""
-    found = space(recipe)
-    return tuple(name for name in search if any(_belongs(option, name) for option in found))
+    """Those of the options or groups of options in `search` that the model has."""
+    searchable = space(recipe)
+    return tuple(group for group in search if any(_belongs(name, group) for name in searchable))
 
 
 def defaults(recipe: Recipe, search: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The recipe as it stands, as a point of its space: a sweep tries it first."""
+    """The recipe's own values as a point of its space: the first point that a sweep tries."""
     options = _options(recipe)
     return {name: options[name] for name in space(recipe, search)}
 
@@ -77,49 +85,58 @@ def apply(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
     return override(recipe, options)
 
 
-def holds(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a value can be drawn."""
+def holds(distribution: Distribution, value: Any) -> bool:
+    """Whether the distribution can give this value."""
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
     return distribution.low <= value <= distribution.high
 
 
-def _of_model(recipe: Recipe) -> dict[str, BaseDistribution]:
-    """What there is to search of this model with these options."""
+def _searchable(recipe: Recipe) -> dict[str, Distribution]:
+    """Every option that can be searched for this model with these options."""
     model = recipe.model
-    widths = CategoricalDistribution([w for w in (model.width // 2, model.width, 2 * model.width) if _fits(recipe, w)])
-    shared = SHARED | {"model.width": widths} | OWN.get(recipe.architecture, {})
+    widths = [width for width in (model.width // 2, model.width, 2 * model.width) if _fits(recipe, width)]
+    shared = {**SHARED, "model.width": CategoricalDistribution(widths), **OWN.get(recipe.architecture, {})}
     if recipe.architecture != "clcr":
         return shared
-    starts = {f"{BUDGET_START}.{level}": START for level in range(model.levels)}
-    budget = {**starts, **BUDGET} if model.exchange == "budgeted" else {}
-    return {**budget, **LOSS, **(INTER if recipe.loss.lambda_inter else {}), **shared}
+    searchable: dict[str, Distribution] = {}
+    if model.exchange == "budgeted":
+        searchable |= {f"{BUDGET_START}.{level}": START for level in range(model.levels)}
+        searchable |= BUDGET
+    searchable |= LOSS
+    if recipe.loss.lambda_inter:
+        searchable |= INTER
+    return searchable | shared
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:
-    """All options by name, a budget for each level."""
-    starts = recipe.budget.start * (recipe.model.levels if len(recipe.budget.start) == 1 else 1)
+    """All options by name, with one `budget.start` for each level."""
+    starts = recipe.budget.start
+    if len(starts) == 1:  # one for all levels
+        starts = starts * recipe.model.levels
     return flatten(recipe) | {f"{BUDGET_START}.{level}": start for level, start in enumerate(starts)}
 
 
 def _fits(recipe: Recipe, width: int) -> bool:
     try:
-        return bool(replace(recipe.model, width=width))
+        replace(recipe.model, width=width)
     except ConfigError:
         return False
+    return True
 
 
-def _is_off(distribution: BaseDistribution, value: Any) -> bool:
-    return getattr(distribution, "log", False) and value == 0
+def _is_off(distribution: Distribution, value: Any) -> bool:
+    return not isinstance(distribution, CategoricalDistribution) and distribution.log and value == 0
 
 
-def _widened(distribution: BaseDistribution, value: Any) -> BaseDistribution:
-    if holds(distribution, value):
+def _widened(distribution: Distribution, value: Any) -> Distribution:
+    if isinstance(distribution, CategoricalDistribution) or holds(distribution, value):
         return distribution
     low, high = min(distribution.low, value), max(distribution.high, value)
     return type(distribution)(low, high, log=distribution.log)
 
 
-def _belongs(option: str, name: str) -> bool:
-    name = name.replace("-", "_")  # as the command line takes either
-    return option == name or option.startswith(f"{name}.")
+def _belongs(name: str, group: str) -> bool:
+    """Whether an option is the one named, or one of the group named; hyphens and underscores are the same."""
+    group = group.replace("-", "_")
+    return name == group or name.startswith(f"{group}.")

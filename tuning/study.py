@@ -1,8 +1,11 @@
-"""The study of a sweep: Optuna's record of every trial, on disk as it happens, and how Ray Tune asks it for points.
+"""The study of a sweep: Optuna's record of every trial, kept on disk, and how Ray Tune asks for the next point.
 
-A sweep that was killed finds in it what has ended, what was under way and what ASHA has seen. Tune's own OptunaSearch
-pickles its state now and then, so that what ended since would be run again; here the study alone is the truth.
+A sweep that was killed reads from it which trials have ended, which were running, and what ASHA has seen. Tune's own
+OptunaSearch pickles its state only now and then, and would rerun what ended since; here the study is the only record.
 `optuna-dashboard OUT/study.journal` opens it.
+
+What this file takes from Optuna beyond its documented interface stands in `reopen` and `StudyFile._break_lock`;
+tests/tuning/test_study.py fails when a new version of Optuna changes it.
 """
 
 import contextlib
@@ -14,10 +17,10 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -26,20 +29,23 @@ from ray.tune.search import Searcher
 
 from features.files import open_fs, write_atomic
 
-# MLflow's comparison opens with the metric whose name comes first: what a trial, its best checkpoint, is worth.
+# MLflow's comparison opens with the metric whose name sorts first, so the score of a trial's best checkpoint has it.
 SCORE = "best/score"  # on the validation split
-COST = "best/tokens_exchanged"  # share of tokens that this model exchanges, mean over levels and modalities
-OBJECTIVES = {"score": (SCORE, "maximize"), "participation": (COST, "minimize")}
-REACHED = "reached"  # a trial's last epoch and what it was worth then
-ENDED = "ended"  # in it, and in a result: the training is over, by its epochs or by --patience
+COST = "best/tokens_exchanged"  # share of tokens that this checkpoint exchanges, mean over levels and modalities
+OBJECTIVES: dict[str, tuple[str, Literal["maximize", "minimize"]]] = {
+    "score": (SCORE, "maximize"),
+    "participation": (COST, "minimize"),
+}
+REACHED = "reached"  # user attribute of a trial: the last epoch that it reported, and its metrics at that time
+ENDED = "ended"  # in REACHED and in a result: the training ended by itself, after all epochs or by --patience
 
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "STOPPED", TrialState.FAIL: "FAILED"}
 NAME = "study.journal"
-LOCK_SECONDS = 2.0  # nobody who is alive holds a journal's lock for so long: it is for writing one line
+LOCK_SECONDS = 2.0  # no living process holds a journal's lock for so long: it is taken to write one line
 
 
 class StudyFile:
-    """The journal of a sweep's folder. In an object store, which cannot append, `save` puts a whole copy there."""
+    """The journal in a sweep's folder. An object store cannot append: there `save` uploads a whole copy."""
 
     def __init__(self, out: str) -> None:
         fs, folder = open_fs(out)
@@ -55,7 +61,7 @@ class StudyFile:
         self._cut_torn_line()
 
     def open(self, objectives: tuple[str, ...], seed: int, startup: int) -> optuna.Study:
-        """The study in it, or a new one. The sampler never draws again what it drew before a restart."""
+        """The study in the journal, or a new one. After a restart the sampler draws other points than before it."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -71,22 +77,25 @@ class StudyFile:
         return study
 
     def save(self) -> None:
-        """Nothing to do on a filesystem: every event is in the file, and synced, when Optuna returns."""
+        """Upload the journal to an object store. A local file needs nothing: Optuna syncs every event."""
         if self._remote:
             write_atomic(*self._remote, self.path.read_bytes())
 
     def _break_lock(self) -> None:
-        """A driver that was killed while it wrote leaves its lock, for which Optuna would wait half a minute."""
+        """Remove the lock of a driver that was killed while it wrote: Optuna would wait half a minute for it."""
         lock = f"{self.path}.lock"
         with contextlib.suppress(FileNotFoundError):
-            held = os.lstat(lock).st_mtime_ns
+            locked_at = os.lstat(lock).st_mtime_ns
             time.sleep(LOCK_SECONDS)
-            if os.lstat(lock).st_mtime_ns == held:
+            if os.lstat(lock).st_mtime_ns == locked_at:
                 os.unlink(lock)
 
     def _cut_torn_line(self) -> None:
-        """A host that died in the middle of a line would make all that comes after it unreadable."""
-        if self.path.exists() and not (written := self.path.read_bytes()).endswith(b"\n"):
+        """Drop an unfinished last line, which a host that died left: nothing after it could be read."""
+        if not self.path.exists():
+            return
+        written = self.path.read_bytes()
+        if not written.endswith(b"\n"):
             with open(self.path, "r+b") as f:
                 f.truncate(written.rfind(b"\n") + 1)
 
@@ -94,7 +103,7 @@ class StudyFile:
 class StudySearch(Searcher):
     """What Ray Tune asks for the next point: interrupted trials first, then the sampler, until the budget is spent.
 
-    trials: how many the study shall hold, 0 = no limit; hours: from now on, 0 = no limit; a trial that runs may end.
+    trials: how many the study shall hold, 0 = no limit. hours: from now on, 0 = no limit; running trials may finish.
     """
 
     def __init__(self, study: optuna.Study, space: Mapping[str, BaseDistribution], trials: int, hours: float) -> None:
@@ -102,39 +111,57 @@ class StudySearch(Searcher):
         self.study, self.space = study, dict(space)
         self.limit, self.deadline = trials or math.inf, time.monotonic() + 3600 * (hours or math.inf)
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        self.interrupted = [Trial(study, trial._trial_id) for trial in running]  # of an earlier start
+        self.interrupted = [reopen(study, trial) for trial in running]  # of an earlier start
         self.asked: dict[str, Trial] = {}  # by Tune's id
 
     @property
     def over(self) -> bool:
-        """Nothing is left to run."""
-        states = (TrialState.RUNNING, *STATUS)
-        begun = len(self.study.get_trials(deepcopy=False, states=states))
-        return not self.interrupted and (begun >= self.limit or time.monotonic() > self.deadline)
+        """Whether no further trial may start."""
+        if self.interrupted:
+            return False
+        started = len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, *STATUS)))
+        return started >= self.limit or time.monotonic() > self.deadline
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray's hint lacks FINISHED
         """The next point to try."""
         if self.over:
             return Searcher.FINISHED
         trial = self.interrupted.pop(0) if self.interrupted else self.study.ask(self.space)
         self.asked[trial_id] = trial
-        # A driver that was killed while it asked left a trial with some of its parameters: they stay, others are drawn.
-        return {name: trial._suggest(name, distribution) for name, distribution in self.space.items()}
+        # A driver that was killed while it asked left a trial with some parameters: these stay, the others are drawn.
+        return {name: suggest_value(trial, name, distribution) for name, distribution in self.space.items()}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """The record (a callback) tells the study: it also hears of the last result of a trial that ASHA stops."""
+        """Nothing: Record (a callback) tells the study, as it also sees the last result of a trial that ASHA stops."""
 
-    def save_to_dir(self, checkpoint_dir: str, session_str: str) -> None:
-        """The study is on disk already."""
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: the study is on disk already."""
+
+
+def reopen(study: optuna.Study, trial: FrozenTrial) -> Trial:
+    """A running trial of an earlier start, ready to be reported to again. Optuna has no public way to do this."""
+    return Trial(study, trial._trial_id)
+
+
+def suggest_value(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
+    """The trial's value of one option: what was drawn before, or else a value drawn now."""
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(
+            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
+    assert isinstance(distribution, FloatDistribution), distribution
+    return trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
 
 
 def reached(trial: FrozenTrial | Trial) -> dict[str, Any]:
-    """The last epoch that a trial showed, and SCORE (and COST) at that time; empty before the first."""
+    """The last epoch that a trial reported, and SCORE (and COST) at that time; empty before the first."""
     return trial.user_attrs.get(REACHED, {})
 
 
 def complete(trial: FrozenTrial | Trial, epochs: int) -> bool:
-    """Whether a trial's training came to its own end: after `epochs`, or where its patience ended."""
+    """Whether a trial's training ended by itself: after `epochs`, or when its patience ran out."""
     return reached(trial).get("epoch") == epochs or reached(trial).get(ENDED, False)
 
 
@@ -144,7 +171,7 @@ def objectives_of(study: optuna.Study) -> list[str]:
 
 
 def outcome(study: optuna.Study, trial: Trial, epochs: int) -> TrialState:
-    """How a trial ends that will show no more: FAIL with an error (or never a finite score), PRUNED before its end."""
+    """The final state of a trial: FAIL after an error or without a finite score, PRUNED if ASHA stopped it early."""
     values = [reached(trial).get(metric, math.nan) for metric in objectives_of(study)]
     if "error" not in trial.user_attrs and not all(map(math.isfinite, values)):
         trial.set_user_attr("error", "no epoch had a finite validation score")
@@ -154,13 +181,13 @@ def outcome(study: optuna.Study, trial: Trial, epochs: int) -> TrialState:
 
 
 def tell(study: optuna.Study, trial: Trial, state: TrialState) -> None:
-    """Write down that a trial ended: from here on it is never run again."""
+    """Record that a trial ended; it is never run again."""
     values = [reached(trial)[metric] for metric in objectives_of(study)] if state == TrialState.COMPLETE else None
     study.tell(trial, values, state, skip_if_finished=True)
 
 
 def rows(study: optuna.Study) -> list[dict[str, Any]]:
-    """The trials that ended, by number, as a table holds them."""
+    """The trials that ended, in the order of their numbers, as rows of a table."""
     return [
         {
             "trial": trial.number,
@@ -176,15 +203,16 @@ def rows(study: optuna.Study) -> list[dict[str, Any]]:
 
 
 def ranked(trials: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of such rows those that did not fail, best first: what finished, then what ASHA stopped."""
+    """Those of `rows` that did not fail, best first: those that finished, then those that ASHA stopped."""
     scored = [trial for trial in trials if trial["status"] != "FAILED"]
     return sorted(scored, key=lambda trial: (trial["status"] != "FINISHED", -trial[SCORE]))
 
 
 def replay(scheduler: TrialScheduler, trials: Iterable[FrozenTrial]) -> None:
-    """Let a new ASHA scheduler see what trials of an earlier start showed, as if it had been there."""
+    """Show a new ASHA scheduler the results of an earlier start's trials, so that it decides as the old one would."""
+    no_controller: Any = None  # ASHA asks nothing of it
     for trial in trials:
-        ghost = SimpleNamespace(trial_id=f"before-{trial.number}")
-        scheduler.on_trial_add(None, ghost)
+        stand_in: Any = SimpleNamespace(trial_id=f"before-{trial.number}")  # ASHA reads nothing but the id
+        scheduler.on_trial_add(no_controller, stand_in)
         for epoch, score in sorted(trial.intermediate_values.items()):
-            scheduler.on_trial_result(None, ghost, {"epoch": epoch, SCORE: score})
+            scheduler.on_trial_result(no_controller, stand_in, {"epoch": epoch, SCORE: score})

@@ -1,15 +1,16 @@
 #!/usr/bin/env python
 """Sweep: search token budgets, loss weights, learning rate and size of a model (Ray Tune, Optuna, ASHA).
 
-Each trial runs the function that `pipelines/train.py` runs, on the training and validation splits; the test split is
-kept from it. One MLflow run holds the sweep, with a child run for every trial. It ends with `best.yaml`, which
-`pipelines/train.py --config` takes, pictures, and the best and the given recipe trained over seeds and scored on the
-test split. Run again with the same options and it goes on; more --trials go on from what there is.
+Each trial trains as `pipelines/train.py` does, on the training and validation splits; it has no access to the test
+split. One MLflow run holds the sweep, with a child run for every trial. The job ends with `best.yaml`, which
+`pipelines/train.py --config` takes, with pictures, and with the best and the given recipe trained over seeds and scored
+on the test split. Run again with the same options, it resumes; with more --trials, it continues the same search.
 """
 
 import logging
 import math
 import os
+import shlex
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import replace as replaced
@@ -28,10 +29,12 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.util.placement_group import get_current_placement_group
 
 from features.files import open_fs
+from features.store import Store
 from pipelines.common.cli import JobError, find_user_error, main, resolve_uri
-from pipelines.common.cluster import room
+from pipelines.common.cluster import count_slots
 from pipelines.training.learner import Learner
-from pipelines.training.run_folder import check, claim, open_run, prepare
+from pipelines.training.loading import task_specs
+from pipelines.training.run_folder import as_begun, check, claim, open_run, prepare, sole_owner, title
 from pipelines.training.workers import worker_learner
 from tuning.options import SweepConfig
 from tuning.record import HELD, Record
@@ -41,19 +44,30 @@ from tuning.study import COST, ENDED, SCORE, STATUS, StudyFile, StudySearch, rep
 
 SEARCHED = ("train", "val")  # what a trial may read
 # What may differ from one start to the next: how much is tried, what comes after it, and what it runs on.
-CHANGEABLE = ("trials", "hours", "start_from", "final_seeds", "concurrency")
+CHANGEABLE: tuple[str, ...] = ("trials", "hours", "start_from", "final_seeds", "concurrency")
 CHANGEABLE += ("workers_per_trial", "cpus_per_trial", "gpus_per_trial")
-DRIVER = {"CPU": 0, "memory": 1 << 20}  # of a trial whose workers have the CPUs; Tune refuses to ask for nothing at all
+# Resources of a trial whose workers have the CPUs; Tune refuses a trial that asks for nothing at all.
+DRIVER: dict[str, float] = {"CPU": 0, "memory": 1 << 20}
 
 
 def sweep(config: SweepConfig) -> None:
-    """The job: check, claim the output folder, search, report; then score the best on the test split."""
+    """The job: check the options, claim the output folder, search, report; then score the best on the test split."""
     config = replaced(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
+    config = as_begun(config)
     check(config.store, config.recipe)
+    with sole_owner(config.out):
+        search_and_train(config)
+
+
+def search_and_train(config: SweepConfig) -> None:
+    """The sweep in its folder, which no other job writes to meanwhile."""
     points = config.first_points
     started = claim(config, may_differ=CHANGEABLE)
     uri = prepare(config.out)
-    run = open_run(config, started, uri, f"sweep-{config.recipe.architecture}", {"model": config.recipe.architecture})
+    architecture, tasks = config.recipe.architecture, task_specs(Store(config.store), config.recipe.tasks)
+    name = f"sweep of {title(config.store, config.recipe)}"
+    tags = {"model": architecture, "tasks": ", ".join(tasks), "seed": str(config.recipe.seed)}
+    run = open_run(config, started, uri, name, tags)
     with run.ending():
         file = StudyFile(config.out)
         study = file.open(config.objectives, config.recipe.seed, startup=min(10, config.trials // 2 or 10))
@@ -64,7 +78,7 @@ def sweep(config: SweepConfig) -> None:
         before = len(study.get_trials(deepcopy=False, states=tuple(STATUS)))
         print(
             f"sweep of {many}, {before} done; MLflow run {run.run_id} at {run.uri}\n"
-            f"watch it: optuna-dashboard {file.path}",
+            f"watch it: optuna-dashboard {shlex.quote(str(file.path))}",
             flush=True,
         )
         record = Record(run, config.experiment, config.recipe, search, file, config.trials)
@@ -77,11 +91,11 @@ def sweep(config: SweepConfig) -> None:
 
 
 def run_trials(config: SweepConfig, search: StudySearch, record: Record) -> None:
-    """Run the trials on the cluster; `record` sees every result."""
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no csv, json and tensorboard file per trial,
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # and no complaint that there are none
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job; Tune would take it for the end of the search
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the old output is silent where it is told to be; the job prints its own
+    """Run the trials on the cluster; `record` is told every result."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no csv, JSON and TensorBoard file per trial,
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # and no warning that there are none
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job; Tune would go on to report
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # only the old output can be silenced; the job prints its own
     concurrency, resources = allocate(config)
     alone = config.workers_per_trial == 1
     trainable = tune.with_parameters(run_trial if alone else run_workers, config=config, gpu="GPU" in resources)
@@ -89,18 +103,18 @@ def run_trials(config: SweepConfig, search: StudySearch, record: Record) -> None
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources if alone else DRIVER),
         tune_config=tune.TuneConfig(
-            num_samples=-1,  # the searcher knows when it is over
+            num_samples=-1,  # until the searcher ends the search
             search_alg=ConcurrencyLimiter(search, max_concurrent=concurrency),
             scheduler=scheduler(config, search.study),
             trial_dirname_creator=lambda trial: trial.trial_id,
-            reuse_actors=alone,  # a new process costs seconds of imports; one that drives workers is torn down
+            reuse_actors=alone,  # spares seconds of imports; Ray Train's driver cannot be reused
         ),
         run_config=tune.RunConfig(
             name="trials",
             storage_path=path,
             storage_filesystem=fs,
             callbacks=[record],
-            failure_config=tune.FailureConfig(max_failures=2),  # of its process; an exception ends the trial at once
+            failure_config=tune.FailureConfig(max_failures=2),  # restarts after its process died; an exception ends it
             verbose=0,
         ),
     )
@@ -108,7 +122,7 @@ def run_trials(config: SweepConfig, search: StudySearch, record: Record) -> None
 
 
 def scheduler(config: SweepConfig, study: optuna.Study) -> TrialScheduler:
-    """ASHA, which remembers earlier starts; with two objectives none: a weak score may be a cheap one."""
+    """ASHA, with the results of earlier starts; none with two objectives, where a weak score may be a cheap one."""
     if len(config.objectives) > 1:
         return FIFOScheduler()
     epochs = config.recipe.optim.epochs
@@ -125,13 +139,13 @@ def scheduler(config: SweepConfig, study: optuna.Study) -> TrialScheduler:
 
 
 def allocate(config: SweepConfig) -> tuple[int, dict[str, float]]:
-    """How many trials run at a time, and what each of their workers gets.
+    """How many trials run at a time, and the resources of each of their workers.
 
     Raises JobError where Tune would wait for ever.
     """
     gpu = config.gpus_per_trial if ray.cluster_resources().get("GPU", 0) else 0
     need = {"CPU": config.cpus_per_trial} | ({"GPU": gpu} if gpu else {})
-    slots = room(need)
+    slots = count_slots(need)
     fitting = slots // config.workers_per_trial
     concurrency = config.concurrency or min(fitting, config.trials or fitting)
     if concurrency < 1 or concurrency > fitting:
@@ -140,8 +154,9 @@ def allocate(config: SweepConfig) -> tuple[int, dict[str, float]]:
             f"{max(concurrency, 1)} trials of {config.workers_per_trial} workers with {each} each do not fit: the "
             f"cluster's nodes have room for {slots} such workers"
         )
-    # Without its dashboard Ray never returns what workers hold whose trial ended before its first result.
-    if config.workers_per_trial > 1 and not ray.init(ignore_reinit_error=True).address_info["webui_url"]:
+    # Without its dashboard Ray never returns the resources of workers whose trial ended before its first result.
+    context: Any = ray.init(ignore_reinit_error=True)
+    if config.workers_per_trial > 1 and not context.address_info["webui_url"]:
         raise JobError(
             f"--workers-per-trial {config.workers_per_trial}: this Ray cluster runs without its dashboard, and then a "
             "trial that ends early may never give its workers back; start the cluster with the dashboard, or take "
@@ -151,7 +166,7 @@ def allocate(config: SweepConfig) -> tuple[int, dict[str, float]]:
 
 
 def run_trial(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> None:
-    """A trial of one worker, in the process that Tune gave it."""
+    """Run a trial of one worker, in the process that Tune gave it."""
     torch.set_num_threads(config.cpus_per_trial)
     try:
         recipe = apply(config.recipe, point)
@@ -163,12 +178,12 @@ def run_trial(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> None:
 
 
 def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> None:
-    """A trial of several workers: Ray Train runs them, and hands rank 0's results to Tune.
+    """Run a trial of several workers: Ray Train starts them, and passes rank 0's results to Tune.
 
-    When one of them dies the trial dies, and Tune starts it again: Ray Train, were it to replace workers, would do so
-    just when a trial is stopped, and keep them.
+    If a worker dies, the trial dies and Tune starts it again. Ray Train must not replace workers: it would also replace
+    those of a trial that is being stopped, and keep them.
     """
-    # Every epoch is reported, and a worker that reports waits for the controller's next look at it.
+    # Every epoch is reported, and a worker that reports waits until the controller next polls it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     fs, path = open_fs(config.out)
     need = {"CPU": config.cpus_per_trial} | ({"GPU": config.gpus_per_trial} if gpu else {})
@@ -177,11 +192,12 @@ def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> Non
             run_worker,
             train_loop_config={"config": config, "recipe": apply(config.recipe, point)},
             scaling_config=ScalingConfig(num_workers=config.workers_per_trial, use_gpu=gpu, resources_per_worker=need),
-            run_config=ray.train.RunConfig(
+            # Without running the code mypy sees the RunConfig and Callback of Ray Train v1, which take less.
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]
                 name=f"workers-{tune.get_context().get_trial_id()}",
                 storage_path=f"{path}/trials",
                 storage_filesystem=fs,
-                callbacks=[TuneReportCallback()],
+                callbacks=[TuneReportCallback()],  # type: ignore[list-item]
                 logging_config=LoggingConfig(log_level="ERROR"),
                 worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
             ),
@@ -194,20 +210,21 @@ def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> Non
 
 
 def run_worker(job: Mapping[str, Any]) -> None:
-    """One of a trial's workers. Metrics are over all workers' clips already: the trainer gathers them.
+    """Run one of a trial's workers. The trainer gathers metrics over the clips of all workers.
 
-    With every result goes what the trial holds on the cluster: Ray Train does not return it when Tune stops the trial.
+    Every result names the placement group of the trial: Ray Train does not return it if Tune stops the trial.
     """
     config = job["config"]
     torch.set_num_threads(config.cpus_per_trial)
     learner = worker_learner(config.store, job["recipe"], splits=SEARCHED)
-    held = {HELD: get_current_placement_group().id.hex()}
+    group = get_current_placement_group()
+    assert group is not None  # Ray Train places its workers in one
     for result in results(learner):
-        ray.train.report(result | held)
+        ray.train.report(result | {HELD: group.id.hex()})
 
 
 def results(learner: Learner) -> Iterator[dict[str, Any]]:
-    """What a trial reports, epoch by epoch: the metrics, and what the best epoch so far is worth."""
+    """What a trial reports after each epoch: its metrics, and the score (and cost) of the best epoch so far."""
     cost: dict[str, float] = {}
     for epoch in learner.fit():
         shares = [value for name, value in epoch.metrics.items() if name.startswith("diag/participation/")]
@@ -218,7 +235,7 @@ def results(learner: Learner) -> Iterator[dict[str, Any]]:
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """An exception as a trial's last result: it costs this trial, and nothing is tried again."""
+    """An exception as a trial's last result: the trial fails and is not tried again."""
     cause = find_user_error(error) or error
     line = " ".join(str(cause).split()) or type(cause).__name__
     return {"error": line, "traceback": "".join(traceback.format_exception(error)), SCORE: math.nan}

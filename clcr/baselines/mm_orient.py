@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from clcr.base import MultimodalModel, Output
@@ -106,8 +107,8 @@ class MMOrient(MultimodalModel):
         self.train(training)
 
     @torch.no_grad()
-    def fit_statistics(self, batches: Iterable[Batch]) -> None:
-        """Set all standardisations and the graphs' thresholds from training batches."""
+    def fit_statistics(self, batches: Iterable[Batch], labels: Mapping[str, ArrayLike] | None = None) -> None:
+        """Set all standardisations, units and the graphs' thresholds from training batches; labels: as in the base."""
 
         def observed() -> Iterator[Batch]:
             for batch in batches:
@@ -117,7 +118,7 @@ class MMOrient(MultimodalModel):
                     standardise.observe(batch.features[name].values, batch.features[name].valid)
                 yield batch
 
-        super().fit_statistics(observed())
+        super().fit_statistics(observed(), labels)
         for part in (*self.embeddings, *self.side.values()):
             part.fit()
 

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 
 import psutil
 import pyarrow.fs as pafs
@@ -21,18 +22,23 @@ from features.files import open_fs, write_atomic
 
 HEARTBEAT = 5.0  # seconds
 POLL = 1.0  # seconds between two looks at another's heartbeat
+ADVICE = "wait for it, or stop it"
 STALE = 30.0  # seconds without a heartbeat after which an owner counts as dead
 
 
 class StoreLock:
-    """Context manager that holds a store's lock. Raises StoreError when a living job holds it."""
+    """Context manager that holds a folder's lock. Raises StoreError when a living job holds it.
 
-    def __init__(self, store_uri: str) -> None:
+    name: of the lock's file; about: what else its file says of its owner, for those who are refused.
+    """
+
+    def __init__(self, store_uri: str, name: str = "lock.json", about: Mapping[str, str] | None = None) -> None:
         self.uri = store_uri
         self.fs, self.folder = open_fs(store_uri)
         # One try each: a write that waited for the storage to come back could land on the lock of the next owner.
         self._impatient, _ = open_fs(store_uri, patience=0)
-        self.path = f"{self.folder}/lock.json"
+        self.name, self.about = name, dict(about or {})
+        self.path = f"{self.folder}/{name}"
         self.owner = uuid.uuid4().hex
         self._beats = 0
         self._stop = threading.Event()
@@ -54,7 +60,7 @@ class StoreLock:
         self._thread.join()
         if (self._read() or {}).get("owner") == self.owner:
             for info in self.fs.get_file_info(pafs.FileSelector(self.folder)):
-                if info.base_name.startswith("lock.json"):  # with what a dead owner was about to rename
+                if info.base_name.startswith(self.name):  # with what a dead owner was about to rename
                     self.fs.delete_file(info.path)
 
     def check(self) -> None:
@@ -72,7 +78,7 @@ class StoreLock:
             if now is None or _gone(now):
                 return
             if (now["owner"], now["beats"]) != (holder["owner"], holder["beats"]):
-                raise StoreError(f"{self.uri} is being written by {_describe(now)}: wait for it, or stop it")
+                raise StoreError(f"{self.uri} is being written by {_describe(now)}: {now.get('advice') or ADVICE}")
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
@@ -92,6 +98,7 @@ class StoreLock:
         self._beats += 1
         me = {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(), "beats": self._beats}
         me["started"] = psutil.Process().create_time()
+        me |= self.about
         # No wait for the disk: the longer a write takes, the likelier another job wrote since we looked.
         write_atomic(fs, self.path, json.dumps(me).encode(), sync=False)
 
@@ -111,4 +118,5 @@ def _gone(holder: dict) -> bool:
 
 
 def _describe(holder: dict) -> str:
-    return f"process {holder.get('pid')} on {holder.get('host')}"
+    job = f"job {holder['job']}, " if holder.get("job") else ""
+    return f"{job}process {holder.get('pid')} on {holder.get('host')}"

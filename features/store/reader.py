@@ -11,7 +11,7 @@ bytes on any cluster. Writing is in `features.store.shards`; this file is the on
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -113,6 +113,29 @@ class Store:
     def read_many(self, places: Sequence[Place]) -> list[dict[str, Any]]:
         """Several samples, in this order."""
         return [self.read(*place) for place in places]
+
+    def samples(self, split: str | None = None, fold: int | None = None) -> Iterator[dict[str, Any]]:
+        """Every committed sample, or those of a split, in the index's order, read one by one as they are asked for.
+
+        A sample is {"clip_id", "features": {modality: (T, *shape) array}, "labels": {column: value or None},
+        "duration": seconds}: what a model's `predict` and `clcr.batches.collate` take. A modality that a clip lacks is
+        not among its features. fold: as `index` takes it. Raises StoreError where another clip lies at a clip's place.
+        """
+        names = ["clip_id", "shard", "offset", "nbytes", "duration"]
+        for row in self.index(split, names, fold).to_pylist():
+            stored = self.read(row["shard"], row["offset"], row["nbytes"])
+            about = stored["json"]
+            if about["clip_id"] != row["clip_id"]:
+                raise StoreError(
+                    f"clip {row['clip_id']}: its place in {self.uri} holds {about['clip_id']}: the store was extracted "
+                    "again while it was read; read it again"
+                )
+            yield {
+                "clip_id": row["clip_id"],
+                "features": {name: values for name, values in stored.items() if name != "json"},
+                "labels": about["labels"],
+                "duration": row["duration"],
+            }
 
     def payload(self, shard: str, offset: int, nbytes: int) -> bytes:
         """One sample's stretch of its tar."""

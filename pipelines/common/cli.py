@@ -4,18 +4,21 @@ Options come from typed dataclasses (tyro). A YAML file given by `--config` hold
 names; what stands on the command line wins over it.
 """
 
-import atexit
 import contextlib
 import dataclasses
 import difflib
 import io
+import json
 import math
 import os
+import signal
 import sys
+import threading
 import time
+import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -23,17 +26,14 @@ import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from features import s3
 from features.files import require_reachable
+from pipelines.common.compat import run_exit_functions
+from pipelines.common.errors import JobError, explain_storage, fail, find_user_error, is_user_error
+from pipelines.common.quiet import quieten
 
 Config = TypeVar("Config")
 
 
-class JobError(Exception):
-    """A job cannot do what it was asked to, and a person can act on it."""
-
-
-OURS = ("clcr", "features", "infra", "pipelines", "tuning")  # every error that these define is one to act on
 _registry = ConstructorRegistry()
 # For an option that also stands alone, `--retry-failed` and `--retry-failed Timeout,Crash`: () and a tuple; else None.
 OPTIONAL_LIST = PrimitiveConstructorSpec(
@@ -51,11 +51,20 @@ def main(job: Callable[[Any], None], config_class: type, description: str) -> No
     A thread of Ray's outlives its shutdown, and now and then it crashes while Python takes itself apart: a job that has
     done its work would end with SIGSEGV. So the process ends after what was registered for its exit.
     """
-    code = run_job(job, config_class, description)
-    atexit._run_exitfuncs()
+    restore = quieten()
+    code = 1
+    try:
+        code = run_job(job, config_class, description)
+    except SystemExit as stop:  # --help
+        code = stop.code if isinstance(stop.code, int) else 0
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(Exception):
+        run_exit_functions()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BrokenPipeError):  # whoever read our lines has gone
             stream.flush()
+    restore()
     os._exit(code)
 
 
@@ -69,29 +78,45 @@ def run_job(job: Callable[[Any], None], config_class: type, description: str) ->
     except Exception as error:
         if not is_user_error(error):
             raise
-        return _fail(error, 2)
+        return fail(error, 2)
     try:
+        take_signals()
         for value in flatten(config).values():
             if isinstance(value, str):
                 require_reachable(value)
         job(config)
+    except Stopped as stop:
+        return fail(f"stopped by {stop}; run the same command again to resume", stop.code)
     except KeyboardInterrupt:
-        return _fail("stopped by hand; run the same command again to go on", 130)
+        return fail("stopped by hand; run the same command again to resume", 130)
     except Exception as error:
-        known = find_user_error(error) or _of_storage(error)
+        known = find_user_error(error) or explain_storage(error)
         if known is None:
             raise
-        return _fail(known, 1)
+        return fail(known, 1)
     return 0
 
 
-def _of_storage(error: Exception) -> str | None:
-    """What to say of a full disk, a folder without access, storage that is away or lets nobody in; None of a bug."""
-    if not isinstance(error, OSError):
-        return None
-    if advice := s3.explain(error):
-        return f"{error}: {advice}"
-    return str(error) if error.errno or s3.is_transient(error) else None
+class Stopped(KeyboardInterrupt):
+    """A signal told the job to end: scancel, `ray job stop` and Kubernetes send SIGTERM."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+def take_signals() -> None:
+    """Let SIGTERM end the job as Ctrl-C does. Ray takes the signal for itself when it starts: call it again then."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def stop(number: int, frame: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):  # the end is under way: a second signal would cut it short
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
 
 def parse(config_class: type[Config], args: Sequence[str], description: str = "") -> Config:
@@ -104,7 +129,7 @@ def parse(config_class: type[Config], args: Sequence[str], description: str = ""
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise JobError(_one_line(errors.getvalue())) from None
+        raise JobError(_one_line(errors.getvalue(), [name for name, _ in _options(config_class)])) from None
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -145,14 +170,28 @@ def require_at_least(config: Any, least: Mapping[str, float]) -> None:
 
 
 def to_yaml(config: Any) -> str:
-    """The options of a config by dotted name, as `--config` takes them; options left empty are left out."""
-    plain = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
+    """The options of a config by dotted name, as `--config` takes them; options left empty are left out.
+
+    `version` says which version's defaults they leave out (`clcr.versions`).
+    """
+    from clcr.versions import VERSION
+
+    plain = {"version": VERSION} if any(name == "loss.standardise" for name in flatten(config)) else {}
+    plain |= {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
     return yaml.safe_dump({k: v for k, v in plain.items() if v not in (None, "")}, sort_keys=False)
 
 
 def submitted() -> bool:
     """True inside a job that came by `ray job submit`."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def submission_id() -> str:
+    """The id by which `ray job logs` and `ray job stop` know this job; "" where it was not submitted."""
+    try:
+        return json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])["metadata"]["job_submission_id"]
+    except (KeyError, TypeError, ValueError):
+        return ""
 
 
 def resolve_uri(option: str, uri: str) -> str:
@@ -166,27 +205,6 @@ def resolve_uri(option: str, uri: str) -> str:
             "another place; give an absolute path or a URI such as s3://bucket/folder"
         )
     return os.path.abspath(uri)
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Whether an error says what a person can do: all those that this project defines do."""
-    return type(error).__module__.partition(".")[0] in OURS
-
-
-def find_user_error(error: BaseException | None) -> Exception | None:
-    """The user's mistake behind an exception that Ray wrapped, if there is one."""
-    seen: set[int] = set()
-    queue = [error]
-    while queue:
-        current = queue.pop()
-        if current is None or id(current) in seen:
-            continue
-        if is_user_error(current):
-            return current
-        seen.add(id(current))
-        queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
-        queue += list(getattr(current, "worker_failures", {}).values())
-    return None
 
 
 class Progress:
@@ -209,11 +227,6 @@ class Progress:
             speed = f"{rate:.1f}/s" if rate >= 0.1 else f"{60 * rate:.1f}/min"
             line += f", {speed}, {(self.total - self.done) / rate:.0f} s left"
         print(f"{line}, {note}" if note else line, flush=True)
-
-
-def _fail(error: object, code: int) -> int:
-    print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
-    return code
 
 
 def _with_config_file(config_class: type, args: list[str]) -> list[str]:
@@ -239,7 +252,7 @@ def _yaml_options(config_class: type, path: str) -> Iterator[str]:
     if not isinstance(tree, dict):
         raise JobError(f"--config {path}: expected `option: value` lines")
     known = {name.replace("_", "-"): kind for name, kind in _options(config_class)}
-    for name, value in _dotted(tree):
+    for name, value in _migrated(dict(_dotted(tree)), known, path).items():
         option = name.replace("_", "-")
         if option not in known:
             raise JobError(f"--config {path}: unknown option {name}{_hint(option, known)}")
@@ -251,9 +264,27 @@ def _yaml_options(config_class: type, path: str) -> Iterator[str]:
             yield f"--{option}={','.join(map(str, value)) if isinstance(value, list) else value}"
 
 
+def _migrated(options: dict[str, Any], known: Collection[str], path: str) -> dict[str, Any]:
+    """Options of a file by dotted name, as the version that wrote it meant them; without the version itself."""
+    from clcr.versions import VERSION, later_options, version_of
+
+    version = version_of(options)
+    if version > VERSION:
+        raise JobError(f"--config {path} was written by a later version ({version}, this one is {VERSION}): update")
+    later = {name: value for name, value in later_options(version).items() if name.replace("_", "-") in known}
+    return {**later, **{name: value for name, value in options.items() if name != "version"}}
+
+
 def _hint(option: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(option, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    """What may have been meant: options with the same last part first (--width: --model.width), then close names."""
+    option, names = option.lstrip("-").replace("_", "-"), [name.replace("_", "-") for name in known]
+    last = option.rpartition(".")[2]
+    same = [name for name in names if name.rpartition(".")[2] == last and name != option]
+    if not same:
+        lasts = {name.rpartition(".")[2]: name for name in reversed(names)}
+        close = difflib.get_close_matches(option, names, n=1) or difflib.get_close_matches(last, lasts, n=1)
+        same = [lasts.get(name, name) for name in close]
+    return f"; did you mean {' or '.join(f'--{name}' for name in same[:3])}?" if same else ""
 
 
 def _negated(option: str) -> str:
@@ -262,19 +293,33 @@ def _negated(option: str) -> str:
 
 
 def _options(config_class: type) -> Iterator[tuple[str, Any]]:
+    """Every option's name, in files and on the command line, and its type; an option of two names comes twice."""
     hints = typing.get_type_hints(config_class)
     for name, field in _named_fields(config_class):
         if dataclasses.is_dataclass(kind := hints[field.name]):
             yield from ((f"{name}.{k}" if name else k, v) for k, v in _options(kind))
         else:
             yield name, kind
+            yield from ((other, kind) for other in _argument(config_class, field, "name") if other != name)
 
 
 def _named_fields(config_class: type) -> Iterator[tuple[str, dataclasses.Field]]:
-    """Fields with their names on the command line, which `tyro.conf.arg(name=...)` may have changed; "" = no prefix."""
+    """Fields with their names in files and MLflow; "" = no prefix.
+
+    It is the name that `tyro.conf.arg` gives, or its alias where it has one: an option that was renamed keeps its first
+    name in files, so that old ones are read.
+    """
     for field in dataclasses.fields(config_class):
-        names = [e.name for e in getattr(field.type, "__metadata__", ()) if getattr(e, "name", None) is not None]
+        names = _argument(config_class, field, "aliases") or _argument(config_class, field, "name")
         yield (names[0] if names else field.name), field
+
+
+def _argument(config_class: type, field: dataclasses.Field, what: str) -> list[str]:
+    """Names, or aliases, that `tyro.conf.arg` gives a field."""
+    kind = typing.get_type_hints(config_class, include_extras=True)[field.name]
+    given = [getattr(extra, what, None) for extra in getattr(kind, "__metadata__", ())]
+    names = [[value] if isinstance(value, str) else list(value) for value in given if value is not None]
+    return [name.lstrip("-") for group in names for name in group]
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -285,14 +330,14 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _one_line(box: str) -> str:
-    """tyro's framed error as one line: the first statement, and the closest options if it names any."""
+def _one_line(box: str, known: Iterable[str]) -> str:
+    """tyro's framed error as one line: the first statement, and what may have been meant of the options known."""
     lines = [line.strip(" │╭╮╰╯─|+") for line in box.splitlines()]  # | + - where the terminal has no better
     lines = ["" if set(line) <= {"-"} else line for line in lines]
-    statement, _, rest = "\n".join(lines[1:]).partition("\n\n")
+    statement, _, _ = "\n".join(lines[1:]).partition("\n\n")
     text = " ".join(statement.split())
-    if "Perhaps you meant" in rest:
-        text += "; did you mean " + next((w for w in rest.split() if w.startswith("--")), "") + "?"
+    if text.startswith("Unrecognized") and (word := next((w for w in text.split() if w.startswith("--")), "")):
+        text += _hint(word.partition("=")[0].removeprefix("--no-"), known)
     elif "Missing from" in text:
         text = "missing option " + " ".join(w for w in text.split() if w.startswith("--"))
     return f"{text} (--help lists every option)"

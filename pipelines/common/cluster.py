@@ -1,5 +1,6 @@
 """The Ray that a job runs on: the cluster that it was submitted to, or one of its own on this machine."""
 
+import json
 import logging
 import math
 import os
@@ -9,7 +10,10 @@ from typing import Any
 
 from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 
-from pipelines.common.cli import JobError, submitted
+from features.errors import one_line
+from pipelines.common.cli import submitted, take_signals
+from pipelines.common.compat import cluster_refuses
+from pipelines.common.errors import JobError
 
 # A node ends itself when its agent takes 15 s to start (Ray's issue 65983), which happens on a busy machine with cold
 # files; the second time they are warm. What the first one started ends with our process.
@@ -21,8 +25,17 @@ retry_start = Retrying(
 )
 
 
+# Of a driver's environment: what MLflow and the artifacts' and stores' object storage need to let a worker in.
+FORWARDED = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_APPLICATION_CREDENTIALS", "DATABRICKS_")
+_started_own = False
+
+
 def start_ray(**options: Any) -> None:
-    """Join the cluster that runs this job, or start a Ray of our own on this machine; options: those of `ray.init`."""
+    """Join the cluster that runs this job, or start a Ray of our own on this machine; options: those of `ray.init`.
+
+    Workers of a cluster that is joined get the driver's MLFLOW_* variables and credentials: it was started without.
+    """
+    global _started_own
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     import ray
     import ray.data
@@ -32,11 +45,35 @@ def start_ray(**options: Any) -> None:
         return
     # A bare ray.init() can join some other cluster that happens to be alive on this machine.
     address = options.pop("address", None) or os.environ.get("RAY_ADDRESS") or ("auto" if submitted() else "local")
-    _require_answer(address)
-    retry_start(ray.init, **{"address": address, "log_to_driver": True, "logging_level": "warning"} | options)
+    if address != "local":
+        _require_answer(address)
+        options = {"runtime_env": {"env_vars": forwarded_variables(address)}} | options
+    started = {"address": address, "log_to_driver": True, "logging_level": "warning"} | options
+    try:
+        retry_start(ray.init, **started)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address == "local":
+            raise
+        raise JobError(f"the Ray cluster at {address} cannot be joined: {one_line(error)}") from error
+    _started_own = address == "local"
+    take_signals()
 
 
-def room(need: Mapping[str, float]) -> int:
+def own_cluster() -> bool:
+    """Whether the Ray that runs is this job's own, and ends with it."""
+    return _started_own
+
+
+def forwarded_variables(address: str) -> dict[str, str]:
+    """Variables that workers of a joined cluster get of this process; those that came with the job they have."""
+    has = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("env_vars", {})
+    found = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED)}
+    if ":" in address:  # of several clusters on one machine Ray's own helpers would ask any
+        found.setdefault("RAY_ADDRESS", address)
+    return {name: value for name, value in found.items() if name not in has}
+
+
+def count_slots(need: Mapping[str, float]) -> int:
     """How many processes with these resources (CPU, GPU; 0 = none) the cluster's nodes hold, each on one node."""
     import ray
 
@@ -49,18 +86,30 @@ def cpus_for(processes: int, need: Mapping[str, float]) -> int:
     import ray
 
     largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-    return next((n for n in range(largest, 1, -1) if room({**need, "CPU": n}) >= processes), 1)
+    return next((n for n in range(largest, 1, -1) if count_slots({**need, "CPU": n}) >= processes), 1)
 
 
 def _require_answer(address: str) -> None:
-    """Raise JobError where no cluster is at host:port; Ray would wait for one in silence."""
+    """Raise JobError, within seconds, where no cluster can be at an address; Ray would wait for one in silence."""
+    what = f"RAY_ADDRESS={address}"
     if address.startswith("http"):
-        raise JobError(f"RAY_ADDRESS={address} takes `ray job submit`s; to start the job from here give host:port")
-    if "://" in address or ":" not in address:
+        raise JobError(f"{what} takes `ray job submit`s; to start the job from here give host:port")
+    if address.startswith("ray://"):
+        raise JobError(f"{what}: jobs do not run through Ray Client; give the head's host:port, or use ray job submit")
+    if address == "auto":
         return
     host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise JobError(f"{what}: give the head's host:port, such as {address.rstrip(':')}:6379")
+    advice = "start it, or unset RAY_ADDRESS and the job starts a Ray of its own here"
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        advice = "start it, or unset RAY_ADDRESS and the job starts a Ray of its own here"
-        raise JobError(f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): {advice}") from None
+    except (OSError, ValueError, OverflowError) as error:
+        raise JobError(f"no Ray cluster answers at {what} ({error}): {advice}") from None
+    _require_gcs(host, port, what)
+
+
+def _require_gcs(host: str, port: str, what: str) -> None:
+    """Raise JobError where what listens is no Ray, or wants a token that is not here."""
+    if problem := cluster_refuses(f"{host}:{port}"):
+        raise JobError(f"the Ray cluster at {what} refuses this job: {problem}")

@@ -5,16 +5,19 @@ until the server has it.
 """
 
 import logging
+import re
 import threading
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import TypeVar
 
-from mlflow.exceptions import MlflowException
+import requests
+import urllib3.exceptions
+from mlflow.exceptions import MlflowException, RestException
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, stop_never, wait_exponential
 
-from pipelines.common.cli import JobError
+from pipelines.common.errors import JobError
 
 Result = TypeVar("Result")
 Point = tuple[str, float, int, int]  # key, value, milliseconds since 1970, step
@@ -22,7 +25,16 @@ Point = tuple[str, float, int, int]  # key, value, milliseconds since 1970, step
 PATIENCE = 600.0  # seconds that a job waits for a server that is away, once nothing else is left to do
 LONGEST_PAUSE = 10.0  # seconds between two attempts
 POINTS_PER_CALL = 1000  # MLflow's limit
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of an outage `insist` tells, once
+AWAY = (
+    ConnectionError,
+    TimeoutError,
+    requests.exceptions.ConnectionError,
+    requests.exceptions.Timeout,
+    requests.exceptions.RetryError,  # 5xx, each time that MLflow asked
+    urllib3.exceptions.MaxRetryError,
+    urllib3.exceptions.ProtocolError,
+)
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of an outage `retry_until_up` tells, once
 
 
 class Outbox:
@@ -72,7 +84,7 @@ class Outbox:
                     return
                 points = list(islice(self._points, POINTS_PER_CALL))
             try:
-                insist(lambda points=points: self._send(points), self._where, patience=None)
+                retry_until_up(lambda points=points: self._send(points), self._where, patience=None)
             except Exception as error:  # refused for good: `flush` says so
                 self._error = error
             with self._changed:
@@ -84,7 +96,7 @@ class Outbox:
                     return
 
 
-def insist(call: Callable[[], Result], where: str, patience: float | None = PATIENCE) -> Result:
+def retry_until_up(call: Callable[[], Result], where: str, patience: float | None = PATIENCE) -> Result:
     """The call's result, tried again while the server is away, for so many seconds or (None) for ever."""
 
     def say(state: RetryCallState) -> None:
@@ -101,20 +113,28 @@ def insist(call: Callable[[], Result], where: str, patience: float | None = PATI
     )(call)
 
 
-def is_outage(error: BaseException) -> bool:
-    """Whether trying again may help: not for what the server refused, a folder that cannot be written, or a bug."""
-    if isinstance(error, MlflowException):
-        return error.get_http_status_code() >= 500 or error.error_code == "RESOURCE_EXHAUSTED"
-    response = getattr(error, "response", None)  # of requests, which MLflow sends artifacts with
-    status = getattr(response, "status_code", 500)
-    for_good = (
-        FileNotFoundError,
-        PermissionError,
-        NotADirectoryError,
-        TypeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        ImportError,
-    )
-    return isinstance(error, Exception) and status >= 500 and not isinstance(error, for_good)
+def is_outage(error: BaseException | None) -> bool:
+    """Whether the server is away and trying again may help: a refused connection, a timeout, an HTTP 5xx.
+
+    Also HTTP 429 (ask later), and an embedded file that another process writes to. Everything else is an answer: what
+    the server refused, credentials that are missing, a name or a folder that cannot be, or a bug.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if (status := _http_status(error)) is not None:
+            return status >= 500 or status == 429
+        if isinstance(error, AWAY) or "database is locked" in str(error):
+            return True
+        error = error.__cause__ or error.__context__  # MLflow wraps what requests raised
+    return False
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The status of the server's answer that an error tells of; None where it tells of none."""
+    if isinstance(error, RestException):
+        return error.get_http_status_code()
+    if isinstance(error, MlflowException):  # of an answer without JSON
+        match = re.search(r"failed with error code (\d{3}) ", str(error))
+        return int(match[1]) if match else None
+    return getattr(getattr(error, "response", None), "status_code", None)  # of requests

@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 import clcr
 from clcr.base import MultimodalModel
 from pipelines.common.cli import JobError
-from pipelines.tracking.outbox import insist
+from pipelines.tracking.outbox import retry_until_up
 from pipelines.tracking.run import Run
 
 
@@ -32,7 +32,7 @@ def register(run: Run, name: str) -> int:
         return int(run.client.create_model_version(name, source, run.run_id).version)
 
     try:
-        return insist(call, f"MLflow at {run.uri}")
+        return retry_until_up(call, f"MLflow at {run.uri}")
     except MlflowException as error:
         raise JobError(f"--register {name}: MLflow at {run.uri} refuses it: {str(error).splitlines()[0]}") from error
 

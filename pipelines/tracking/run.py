@@ -5,7 +5,6 @@ Without MLFLOW_TRACKING_URI the runs go to an embedded sqlite file beside the ru
 
 import logging
 import os
-import re
 import subprocess
 import threading
 import time
@@ -22,30 +21,22 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from features.files import parent
-from pipelines.common.cli import JobError, submitted
-from pipelines.tracking.outbox import PATIENCE, Outbox, Point, Result, insist
+from pipelines.common.cli import submitted
+from pipelines.common.errors import JobError
+from pipelines.tracking.names import metric_key
+from pipelines.tracking.outbox import PATIENCE, Outbox, Point, Result, retry_until_up
+from pipelines.tracking.places import artifacts_beside, experiment_name, sqlite_path
+from pipelines.tracking.views import open_as_training
 
-LAST_WORDS = 5.0  # seconds that a run which failed waits for its points
+NOTE = "mlflow.note.content"  # the tag that MLflow shows above a run as its description
+LAST_WORDS = 2.0  # seconds that a run which failed waits for its points
+LONGEST_VALUE = 6000  # characters of a parameter, MLflow's limit
 PARAMS_PER_CALL = 100  # MLflow's limit on one batch
 _making = threading.Lock()  # of outboxes: the machine's load is logged from a thread of its own
 
 
-def tracking_uri(out: str) -> str:
-    """The server of MLFLOW_TRACKING_URI, or sqlite beside `out`. Raises JobError where neither can be."""
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
-    if "://" in out:
-        raise JobError(f"--out {out} is not on this machine: set MLFLOW_TRACKING_URI to an MLflow server")
-    return f"sqlite:///{parent(out)}/mlflow.db"
-
-
-def require_reachable_by(hosts: int, uri: str) -> None:
-    """Raise JobError when a job on several hosts would write to a file on one of them."""
-    if hosts > 1 and not uri.startswith("http"):
-        raise JobError(
-            f"{uri} serves one host and the cluster has {hosts}: set MLFLOW_TRACKING_URI to an MLflow server"
-        )
+class RunGoneError(JobError):
+    """The tracking server knows a run no more: it was deleted, or the server's file was."""
 
 
 @dataclass
@@ -80,10 +71,10 @@ class Run:
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """All metrics of a step; returns at once. What an earlier start of the run logged is not logged again.
 
-        Characters that MLflow does not take in a name, which a label's may hold, become `_`.
+        Names that MLflow does not take, which a label's may be, are spelled as `metric_key` does.
         """
         now = int(time.time() * 1000)
-        self._send_later([(_key(name), float(value), now, step) for name, value in metrics.items()])
+        self._send_later([(metric_key(name), float(value), now, step) for name, value in metrics.items()])
 
     def unsent(self) -> list[Point]:
         """Points that the server has not confirmed: to be kept in a checkpoint, and given to `log_again`."""
@@ -100,7 +91,7 @@ class Run:
 
     def ask(self, call: Callable[[MlflowClient], Result], patience: float = PATIENCE) -> Result:
         """What the server answers, asked again for so many seconds while it is away."""
-        return insist(lambda: call(self.client), self._where, patience)
+        return retry_until_up(lambda: call(self.client), self._where, patience)
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """A picture among the run's artifacts."""
@@ -118,6 +109,16 @@ class Run:
         """A folder's files among the run's artifacts, under `name`."""
         self.ask(lambda client: client.log_artifacts(self.run_id, str(folder), name))
 
+    def require_answer(self) -> None:
+        """Wait until the server answers this process; raises JobError where it refuses to.
+
+        A worker of a cluster may lack what the driver has: a route, or credentials.
+        """
+        try:
+            self.ask(lambda client: client.get_run(self.run_id))
+        except MlflowException as error:
+            raise refused(self.uri, error) from error
+
     def experiment_id(self, patience: float = PATIENCE) -> str:
         """The experiment that the run is in."""
         return self.ask(lambda client: client.get_run(self.run_id), patience).info.experiment_id
@@ -128,11 +129,11 @@ class Run:
             self.flush()
             self.ask(lambda client: client.set_terminated(self.run_id, status))
         else:  # another error is under way, and matters more
+            with suppress(Exception):  # first: who sent a signal waits for seconds at most
+                self.client.set_terminated(self.run_id, status)
             with suppress(Exception):
                 if self._outbox:
                     self._outbox.flush(LAST_WORDS)
-            with suppress(Exception):
-                self.client.set_terminated(self.run_id, status)
         if self._outbox:  # a sweep has as many runs as trials
             self._outbox.close()
 
@@ -194,28 +195,41 @@ def start_run(
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of every table that it makes
     try:
         # Two jobs that make the tables of one sqlite file at once would both fail.
-        with FileLock(f"{uri.removeprefix('sqlite:///')}.lock") if uri.startswith("sqlite") else nullcontext():
+        with FileLock(f"{sqlite_path(uri)}.lock") if uri.startswith("sqlite") else nullcontext():
             client, where = Run(uri, "").client, f"MLflow at {uri}"
-            experiment_id = insist(lambda: _experiment(client, uri, experiment), where)
+            experiment_id = retry_until_up(lambda: _experiment(client, uri, experiment_name(experiment)), where)
         all_tags = {**tags, **_origin()} | ({"mlflow.parentRunId": parent_run} if parent_run else {})
-        run_id = insist(lambda: client.create_run(experiment_id, run_name=name, tags=all_tags), where).info.run_id
+        run = retry_until_up(lambda: client.create_run(experiment_id, run_name=name, tags=all_tags), where)
+        run_id = run.info.run_id
         entries = [Param(key, _text(value)) for key, value in params.items()]
         for first in range(0, len(entries), PARAMS_PER_CALL):
             batch = entries[first : first + PARAMS_PER_CALL]
-            insist(lambda batch=batch: client.log_batch(run_id, params=batch), where)
-    except MlflowException as error:
-        raise JobError(f"MLflow at {uri}: {str(error).splitlines()[0]}; is MLFLOW_TRACKING_URI right?") from error
+            retry_until_up(lambda batch=batch: client.log_batch(run_id, params=batch), where)
+    except Exception as error:  # of MLflow's, or of what it lacks: a driver, credentials, a folder
+        raise refused(uri, error) from error
     return Run(uri, run_id)
 
 
 def resume_run(uri: str, run_id: str) -> Run:
-    """A run that was interrupted, running again. Raises JobError as `start_run` does."""
-    run = Run(uri, run_id)
+    """A run that was interrupted, running again.
+
+    Raises RunGoneError where the server does not know it any more, and else JobError as `start_run` does.
+    """
+    run, where = Run(uri, run_id), f"MLflow at {uri}"
     try:
-        insist(lambda: run.client.update_run(run_id, "RUNNING"), f"MLflow at {uri}")
+        if retry_until_up(lambda: run.client.get_run(run_id), where).info.lifecycle_stage == "deleted":
+            raise RunGoneError(f"{where}: run {run_id} was deleted")
+        retry_until_up(lambda: run.client.update_run(run_id, "RUNNING"), where)
     except MlflowException as error:
-        raise JobError(f"MLflow at {uri} does not know run {run_id} of --out: {str(error).splitlines()[0]}") from error
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise RunGoneError(f"{where} does not know run {run_id}") from error
+        raise refused(uri, error) from error
     return run
+
+
+def refused(uri: str, error: BaseException) -> JobError:
+    """What to say of a server's answer that trying again does not change."""
+    return JobError(f"MLflow at {uri}: {str(error).splitlines()[0]}; is MLFLOW_TRACKING_URI right?")
 
 
 def abandon_children(parent: Run, ended: Mapping[str, str] = MappingProxyType({}), patience: float = PATIENCE) -> None:
@@ -256,15 +270,21 @@ def _children(parent: Run, condition: str, patience: float = PATIENCE) -> list[s
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:
-    """The experiment's id. With sqlite its artifacts go beside the file, not to the folder a job happens to run in."""
-    if found := client.get_experiment_by_name(name):
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        return found.experiment_id
-    location = f"{Path(uri.removeprefix('sqlite:///')).parent}/mlartifacts/{name}" if uri.startswith("sqlite") else None
-    with suppress(MlflowException):  # another job may have made it in the meantime
-        return client.create_experiment(name, artifact_location=location)
-    return client.get_experiment_by_name(name).experiment_id
+    """The id of an experiment of that name, made where there is none, that MLflow opens with its runs."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            experiment_id = client.create_experiment(name, artifact_location=artifacts_beside(uri, name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment_id = client.get_experiment_by_name(name).experiment_id  # another job has made it meanwhile
+    else:
+        experiment_id = experiment.experiment_id
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment_id)
+    open_as_training(client, experiment_id)
+    return experiment_id
 
 
 def _origin() -> dict[str, str]:
@@ -287,9 +307,6 @@ def _commit() -> str:
     return ""
 
 
-def _key(name: str) -> str:
-    return re.sub(r"[^\w\-. :/]", "_", name)
-
-
 def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."

@@ -21,7 +21,7 @@ INTERVAL = 10.0  # seconds
 
 
 @contextmanager
-def watched(run: Run, interval: float = INTERVAL) -> Iterator[None]:
+def log_system_metrics(run: Run, interval: float = INTERVAL) -> Iterator[None]:
     """Log system/... metrics every `interval` seconds while the block runs; their step is the second of the clock."""
     monitors, ended = _monitors(), threading.Event()
 

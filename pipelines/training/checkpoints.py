@@ -4,7 +4,6 @@ A checkpoint is one file, state.pt, on the run's storage. It is written on the w
 training goes on; the newest two are kept.
 """
 
-import logging
 import tempfile
 import time
 from collections.abc import Mapping
@@ -16,6 +15,8 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
+from pipelines.common.compat import silence_train_reports
+
 
 class Checkpoints:
     """Saves at most every `seconds`, at a step that is the same on every worker: rank 0's clock decides.
@@ -26,8 +27,7 @@ class Checkpoints:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        # Ray names every report in a line of INFO, by a logger that no option of its own reaches.
-        logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
+        silence_train_reports()
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self._saved, self._steps, self._ask_at = time.monotonic(), 0, 1

@@ -66,7 +66,7 @@ class Learner:
         torch.manual_seed(recipe.seed)
         self.train, self.val = self.loader("train"), self.loader("val")
         model = clcr.build(recipe.architecture, recipe.network(), self.features, self.tasks)
-        model.fit_statistics(self.train.sample_batches(STATISTICS_CLIPS))
+        model.fit_statistics(self.train.sample_batches(STATISTICS_CLIPS), self.train.numbers())
         self.trainer = Trainer(model, self.tasks, recipe.optim, self.train.steps, seed=recipe.seed, device=device)
 
     def loader(self, split: str) -> SplitLoader:
@@ -93,7 +93,7 @@ class Learner:
         """Metrics by task, predictions and diagnostics of the best epoch's weights on the test split."""
         self.trainer.load_best()
         predictions, diagnostics = self.trainer.evaluate(self.loader("test").batches(0))
-        return M.split_metrics(self.tasks, predictions), predictions, diagnostics
+        return self.trainer.metrics(predictions), predictions, diagnostics
 
 
 def build_model(store: Store, recipe: Recipe) -> MultimodalModel:

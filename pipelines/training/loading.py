@@ -85,6 +85,7 @@ class SplitLoader:
         self.dataset = SplitDataset(store, split, features, tasks, config.cache_gb * 1e9, config.fold)
         if not len(self.dataset):
             raise JobError(f"{store.uri}: split {split} has no sample; see its failures")
+        self.tasks = dict(tasks)
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.shuffle = split == "train"
         self.steps = -(-len(self.dataset) // batch_size)
@@ -102,7 +103,7 @@ class SplitLoader:
             multiprocessing_context=_forkserver() if self.processes else None,
             pin_memory=torch.cuda.is_available(),
         )
-        return ahead(loader, 0 if self.processes else AHEAD)
+        return prefetch(loader, 0 if self.processes else AHEAD)
 
     def sample_batches(self, clips: int) -> Iterator[Batch]:
         """A seeded sample of the split, the same on every worker: for statistics of the data."""
@@ -110,13 +111,21 @@ class SplitLoader:
         for first in range(0, len(rows), self.batch_size):
             yield self.collate(self.dataset.__getitems__(rows[first : first + self.batch_size]))
 
+    def numbers(self) -> dict[str, np.ndarray]:
+        """All labels of the split for every numeric task: (clips,) float64, NaN where the label is missing."""
+        return {
+            name: np.array(self.dataset.targets[name], dtype=np.float64)
+            for name, task in self.tasks.items()
+            if not task.has_classes
+        }
+
     def _order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(len(self.dataset))
         return np.random.default_rng((self.seed, epoch + 1)).permutation(len(self.dataset))
 
 
-def ahead(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+def prefetch(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
     """The same batches, `count` of them made by a thread before they are asked for; what making one raises comes out
     in its turn."""
     source, end = iter(batches), object()

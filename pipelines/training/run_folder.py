@@ -1,60 +1,162 @@
 """A run's folder, from its claim to its result: what every job that trains does before, around and after it.
 
+OUT/_owner.json      the job that runs there now, with its heartbeat; gone when it ends
 OUT/config.yaml      the options of the run; a later start must give the same, but for what it may change
 OUT/run.json         its MLflow run, and the content of the store that it reads
-OUT/checkpoints/     what a later start goes on from (train alone)
+OUT/checkpoints/     what a later start resumes from (train alone)
 OUT/model/           the model folder
-OUT/metrics.json     the test metrics: written last, because they say that the run is finished
+OUT/confusion/       pictures of the confusion matrices
+OUT/metrics.json     the test metrics: written when the model is, because they say that the training is finished
+OUT/tracked.json     written last: MLflow has all of it
 """
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import ray
 import yaml
 
 import clcr
 from clcr import metrics as M
+from clcr.base import MultimodalModel
+from clcr.versions import completed, later_options, version_of
+from features.corpus.events import BACKGROUND
 from features.corpus.manifest import SPLITS
+from features.errors import StoreError
 from features.files import open_fs, read_json, read_text, write_text
 from features.store import Store
+from features.store.lock import StoreLock
+from features.store.sheet import write_figure
 from infra.doctor import mlflow_server, ray_access, require, storage, torch_pairing
-from pipelines.common.cli import JobError, flatten, to_yaml
+from pipelines.common.cli import flatten, override, submission_id, to_yaml
 from pipelines.common.cluster import start_ray
+from pipelines.common.errors import JobError
+from pipelines.tracking import places
 from pipelines.tracking import run as tracking
 from pipelines.tracking.figures import confusion_figure
+from pipelines.tracking.names import file_name
 from pipelines.training.learner import Learner, Recipe, build_model
 
 
+class JobConfig(Protocol):
+    """What a job's options have that trains into a folder."""
+
+    store: str
+    out: str
+    experiment: str
+
+
+Config = TypeVar("Config", bound=JobConfig)
+
+
 def check(store_uri: str, recipe: Recipe) -> None:
-    """Everything about the input that can be wrong, before anything is started or written."""
+    """Everything about the input that can be wrong, before anything is started or written.
+
+    Raises JobError for what cannot be learned; prints what can be learned in part only.
+    """
     store = Store(store_uri)
     store.require_complete()
-    tasks = build_model(store, recipe).tasks
+    model = build_model(store, recipe)
     for split in SPLITS:
-        labels = store.index(split, [f"label_{task}" for task in tasks], recipe.loader.fold)
-        if not len(labels):
+        columns = [*(f"label_{task}" for task in model.tasks), *(f"tokens_{name}" for name in model.features)]
+        index = store.index(split, columns, recipe.loader.fold)
+        if not len(index):
             raise JobError(f"{store_uri}: no usable clip in split {split}; see its failures")
-        if all(column.null_count == len(labels) for column in labels.columns):
-            raise JobError(f"{store_uri}: no clip in split {split} has a label of {', '.join(tasks)}")
+        missing = [task for task in model.tasks if index[f"label_{task}"].null_count == len(index)]
+        if len(missing) == len(model.tasks):
+            raise JobError(f"{store_uri}: no clip in split {split} has a label of {', '.join(missing)}")
+        if missing and split == "train":
+            raise JobError(
+                f"task {missing[0]}: no training clip has a label of it, so nothing would be learned; leave it out "
+                "with --tasks"
+            )
+        for task in missing:
+            where = "counts for nothing in val/score" if split == "val" else "is not tested"
+            print(f"task {task}: no clip in split {split} has a label of it, so it {where}", flush=True)
+        if split == "train":
+            check_training_clips(model, index)
 
 
-def claim(config: Any, may_differ: Sequence[str] = ()) -> dict[str, str] | None:
+def check_training_clips(model: MultimodalModel, index: pa.Table) -> None:
+    """Say which modalities and classes no training clip has; raises JobError for a target that does not vary."""
+    unseen = [name for name in model.features if not pc.any(pc.greater(index[f"tokens_{name}"], 0)).as_py()]
+    if len(unseen) == len(model.features):
+        raise JobError(f"modality {', '.join(unseen)}: no training clip has any of it, so nothing would be learned")
+    for name in unseen:
+        print(f"modality {name}: no training clip has it, so the model learns nothing of it", flush=True)
+    for name, task in model.tasks.items():
+        labels = index[f"label_{name}"].drop_null()
+        if not task.has_classes:
+            values = labels.cast(pa.float64()).to_numpy()
+            model.units.fit({**dict.fromkeys(model.units.names, ()), name: values})
+            continue
+        if task.rate:
+            found = {event["label"] for events in labels.to_pylist() for event in events}
+            found |= {BACKGROUND}
+        else:
+            found = set(map(str, labels.unique().to_pylist()))
+        if absent := [label for label in task.classes if label not in found]:
+            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+            print(f"task {name}: no training clip has class {', '.join(absent[:5])}{more}", flush=True)
+
+
+def as_begun(config: Config) -> Config:
+    """The options with which an earlier version of this code began the run in `config.out`.
+
+    Options that came later, and stand at their defaults, take the value by which that version behaved, and say so: a
+    run is resumed as it was begun.
+    """
+    if (text := read_text(config.out, "config.yaml")) is None:
+        return config
+    given, default = flatten(config), flatten(type(config)(config.store, config.out))
+    later = later_options(version_of(yaml.safe_load(text)))
+    kept = {name: value for name, value in later.items() if name in given and given[name] == default[name] != value}
+    if kept:
+        what = ", ".join(f"{name} {value}" for name, value in kept.items())
+        print(f"{config.out} was begun by an earlier version: it is resumed with {what}", flush=True)
+    return override(config, kept)
+
+
+@contextmanager
+def sole_owner(out: str) -> Iterator[None]:
+    """Keep other jobs out of a folder while the block runs. Raises JobError, naming the job that runs there.
+
+    A job that died lets go: its process is gone, or its heartbeat has stood still.
+    """
+    job = submission_id()
+    advice = f"follow it with `ray job logs -f {job}`, end it with `ray job stop {job}`" if job else ""
+    lock = StoreLock(out, "_owner.json", {"job": job, "advice": advice})
+    try:
+        lock.__enter__()
+    except StoreError as error:
+        raise JobError(f"--out {error}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # storage that is away: the heartbeat ends, and the lock with it
+            lock.__exit__()
+
+
+def claim(config: JobConfig, may_differ: Sequence[str] = ()) -> dict[str, str] | None:
     """Make the folder `config.out` this run's. Returns what an earlier start of the same run left there.
 
     may_differ: options that a later start may change. Raises JobError when another run's options lie there, or a run on
     another content of the store.
     """
-    mine = to_yaml(config)
-    if (theirs := read_text(config.out, "config.yaml")) is None:
+    asked = to_yaml(config)
+    if (written := read_text(config.out, "config.yaml")) is None:
         fs, path = open_fs(config.out)
         fs.create_dir(path, recursive=True)
-        write_text(config.out, "config.yaml", mine)
+        write_text(config.out, "config.yaml", asked)
         return None
-    before, now = yaml.safe_load(theirs), yaml.safe_load(mine)
+    before, now = (_meaning(text) for text in (written, asked))
     compared = sorted((before.keys() | now.keys()) - set(may_differ))
     if changed := [k for k in compared if before.get(k) != now.get(k)]:
         what = ", ".join(f"{k} {before.get(k)} not {now.get(k)}" for k in changed[:4])
@@ -62,37 +164,74 @@ def claim(config: Any, may_differ: Sequence[str] = ()) -> dict[str, str] | None:
     started, content = read_json(config.out, "run.json"), Store(config.store).spec.fingerprint
     if started and started.get("store", content) != content:
         raise JobError(f"--out {config.out} holds a run on what {config.store} was before: give another --out")
-    if theirs != mine:
-        write_text(config.out, "config.yaml", mine)
+    if written != asked:
+        write_text(config.out, "config.yaml", asked)
     return started
 
 
+def _meaning(text: str) -> dict[str, Any]:
+    """The options of a config.yaml, as the version that wrote it meant them."""
+    options = yaml.safe_load(text)
+    meant = completed(options, version_of(options))
+    meant.pop("version", None)
+    return meant
+
+
 def open_run(
-    config: Any, started: Mapping[str, str] | None, uri: str, name: str, tags: Mapping[str, str]
+    config: JobConfig,
+    started: Mapping[str, str] | None,
+    uri: str,
+    name: str,
+    tags: Mapping[str, str],
+    description: str = "",
 ) -> tracking.Run:
     """The MLflow run of `config.out`: the one that an earlier start left there, as `claim` gave it, or a new one.
 
     Its parameters are those of its first start; its config.yaml has what a later start changed.
     """
+    run = None
     if started:
-        run = tracking.resume_run(started["tracking_uri"], started["run_id"])
-    else:
-        content = Store(config.store).spec.fingerprint
-        tags = {**tags, "store.fingerprint": content}
+        try:
+            run = tracking.resume_run(started["tracking_uri"], started["run_id"])
+        except tracking.RunGoneError as error:
+            print(f"{error}: this start has a new run, with what is logged from here on", flush=True)
+    if run is None:
+        store = Store(config.store)
+        tags = {**tags, "store": name_of(config.store), "store.fingerprint": store.spec.fingerprint}
+        tags |= {tracking.NOTE: description} if description else {}
         run = tracking.start_run(uri, config.experiment, name, flatten(config), tags)
-        about = {"run_id": run.run_id, "tracking_uri": run.uri, "store": content}
+        about = {"run_id": run.run_id, "tracking_uri": run.uri, "store": store.spec.fingerprint}
         write_text(config.out, "run.json", json.dumps(about))
     run.log_text(to_yaml(config), "config.yaml")
     return run
 
 
+def name_of(store_uri: str) -> str:
+    """What people call a store: the last part of its path or URI."""
+    return store_uri.partition("?")[0].rstrip("/").rpartition("/")[2]
+
+
+def title(store_uri: str, recipe: Recipe, variant: str = "") -> str:
+    """A run's name in words: the model, or a variant of it, store and seed."""
+    fold = "" if recipe.loader.fold is None else f", fold {recipe.loader.fold}"
+    return f"{variant or recipe.architecture} on {name_of(store_uri)}, seed {recipe.seed}{fold}"
+
+
+def description(store_uri: str, recipe: Recipe, tasks: Collection[str]) -> str:
+    """A run's description, as MLflow shows it above the run."""
+    return (
+        f"Model `{recipe.architecture}`, trained on the feature store `{store_uri}` to answer {', '.join(tasks)}, with "
+        f"seed {recipe.seed}. `best/score` is the validation score of the epoch whose weights are kept."
+    )
+
+
 def prepare(out: str) -> str:
     """Check what every tracked job needs, start Ray or join it, and return the tracking server's address."""
-    uri = tracking.tracking_uri(out)
+    uri = places.tracking_uri(out)
     require(torch_pairing(), ray_access(), storage(out), mlflow_server(uri))
     start_ray()
     hosts = len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
-    tracking.require_reachable_by(hosts, uri)
+    places.require_reachable_by(hosts, uri)
     return uri
 
 
@@ -104,18 +243,46 @@ def finish(
     predictions: Mapping[str, M.Predictions],
     diagnostics: Mapping[str, float],
 ) -> None:
-    """The model folder, the pictures, the test metrics; metrics.json last, because it says that the run is finished."""
-    tested = M.tracked("test", metrics) | {f"test/{name}": value for name, value in diagnostics.items()}
-    run.log_metrics(tested, learner.recipe.optim.epochs)
-    for name, task in learner.tasks.items():
-        if task.has_classes and name in metrics:
-            counts = M.confusion_matrix(task, predictions[name]).numpy()
-            run.log_figure(confusion_figure(counts, task.classes, f"{name}, test"), f"confusion/{name}.png")
+    """Save the model folder, pictures and test metrics; and only then give them to MLflow, which may refuse.
+
+    Raises JobError where it does: the training is finished all the same, and the next start sends what lies there.
+    """
+    fs, path = open_fs(out)
     with tempfile.TemporaryDirectory() as folder:
-        clcr.save(learner.trainer.model, folder, learner.store.spec.to_dict())
-        run.log_folder(folder, "model")
+        clcr.save(learner.trainer.model, f"{folder}/model", learner.store.spec.to_dict())
+        for name, task in learner.tasks.items():
+            if task.has_classes and name in metrics:
+                counts = M.confusion_matrix(task, predictions[name]).numpy()
+                file = Path(folder, "confusion", f"{file_name(name)}.png")
+                file.parent.mkdir(exist_ok=True)
+                write_figure(str(file), confusion_figure(counts, task.classes, f"{name}, test"))
+        for part in sorted(Path(folder).iterdir()):
+            fs.create_dir(f"{path}/{part.name}", recursive=True)
+            pafs.copy_files(str(part), f"{path}/{part.name}", destination_filesystem=fs)
+    write_text(out, "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    run.log_metrics({f"test/{name}": value for name, value in diagnostics.items()}, learner.recipe.optim.epochs)
+    track_result(out, run, metrics, learner.recipe.optim.epochs)
+
+
+def track_result(out: str, run: tracking.Run, metrics: Mapping[str, Mapping[str, float]], epochs: int) -> None:
+    """Give MLflow the result that lies in a run's folder, unless it has it. Raises JobError where it refuses."""
+    if read_text(out, "tracked.json") is not None:
+        return
+    tested = M.tracked("test", metrics)
+    try:
+        run.log_metrics({"best/test_score": tested["test/score"]} | tested, epochs)
         fs, path = open_fs(out)
-        fs.create_dir(f"{path}/model", recursive=True)
-        pafs.copy_files(folder, f"{path}/model", destination_filesystem=fs)
-    run.flush()
-    write_text(out, "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        with tempfile.TemporaryDirectory() as folder:
+            for part in ("model", "confusion"):
+                if fs.get_file_info(f"{path}/{part}").type == pafs.FileType.Directory:
+                    Path(folder, part).mkdir()
+                    pafs.copy_files(f"{path}/{part}", f"{folder}/{part}", source_filesystem=fs)
+                    run.log_folder(f"{folder}/{part}", part)
+        run.flush()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise JobError(
+            f"the model and its test metrics are saved in {out}, but MLflow has not taken them ({reason}): fix the "
+            "cause, then run the same command again to send them"
+        ) from error
+    write_text(out, "tracked.json", json.dumps({"run_id": run.run_id}) + "\n")

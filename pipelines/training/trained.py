@@ -10,7 +10,8 @@ import clcr
 from clcr.base import MultimodalModel
 from features.files import open_fs, resolve
 from features.store import Store, StoreSpec
-from pipelines.common.cli import JobError, resolve_uri
+from pipelines.common.cli import resolve_uri
+from pipelines.common.errors import JobError
 from pipelines.tracking.registry import fetch
 
 FILES = ("config.json", "weights.safetensors", "store.json")
@@ -25,8 +26,15 @@ class TrainedModel:
     digest: str
 
     def require_features(self, store: Store) -> None:
-        """Raise JobError for a store whose features are not what the model learned from."""
-        read = tuple(f"features.{name}." for name in self.model.features)
+        """Raise JobError for a store whose features are not what the model learned from.
+
+        A modality that the whole store lacks is one that every clip lacks, unless it is the only one.
+        """
+        shared = self.model.features.keys() & store.spec.features.keys()
+        if not shared:
+            learned, has = ", ".join(self.model.features), ", ".join(store.spec.features)
+            raise JobError(f"--store {store.uri} holds {has}, and the model reads {learned}: extract those")
+        read = tuple(f"features.{name}." for name in shared)
         differ = [line for line in self.learned.difference(store.spec) if line.startswith(read)]
         if differ:
             what = "; ".join(differ[:3])

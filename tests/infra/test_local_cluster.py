@@ -262,4 +262,4 @@ def test_a_head_node_that_is_dead_and_a_folder_that_is_missing_are_one_line(tmp_
     assert "host2 10.77.0.12 down, dead to Ray" in printed.out and printed.err.count("\n") == 1
     assert "head node host1 does not answer" in printed.err
     assert main(["put", str(tmp_path / "none"), "s3://data/x", "--folder", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"error: {tmp_path}/none is no folder: name the one to copy\n"
+    assert capsys.readouterr().err == f"error: {tmp_path}/none is not a folder: name the folder to copy\n"

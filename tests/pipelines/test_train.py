@@ -23,7 +23,7 @@ from clcr.batches import collate
 from clcr.config import ModelConfig
 from clcr.training import OptimConfig
 from pipelines.common.cli import JobError, run_job, to_yaml
-from pipelines.common.cluster import cpus_for, retry_start, room
+from pipelines.common.cluster import count_slots, cpus_for, retry_start
 from pipelines.explain import ExplainConfig, explain, load_model, mean_weights
 from pipelines.tracking.registry import load_model as load_registered
 from pipelines.train import CHANGEABLE, TrainConfig, train
@@ -188,7 +188,7 @@ def test_a_split_that_nothing_can_be_scored_by_is_refused_before_anything_is_tra
 
 def test_a_worker_gets_no_more_cpus_than_a_node_has_and_what_has_no_room_is_refused(two_nodes, store, tmp_path):
     assert [cpus_for(workers, {}) for workers in (1, 2, 3)] == [1, 1, 1]  # one CPU a node, two in the cluster
-    assert [room({"CPU": cpus}) for cpus in (0.5, 1, 2)] == [4, 2, 0]
+    assert [count_slots({"CPU": cpus}) for cpus in (0.5, 1, 2)] == [4, 2, 0]
     with pytest.raises(JobError, match=r"--workers 3 with 1 CPUs each: .* room for 2 such workers"):
         train(replace(job(store, tmp_path / "run"), workers=3))
     with pytest.raises(JobError, match=r"--workers 1 with 2 CPUs each: .* room for 0 such workers"):

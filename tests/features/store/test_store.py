@@ -50,6 +50,28 @@ def test_every_sample_is_reached_by_its_place_in_the_index(store):
         assert sample["json"]["labels"] == {"label": row["label_label"], "mood": row["label_mood"]}
 
 
+def test_samples_are_a_splits_clips_in_the_indexs_order(store):
+    samples = list(store.samples("val"))
+    assert [sample["clip_id"] for sample in samples] == store.index("val", ["clip_id"])["clip_id"].to_pylist()
+    for sample, number in zip(samples, (29, 30, 31), strict=True):
+        written = make_sample(number)
+        assert sample["features"].keys() == written.features.keys() and sample["duration"] == written.duration
+        for name, values in written.features.items():
+            assert np.array_equal(sample["features"][name], values)
+    assert samples[1]["labels"] == {"label": "a", "mood": 3.0}
+    assert len(list(store.samples())) == store.spec.rows
+
+
+def test_samples_are_read_one_by_one_and_another_clips_bytes_are_refused(store, monkeypatch):
+    opened = Store(store.uri)
+    samples = opened.samples("train")
+    other = opened.read(*(opened.index("val").to_pylist()[0][name] for name in ("shard", "offset", "nbytes")))
+    next(samples)
+    monkeypatch.setattr(opened, "read", lambda *place: other)
+    with pytest.raises(StoreError, match="extracted again"):
+        next(samples)
+
+
 def test_the_index_is_ordered_by_shard_and_offset_and_filters_by_split(store):
     places = [(row["split"], row["shard"], row["offset"]) for row in store.index().to_pylist()]
     assert places == sorted(places)

@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.common.cli import JobError
 from pipelines.tracking.run import Run, abandon_children, children_metrics, start_run
-from pipelines.tracking.system_metrics import watched
+from pipelines.tracking.system_metrics import log_system_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +98,7 @@ def test_a_machine_without_git_tracks_all_the_same(tmp_path, monkeypatch):
 
 def test_the_machine_is_watched_while_a_block_runs(tmp_path):
     run = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "run", {}, {})
-    with watched(run, interval=1.0):
+    with log_system_metrics(run, interval=1.0):
         time.sleep(3.5)
     run.finish()
     points = run.client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")

@@ -11,7 +11,7 @@ from storefiles import make_clips, make_sample, make_spec, write_shard, write_st
 from features.store import Store
 from features.store.shards import create_store
 from pipelines.common.cli import JobError
-from pipelines.training.loading import LoaderConfig, SplitLoader, ahead, feature_specs, plan_epoch, task_specs
+from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, plan_epoch, prefetch, task_specs
 
 
 def loader(store, split="train", cache_gb=1.0, processes=0, modalities=(), **options):
@@ -91,7 +91,7 @@ def test_batches_are_made_ahead_of_use_and_an_error_comes_out_in_its_turn():
             yield number
         raise OSError("the disk is gone")
 
-    batches = ahead(make(), 2)
+    batches = prefetch(make(), 2)
     assert next(batches) == 0
     assert made[1].wait(10) and made[2].wait(10)  # while the first is used
     assert not made[4].is_set()

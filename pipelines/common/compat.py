@@ -1,0 +1,86 @@
+"""Everything that this project does with private parts of Ray and Python, in one place.
+
+None of it is documented, so any release may change it; tests/pipelines/common/test_compat.py fails when one does.
+"""
+
+import atexit
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+REPORTS = "ray.train.v2._internal.execution.context"  # the module that logs a line of INFO for every report
+
+
+def run_exit_functions() -> None:
+    """Run what was registered for the interpreter's exit, for a process that then ends by `os._exit`."""
+    atexit._run_exitfuncs()
+
+
+def silence_train_reports() -> None:
+    """Ray Train logs every report, in a process whose log level no option of its own reaches."""
+    import ray.train.v2._internal.execution.context as context
+
+    logging.getLogger(context.__file__).setLevel(logging.WARNING)
+
+
+@contextmanager
+def plain_train_driver(own_cluster: bool) -> Iterator[None]:
+    """A TorchTrainer that leaves signals to the job, while the block runs.
+
+    Ray Train takes SIGINT for itself and then ends in `sys.exit` of its own. On a cluster that ends with the job
+    (own_cluster) it also needs no detached actor that returns its placement group, and that one prints thirty lines
+    where another Ray runs on the same machine: it asks the State API, which does not know which cluster is meant.
+    """
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    register, callbacks = DataParallelTrainer._register_sigint_handler, DataParallelTrainer._create_default_callbacks
+    DataParallelTrainer._register_sigint_handler = lambda self, controller: None
+    if own_cluster:
+        DataParallelTrainer._create_default_callbacks = _without_cleaner(callbacks)
+    try:
+        yield
+    finally:
+        DataParallelTrainer._register_sigint_handler = register
+        DataParallelTrainer._create_default_callbacks = callbacks
+
+
+def _without_cleaner(create: Callable[[Any], list]) -> Callable[[Any], list]:
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    return lambda trainer: [c for c in create(trainer) if not isinstance(c, PlacementGroupCleanerCallback)]
+
+
+def cluster_refuses(address: str, seconds: float = 5.0) -> str:
+    """Why the Ray cluster at host:port does not let this process in; "" where it does.
+
+    Ray itself waits a minute for what is no Ray, and says nothing of a token before it gives up.
+    """
+    import grpc
+
+    token = _token()
+    with grpc.insecure_channel(address) as channel:
+        alive = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            alive(b"", timeout=seconds, metadata=[("authorization", f"Bearer {token}")] if token else None)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                wrong = "its token is not the one here" if token else "it wants a token and there is none here"
+                return f"{wrong}; copy the head's (ray get-auth-token) to ~/.ray/auth_token and set RAY_AUTH_MODE=token"
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED):
+                return "what listens there is no Ray head; give the port of its GCS, 6379 unless it was named"
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                return f"it has not answered within {seconds:g} s"
+    return ""
+
+
+def _token() -> str:
+    """The token that Ray itself would send, if this machine has one and is to send it."""
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return ""
+    if given := os.environ.get("RAY_AUTH_TOKEN"):
+        return given
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    return path.read_text().strip() if path.is_file() else ""

@@ -1,0 +1,102 @@
+"""Standard error without what libraries say of a healthy run: their warnings of what may be, and of how they end.
+
+Ray's C++ parts write to the file descriptor itself and the log lines of other processes come through it too, so the
+descriptor becomes a pipe, and a thread passes on what a person can use.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Callable
+
+# Lines that say nothing, wherever they come from.
+NOISE = re.compile(
+    r"the actor restart will fail|\*\*\* SIGTERM received at time|PC: @ |"
+    r"^\s*(\(\S+ pid=\d+[^)]*\) )?\s*@\s+0x[0-9a-f]+|"
+    r"\[\S+ \S+ E \d+ \d+\] logging\.cc:\d+:|"
+    r"Failed to query Ray Train Controller actor state"
+)
+# Tracebacks, by their last line: of a process that was told to end, and of one that asked the wrong cluster.
+ENDINGS = re.compile(r"SystemExit: \d+|ray\.util\.state\.exception\.\w+|RayStateApiException|ServerUnavailable")
+PREFIX = re.compile(r"^(?:\x1b\[\d+m)*(\(\S.*? ?pid=\d+[^)]*\))(?:\x1b\[\d+m)* ?")  # of another process's line
+OPENINGS = ("Traceback (most recent call last):", "Exception in thread ")
+
+
+class Filter:
+    """Passes lines on, but for noise; a traceback waits for its last line. emit: takes a line with its end."""
+
+    def __init__(self, emit: Callable[[str], None]) -> None:
+        self._emit = emit
+        self._held: dict[str, list[str]] = {}  # tracebacks under way, by process
+
+    def feed(self, line: str) -> None:
+        """One line, with its end."""
+        match = PREFIX.match(line)
+        process, text = (match[1], line[match.end() :]) if match else ("", line)
+        held = self._held.get(process)
+        if held is not None:
+            held.append(line)
+            if not text.strip() or text.startswith((" ", "\t", *OPENINGS)) or "During handling" in text:
+                return
+            del self._held[process]
+            if not ENDINGS.match(text):
+                for each in held:
+                    self._emit(each)
+        elif text.startswith(OPENINGS):
+            self._held[process] = [line]
+        elif not NOISE.search(line):
+            self._emit(line)
+
+    def close(self) -> None:
+        """Pass on what still waits."""
+        for held in self._held.values():
+            for line in held:
+                self._emit(line)
+        self._held.clear()
+
+
+def quieten() -> Callable[[], None]:
+    """Filter this process's standard error from now on; returns what ends it, to be called before the process ends."""
+    read, write = os.pipe()
+    terminal = os.dup(2)
+    os.dup2(write, 2)
+    os.close(write)
+    ended = threading.Event()
+
+    def pump() -> None:
+        lines = Filter(lambda line: _write(terminal, line))
+        rest = b""
+        while True:
+            chunk = os.read(read, 65536)
+            *whole, rest = (rest + chunk).split(b"\n")
+            marked = END in whole  # children may hold the pipe open: its end never comes
+            for line in whole:
+                if line != END:
+                    lines.feed(line.decode(errors="replace") + "\n")
+            if marked or not chunk:
+                break
+        lines.close()
+        if rest:
+            _write(terminal, rest.decode(errors="replace"))
+        ended.set()
+
+    threading.Thread(target=pump, name="stderr", daemon=True).start()
+
+    def end() -> None:
+        os.write(2, b"\n" * 0 + END + b"\n")
+        ended.wait(2)
+        os.dup2(terminal, 2)
+
+    return end
+
+
+END = b"\x00end of this process's standard error\x00"
+
+
+def _write(descriptor: int, text: str) -> None:
+    data = text.encode()
+    while data:
+        try:
+            data = data[os.write(descriptor, data) :]
+        except OSError:  # whoever read our lines has gone
+            return
