@@ -118,12 +118,13 @@ class MultimodalModel(nn.Module):
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """Optimizer groups: matrices decay; vectors, scalars and what a module calls `undecayed` do not.
 
-        What a module calls `scalars` goes by a learning rate that is `lr_scale` times that of the others.
+        What a module calls `scalars` is learned `lr_scale` times as fast as the rest, in a group of its own.
         """
+        scale = self.config.budget.lr_scale
         decayed, undecayed, scalars = [], [], []
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                if name in getattr(module, "scalars", ()):
+                if scale != 1 and name in getattr(module, "scalars", ()):
                     scalars.append(parameter)
                 else:
                     skip = parameter.ndim < 2 or name in getattr(module, "undecayed", ())
@@ -131,7 +132,7 @@ class MultimodalModel(nn.Module):
         groups = [
             {"params": decayed, "weight_decay": weight_decay},
             {"params": undecayed, "weight_decay": 0.0},
-            {"params": scalars, "weight_decay": 0.0, "lr_scale": self.config.budget.lr_scale},
+            {"params": scalars, "weight_decay": 0.0, "lr_scale": scale},
         ]
         return groups if scalars else groups[:2]
 

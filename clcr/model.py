@@ -114,15 +114,16 @@ class IntraCED(nn.Module):
         alpha = {m: admission.alpha for m, admission in admitted.items()}
         active = {m: admission.active for m, admission in admitted.items()}
         joined = _join(spans, dim=-2) if spans else None
-        heard = shared = own
         if self.space == "lifted":
-            shared = heard = own = {m: x @ u_sh.T for m, x in own.items()}
+            own = {m: x @ u_sh.T for m, x in own.items()}
             u_sh = torch.eye(len(u_sh), device=u_sh.device)
-        if self.exchange is not None and self.space == "tokens":
+        if self.exchange is None:
+            shared = own
+        elif self.space == "tokens":
             h = self.exchange(h, alpha, mask, joined)
             shared = {m: x @ u_sh for m, x in h.items()}
-        elif self.exchange is not None:
-            shared = self.exchange(heard, alpha, mask, joined)
+        else:
+            shared = self.exchange(own, alpha, mask, joined)
         private = {m: h[m] @ u_pr[m] for m in h}
         split = (_split(x, tokens) for x in (shared, private, own))
         flows = zip(*split, valid, _split(alpha, tokens), strict=True)

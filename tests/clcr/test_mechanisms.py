@@ -198,7 +198,7 @@ def test_aligning_makes_shared_flows_shared_before_the_exchange(make):
     batch = clips(64)
 
     def alike(weight):
-        model, seen = trained(make, batch=batch, loss={"align": weight}).eval(), []
+        model, seen = trained(make, 40, batch, loss={"align": weight}).eval(), []
         hooks = [i.register_forward_hook(lambda *args: seen.append(args[-1][0].means()[2])) for i in model.intra]
         with torch.no_grad():
             model(batch)
