@@ -59,6 +59,24 @@ class TimePooling(nn.Module):
         return self(shares, task, (tokens, identity)) @ tokens.float()
 
 
+class Synchronise(nn.Module):
+    """Summaries of every level into one space, by a linear map per level; of private parts per level and modality.
+
+    Each level has bases of its own, and what lives in unrelated bases cannot be averaged ("anchors synchronise semantic
+    scales"). The maps start as the identity.
+    """
+
+    def __init__(self, levels: int, modalities: int, width: int) -> None:
+        super().__init__()
+        self.shared = nn.Parameter(torch.eye(width).repeat(levels, 1, 1))
+        self.private = nn.Parameter(torch.eye(width).repeat(levels, modalities, 1, 1))
+
+    def forward(self, shared: Tensor, private: Tensor) -> tuple[Tensor, Tensor]:
+        """shared, private: (B, N, K, M, d), zero where missing, and so is what comes out."""
+        shared = torch.einsum("bnkmd,kde->bnkme", shared, self.shared)
+        return shared, torch.einsum("bnkmd,kmde->bnkme", private, self.private)
+
+
 class LevelWeights(nn.Module):
     """omega: a softmax over levels of an MLP that reads the level's shared summary beside the level's anchor.
 
@@ -105,6 +123,10 @@ class Aggregated(NamedTuple):
         shared = torch.einsum("bnm,bnmd->bnd", beta, s_bar)
         private = (eta[..., None] * p_bar).flatten(2)
         return cls(shared, private, omega, beta, eta)
+
+    def with_zeros(self, present: Tensor) -> "Aggregated":
+        """The same with zeros in place of the modalities that are missing: what is left is as loud as it was."""
+        return self._replace(shared=self.shared * present.float().mean(dim=-1, keepdim=True))
 
 
 class CoAggregation(nn.Module):

@@ -119,17 +119,27 @@ class MultimodalModel(nn.Module):
         return {}
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
-        """Optimizer groups: matrices decay; vectors, scalars and what a module calls `undecayed` do not."""
+        """Optimizer groups: matrices decay; vectors, scalars and what a module calls `undecayed` do not.
+
+        What a module calls `scalars` is learned `lr_scale` times as fast as the rest, in a group of its own.
+        """
+        scale = self.config.budget.lr_scale
         decayed: list[nn.Parameter] = []
         undecayed: list[nn.Parameter] = []
+        scalars: list[nn.Parameter] = []
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                skip = parameter.ndim < 2 or name in getattr(module, "undecayed", ())
-                (undecayed if skip else decayed).append(parameter)
-        return [
+                if scale != 1 and name in getattr(module, "scalars", ()):
+                    scalars.append(parameter)
+                else:
+                    skip = parameter.ndim < 2 or name in getattr(module, "undecayed", ())
+                    (undecayed if skip else decayed).append(parameter)
+        groups = [
             {"params": decayed, "weight_decay": weight_decay},
             {"params": undecayed, "weight_decay": 0.0},
+            {"params": scalars, "weight_decay": 0.0, "lr_scale": scale},
         ]
+        return groups if scalars else groups[:2]
 
 
 def _in_units(model: MultimodalModel, inputs: object, output: Output) -> Output:

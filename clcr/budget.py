@@ -88,6 +88,8 @@ class TokenBudget(nn.Module):
     does not bind, rho has no gradient: the start matters. `start` is that share (rho = logit(start)).
     """
 
+    scalars = ("rho", "threshold", "raw_scale")
+
     def __init__(self, k_shared: int, start: float, config: BudgetConfig) -> None:
         super().__init__()
         self.k_shared = k_shared
@@ -99,6 +101,8 @@ class TokenBudget(nn.Module):
             self.register_buffer("rho", rho)
         self.threshold = nn.Parameter(torch.tensor(float(config.threshold)))
         self.raw_scale = nn.Parameter(torch.tensor(math.log(math.expm1(config.scale))))  # softplus gives the scale
+        # From zero: at the start the size alone decides.
+        self.direction = nn.Parameter(torch.zeros(k_shared)) if config.evidence == "content" else None
 
     @property
     def scale(self) -> Tensor:
@@ -106,9 +110,10 @@ class TokenBudget(nn.Module):
         return nn.functional.softplus(self.raw_scale)
 
     def evidence(self, shared: Tensor) -> Tensor:
-        """(B, T, k_s) -> (B, T): the norm, centred and scaled to unit spread at any width."""
+        """(B, T, k_s) -> (B, T): the norm, centred and scaled to unit spread at any width; more for its direction."""
         norm = torch.linalg.vector_norm(shared.float(), dim=-1)
-        return (norm / math.sqrt(self.k_shared) - 1) * math.sqrt(2 * self.k_shared)
+        size = (norm / math.sqrt(self.k_shared) - 1) * math.sqrt(2 * self.k_shared)
+        return size if self.direction is None else size + shared.float() @ self.direction
 
     def forward(self, shared: Tensor, valid: Tensor) -> Admission:
         """shared: (B, T, k_s) coordinates; valid: (B, T)."""

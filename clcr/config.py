@@ -9,12 +9,18 @@ from typing import Any, Literal, get_args
 from clcr.errors import ConfigError
 
 Pooling = Literal["attention", "mean"]
-Hierarchy = Literal["levels", "deepest", "mixed"]
+Hierarchy = Literal["levels", "deepest", "repeated", "mixed"]
 Exchange = Literal["budgeted", "dense", "whole", "none"]
+Space = Literal["coordinates", "lifted", "tokens"]
 Aggregation = Literal["attention", "even_levels", "mean"]
 BudgetKind = Literal["learned", "fixed"]
 FrameStem = Literal["patches", "trunk", "resnet18"]
 Correlation = Literal["cka", "whitened"]
+Absent = Literal["zeros", "reweighted"]
+Sage = Literal["relu", "normalised"]
+Attention = Literal["two_stage", "released"]
+Evidence = Literal["norm", "content"]
+Regularised = Literal["summaries", "means"]
 Reference = Literal["bank", "batch"]
 
 
@@ -59,13 +65,41 @@ class ModelConfig:
     shared_width: int = 0
     """Dimensions of a level's shared subspace (k_s); 0 is half the width."""
     private_width: int = 0
-    """Dimensions of a private subspace (k_p), at most width - k_s; 0 is half the width."""
+    """Dimensions of a private subspace (k_p), at most width - k_s; 0 is private_share of the width."""
+    private_share: float = 0.25
+    """Share of the width that a private subspace takes where private_width is 0. With k_s it must leave some of the
+    width free: where nothing is left, all modalities have the same private subspace, and it cannot be learned."""
     hierarchy: Hierarchy = "levels"
-    """What exchanges: each level by itself, only the deepest one, or all levels mixed together (ablations)."""
+    """What exchanges: each level by itself; ablations: the deepest one in every level's place (repeated), the deepest
+    one alone, which leaves the heads less to read, or all levels mixed together."""
     exchange: Exchange = "budgeted"
-    """How: shared subspace within the token budget; ablations: dense (no budget), whole (nor subspaces), or none."""
+    """How: within the token budget; ablations: dense (no budget), none, or whole (neither budget nor subspaces)."""
+    space: Space = "coordinates"
+    """What is exchanged: coordinates in the shared subspace, the shared part of a token at full width (lifted), or
+    whole tokens, of which the private part travels too (tokens); what is read stays in the subspaces."""
+    null_key: bool = True
+    """A head may hear nothing, by a key of value 0; without it the budget does not bound how much is heard of a single
+    other modality."""
+    null_logit: float = -1.0
+    """Start of each head's logit of hearing nothing, beside all that it could hear: at -1 it hears .73 of it."""
+    nearest: float = 2.0
+    """Start of the gain for nearness in time of the first head: at 2 it hears a tenth of a second."""
+    farthest: float = 1.0
+    """The same of the last head; 0 = blind to time, and so it stays."""
+    by_index: bool = True
+    """Tokens without a time are near by their place, where the modalities that have none are equally long."""
+    alike: bool = True
+    """Queries and keys of the exchange start as what they are made of, so that a token first hears those like itself;
+    no: from random maps, whose logits hardly differ."""
+    drop_answer: float = 0.0
+    """In training, share of clips (of each modality and level) that hear nothing of the others."""
+    synchronise: bool = True
+    """Bring each level's summaries into one space by a linear map of their own before they are averaged."""
     aggregation: Aggregation = "attention"
     """Of levels and modalities: learned weights; ablations: even_levels (omega uniform), or mean (no weights)."""
+    absent: Absent = "zeros"
+    """A missing modality is zeros in the shared path, as everywhere else, or those that are there are weighed up to
+    fill its place (reweighted)."""
     depth: int = 4
     """Layers of each crossmodal and each self-attention transformer of `mult`; no other model has them."""
 
@@ -79,28 +113,47 @@ class ModelConfig:
         _require(self.stride >= 1, "model.stride", self.stride, "must be 1 or more")
         _require(self.min_rate >= 0, "model.min-rate", self.min_rate, "must not be negative (tokens per second)")
         _require(self.max_rate > 0, "model.max-rate", self.max_rate, "must be positive (tokens per second)")
-        k_shared, k_private = self.shared_width or self.width // 2, self.private_width or self.width // 2
+        _require(0 < self.private_share <= 0.5, "model.private-share", self.private_share, "must lie in (0, 0.5]")
+        _require(self.nearest >= 0, "model.nearest", self.nearest, "must not be negative")
+        _require(self.farthest >= 0, "model.farthest", self.farthest, "must not be negative")
+        _require(0 <= self.drop_answer < 1, "model.drop-answer", self.drop_answer, "must lie in [0, 1)")
+        _require(math.isfinite(self.null_logit), "model.null-logit", self.null_logit, "must be a finite number")
+        k_shared, k_private = self._subspaces
         _require(
             k_shared >= 1 and k_private >= 1 and k_shared + k_private <= self.width,
             "model.shared-width",
             k_shared,
             f"must be 1 or more, and with --model.private-width {k_private} not exceed the width {self.width}",
         )
-        _require(self.k_shared % self.heads == 0, "model.heads", self.heads, f"must divide k_s = {self.k_shared}")
+        exchanged = self.exchange_width
+        _require(exchanged % self.heads == 0, "model.heads", self.heads, f"must divide the exchange's {exchanged}")
         _require_one_of(self.pooling, Pooling, "model.pooling")
         _require_one_of(self.hierarchy, Hierarchy, "model.hierarchy")
         _require_one_of(self.exchange, Exchange, "model.exchange")
+        _require_one_of(self.space, Space, "model.space")
+        _require_one_of(self.absent, Absent, "model.absent")
         _require_one_of(self.aggregation, Aggregation, "model.aggregation")
+
+    @property
+    def _subspaces(self) -> tuple[int, int]:
+        """k_s and k_p."""
+        k_private = self.private_width or max(1, round(self.private_share * self.width))
+        return self.shared_width or self.width // 2, k_private
 
     @property
     def k_shared(self) -> int:
         """Dimensions of the shared flow: of its subspace, or of the whole token."""
-        return self.width if self.exchange == "whole" else self.shared_width or self.width // 2
+        return self.width if self.exchange == "whole" else self._subspaces[0]
 
     @property
     def k_private(self) -> int:
         """Dimensions of each private flow: of its subspace, or of the whole token."""
-        return self.width if self.exchange == "whole" else self.private_width or self.width // 2
+        return self.width if self.exchange == "whole" else self._subspaces[1]
+
+    @property
+    def exchange_width(self) -> int:
+        """Dimensions of what the exchange attends with."""
+        return self.k_shared if self.space == "coordinates" else self.width
 
 
 @dataclass(frozen=True)
@@ -139,14 +192,20 @@ class BudgetConfig:
     """Share of tokens admitted at the start (b0, rho = logit(b0)): one value, or one per level."""
     gamma: float = 1.0
     """Fixed multiplier of the budget."""
-    threshold: float = -1.0
+    evidence: Evidence = "norm"
+    """What speaks for a token: its size in the shared subspace (the paper), or that and a learned direction in it."""
+    threshold: float = -1.5
     """Start of the evidence threshold, in standard deviations of the evidence."""
-    scale: float = 4.0
+    scale: float = 1.0
     """Start of the steepness of the activation (positive)."""
+    lr_scale: float = 10.0
+    """Learning rate of single numbers (rho, threshold, scale, gains in time, null logits), times that of the rest:
+    at the same rate they cannot leave their start, which all the rates of a short run together do not reach from."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", tuple(self.start))
         _require_one_of(self.kind, BudgetKind, "budget.kind")
+        _require_one_of(self.evidence, Evidence, "budget.evidence")
         _require(
             bool(self.start) and all(0 < b < 1 for b in self.start),
             "budget.start",
@@ -155,6 +214,7 @@ class BudgetConfig:
         )
         _require(self.gamma > 0, "budget.gamma", self.gamma, "must be positive")
         _require(self.scale > 0, "budget.scale", self.scale, "must be positive")
+        _require(self.lr_scale > 0, "budget.lr-scale", self.lr_scale, "must be positive")
 
 
 @dataclass(frozen=True)
@@ -171,6 +231,10 @@ class LossConfig:
     """Weight, within lambda_inter, of L_sp: shared and private flows apart between levels."""
     mix: float = 1.0
     """Weight, within lambda_inter, of L_mix: levels that contradict each other are not mixed."""
+    align: float = 0.0
+    """Weight of 1 - CKA between modalities' shared flows before the exchange, so that shared content is (ours)."""
+    regularised: Regularised = "summaries"
+    """What the terms compare: the summaries that the heads read, or the flows' means over time."""
     correlation: Correlation = "cka"
     """Measure of dependence: debiased linear CKA, or the whitened cross-correlation the paper names."""
     task_weights: tuple[str, ...] = ()
@@ -185,9 +249,10 @@ class LossConfig:
             _require(_not_negative(weight), "loss.task-weights", f"{name}={weight}", "must be a number, 0 or more")
         _require(self.lambda_intra >= 0, "loss.lambda-intra", self.lambda_intra, "must not be negative")
         _require(self.lambda_inter >= 0, "loss.lambda-inter", self.lambda_inter, "must not be negative")
-        for term in ("pr", "sp", "mix"):
+        for term in ("pr", "sp", "mix", "align"):
             _require(getattr(self, term) >= 0, f"loss.{term}", getattr(self, term), "must not be negative")
         _require_one_of(self.correlation, Correlation, "loss.correlation")
+        _require_one_of(self.regularised, Regularised, "loss.regularised")
 
     def task_weight(self, task: str) -> float:
         """Weight of a task's loss."""
@@ -213,6 +278,11 @@ class MMOrientConfig:
     """What a predicted clip is compared with: a bank of training clips, or the others of its batch (the paper)."""
     bank: int = 128
     """Clips in the bank, a seeded sample of the training split."""
+    sage: Sage = "relu"
+    """What a graph layer ends with: ReLU, or (the paper's released code) no activation but unit length."""
+    attention: Attention = "two_stage"
+    """HIMA: weights over a clip's tokens and then over clips (the paper), or (its released code) over tokens alone, by
+    one layer with GELU."""
     embeddings: tuple[str, ...] = ()
     """modality=other: the other modality's one vector is the modality's global embedding (image=clip_image)."""
     side: tuple[str, ...] = ()
@@ -226,6 +296,8 @@ class MMOrientConfig:
         _require(fits, "mm-orient.threshold", self.threshold, "a cosine, must lie in [-1, 1)")
         _require(self.bank >= 1, "mm-orient.bank", self.bank, "must be 1 or more")
         _require_one_of(self.reference, Reference, "mm-orient.reference")
+        _require_one_of(self.sage, Sage, "mm-orient.sage")
+        _require_one_of(self.attention, Attention, "mm-orient.attention")
         pairs(self.embeddings, "mm-orient.embeddings")
 
 

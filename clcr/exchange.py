@@ -6,9 +6,17 @@ The pool -m holds the shared tokens of all other modalities at the same level. A
 enters the pool with that weight: log(alpha) is added to its attention logit, so a refused token neither asks nor
 answers. Everything here is in coordinates of the one shared basis of the level.
 
+A head may also hear nothing: a key of value 0, weighed against all that the head could hear at that instant,
+
+    Attn = sum_j alpha[j] e^(c[j] + n[j]) v[j] / (sum_j alpha[j] e^(c[j] + n[j]) + e^b sum_j e^n[j])
+
+c the content, n the nearness in time, b the null logit. Without it a factor common to all alpha cancels, and the budget
+bounds nothing where the pool is a single modality. A pool admitted in full is heard at 1 / (1 + e^b), whatever its
+length and however far the head looks.
+
 Ours, because a few hundred clips teach neither: a head may prefer tokens near in time, which the paper leaves to the
 positions inside the tokens; and value and output start as the identity, so that what one modality hears of the other at
-its own instant is there from the first step, as loud as itself.
+its own instant is there from the first step.
 """
 
 import math
@@ -19,43 +27,78 @@ from torch import Tensor, nn
 
 REFUSED = -1e4  # attention logit of refused and padded tokens: exp gives 0, and half precision can hold it
 SMALLEST = 1e-6  # log has no finite gradient at 0
-LOCAL = 2.0  # gain of the head that starts as the most local: it sees a tenth of a second
+FARTHEST = 1e-30  # nearness, beside that of the same instant, below which all of a pool is equally far
+STEP = 0.1  # seconds from one token to the next where tokens have places instead of times
 
 
 class Nearness(nn.Module):
     """A bias for tokens near in time, per head: sum_f gain[f]^2 cos(2 pi (t - t') / period[f]), as coordinates.
 
-    The gains are learned; the first head starts at LOCAL, the last of several at 0, blind to time.
+    The gains are learned; the first head's start at `nearest`, the last one's of several at `farthest`.
     """
 
     frequencies: Tensor  # a buffer
+    scalars = ("gain",)
 
-    def __init__(self, heads: int, periods: int = 6) -> None:
+    def __init__(self, heads: int, nearest: float = 2.0, farthest: float = 1.0, periods: int = 6) -> None:
         super().__init__()
         self.register_buffer("frequencies", 2 * math.pi / torch.logspace(-0.5, 1, periods), persistent=False)
-        self.gain = nn.Parameter(torch.linspace(LOCAL, 0, heads)[:, None].expand(-1, periods).clone())
+        self.gain = nn.Parameter(torch.linspace(nearest, farthest, heads)[:, None].expand(-1, periods).clone())
 
     def forward(self, spans: Tensor) -> Tensor:
-        """spans: (T, 2) seconds -> (heads, T, 2 periods); zero, which is no preference, for tokens without a time."""
-        times = spans.mean(dim=1, keepdim=True)
+        """spans: (..., T, 2) seconds -> (..., heads, T, 2 periods); zero, no preference, for tokens without a time."""
+        times = spans.mean(dim=-1, keepdim=True)
         angles = (times * self.frequencies).where(times.isfinite(), 0.0)
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1).where(times.isfinite(), 0.0)
-        return waves.to(self.gain.dtype) * self.gain.repeat(1, 2)[:, None]
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).where(times.isfinite(), 0.0)
+        return waves.to(self.gain.dtype)[..., None, :, :] * self.gain.repeat(1, 2)[:, None]
+
+
+def places(spans: dict[str, Tensor], valid: dict[str, Tensor], untimed: list[str]) -> dict[str, Tensor]:
+    """Spans in which tokens without a time lie STEP apart, in the clips whose `untimed` are equally long.
+
+    spans: (T[m], 2); valid: (B, T[m]) -> spans (T[m], 2), of the untimed (B, T[m], 2). A clip's own lengths decide,
+    never those of its batch.
+    """
+    counts = torch.stack([valid[m].sum(dim=1) for m in untimed], dim=1)
+    equal = (counts == counts[:, :1]).all(dim=1) & (counts[:, 0] > 1)
+    placed = {}
+    for m in untimed:
+        start = torch.arange(valid[m].shape[1], device=counts.device, dtype=spans[m].dtype)
+        seconds = STEP * torch.stack([start, start + 1], dim=1)
+        placed[m] = torch.where(equal[:, None, None], seconds, spans[m])
+    return spans | placed
 
 
 class CoExchange(nn.Module):
-    """Multi-head attention from every modality to the pool of the others; weights common to all modalities."""
+    """Multi-head attention from every modality to the pool of the others; weights common to all modalities.
 
-    def __init__(self, k_shared: int, heads: int, dropout: float) -> None:
+    null_logit: start of each head's logit of hearing nothing; none: it always hears. drop_answer: in training, share
+    of clips whose answer is dropped, for each modality by itself.
+    """
+
+    scalars = ("null",)
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float,
+        null_logit: float | None = -1.0,
+        nearest: float = 2.0,
+        farthest: float = 1.0,
+        drop_answer: float = 0.0,
+        alike: bool = True,
+    ) -> None:
         super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(k_shared, k_shared, bias=False)
-        self.key = nn.Linear(k_shared, k_shared, bias=False)
-        self.value = nn.Linear(k_shared, k_shared, bias=False)
-        self.out = nn.Linear(k_shared, k_shared, bias=False)
-        nn.init.eye_(self.value.weight)
-        nn.init.eye_(self.out.weight)
-        self.nearness = Nearness(heads)
+        self.heads, self.drop_answer = heads, drop_answer
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        for linear in (self.value, self.out, *([self.query, self.key] if alike else [])):
+            nn.init.eye_(linear.weight)
+        self.nearness = Nearness(heads, nearest, farthest)
+        self.null = None if null_logit is None else nn.Parameter(torch.full((heads,), float(null_logit)))
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -65,45 +108,77 @@ class CoExchange(nn.Module):
         valid: dict[str, Tensor],
         spans: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """shared: (B, T[m], k_s); alpha, valid: (B, T[m]); spans: (T[m], 2) seconds -> shared + h~, (B, T[m], k_s).
+        """shared: (B, T[m], k); alpha, valid: (B, T[m]); spans: ([B,] T[m], 2) seconds -> shared + h~, (B, T[m], k).
 
         No pool (other modalities missing, or every token refused): h~ = 0. No spans: no token is nearer than another.
         """
-        near = {m: self.nearness(spans[m]) for m in shared} if spans else None
+        near = self._near(spans, shared) if spans else None
         queries = {m: self._split(self.query(h)) for m, h in shared.items()}
         keys = {m: self._split(self.key(h)) for m, h in shared.items()}
         values = {m: self._split(self.value(h)) for m, h in shared.items()}
         exchanged = {}
         for m in shared:
             others = [n for n in shared if n != m]
-            weight = torch.cat([alpha[n].where(valid[n], 0.0) for n in others], dim=1)
+            there = torch.cat([valid[n] for n in others], dim=1)
+            weight = torch.cat([alpha[n] for n in others], dim=1).where(there, 0.0)
+            between = (near[m], torch.cat([near[n] for n in others], dim=-2)) if near else None
             answer = attend(
                 queries[m],
                 torch.cat([keys[n] for n in others], dim=2),
                 torch.cat([values[n] for n in others], dim=2),
                 weight,
-                (near[m], torch.cat([near[n] for n in others], dim=1)) if near else None,
+                between,
+                None if self.null is None else self.null[:, None] + _log_pool(there, between),
             )
             answer = self.dropout(self.out(answer.transpose(1, 2).flatten(2)))
-            has_pool = (weight > 0).any(dim=1)
-            gate = alpha[m].where(valid[m] & has_pool[:, None], 0.0)
-            exchanged[m] = shared[m] + gate[..., None] * answer
+            exchanged[m] = shared[m] + self._gate(alpha[m], valid[m], weight)[..., None] * answer
         return exchanged
+
+    def _gate(self, alpha: Tensor, valid: Tensor, pool: Tensor) -> Tensor:
+        """How much of its answer each token takes: (B, T), nothing where there is no pool."""
+        hears = valid & (pool > 0).any(dim=1, keepdim=True)
+        if self.training and self.drop_answer:
+            hears = hears & (torch.rand_like(alpha[:, :1]) >= self.drop_answer)
+        return alpha.where(hears, 0.0)
+
+    def _near(self, spans: dict[str, Tensor], shared: dict[str, Tensor]) -> dict[str, Tensor]:
+        near = {m: self.nearness(spans[m]) for m in shared}
+        if any(x.ndim > 3 for x in near.values()):
+            return {m: x.expand(len(shared[m]), -1, -1, -1) for m, x in near.items()}
+        return near
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
+def _log_pool(there: Tensor, near: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Log of sum_j e^n[j], all that a head could hear: there (B, Tk) -> (B, h, Tq), or (B, 1, 1) without nearness."""
+    if near is None:
+        return there.sum(dim=1).clamp(min=1).log()[:, None, None]
+    nearness = near[0] @ near[1].mT
+    nearness = nearness.to(torch.promote_types(nearness.dtype, torch.float32))
+    most = near[0].square().sum(dim=-1, keepdim=True).to(nearness.dtype).detach()  # at the query's own instant
+    dims = "bhqk,bk->bhq" if nearness.ndim == 4 else "hqk,bk->bhq"
+    total = torch.einsum(dims, (nearness - most).exp(), there.to(nearness.dtype))
+    return total.clamp(min=FARTHEST).log() + most.squeeze(-1)
+
+
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, near: tuple[Tensor, Tensor] | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    near: tuple[Tensor, Tensor] | None = None,
+    null: Tensor | None = None,
 ) -> Tensor:
     """Attention in which key j counts weight[j] times: softmax(q k / sqrt(d) + near_q near_k + log weight) v.
 
-    query: (B, h, Tq, d); key, value: (B, h, Tk, d); weight: (B, Tk) >= 0; near: (h, Tq, e) and (h, Tk, e). A row of
-    zeros gives a finite, meaningless result: the caller drops it. Both biases travel as more coordinates, sqrt(d) in
-    the query and log(weight) in the key: an additive mask with a gradient would rule out the fused attention kernels.
+    query: (B, h, Tq, d); key, value: (B, h, Tk, d); weight: (B, Tk) >= 0; near: ([B,] h, Tq, e) and ([B,] h, Tk, e);
+    null: (B, h or 1, Tq or 1), logit of one more key of value 0. A row of zeros gives a finite, meaningless result: the
+    caller drops it. All biases travel as more coordinates of query and key: an additive mask with a gradient would
+    rule out the fused attention kernels.
     """
-    batch, heads, _, width = query.shape
+    batch, heads, length, width = query.shape
     root = width**0.5
     bias = torch.where(weight > 0, weight.clamp(min=SMALLEST).log(), REFUSED).to(key.dtype)
     more_query = [query, query.new_full((*query.shape[:3], 1), root)]
@@ -111,6 +186,13 @@ def attend(
     if near is not None:
         more_query.append(root * near[0].to(query.dtype).expand(batch, -1, -1, -1))
         more_key.append(near[1].to(key.dtype).expand(batch, -1, -1, -1))
+    if null is not None:
+        more_query.append(root * null.to(query.dtype)[..., None].expand(-1, heads, length, -1))
     query, key = torch.cat(more_query, dim=-1), torch.cat(more_key, dim=-1)
+    if null is not None:  # a key of its own, which the query's last coordinate speaks to, and it alone
+        key = F.pad(F.pad(key, (0, 1)), (0, 0, 0, 1)) + F.pad(
+            key.new_ones(1, 1), (query.shape[-1] - 1, 0, key.shape[2], 0)
+        )
+        value = F.pad(value, (0, 0, 0, 1))
     value = F.pad(value, (0, query.shape[-1] - width))  # the fused kernels want one head size
     return F.scaled_dot_product_attention(query, key, value, scale=1 / root)[..., :width]

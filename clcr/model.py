@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clcr.aggregation import TaskHeads, TimePooling, co_aggregation
+from clcr.aggregation import Synchronise, TaskHeads, TimePooling, co_aggregation
 from clcr.base import MultimodalModel, Output
 from clcr.batches import Batch, FeatureSpec
 from clcr.budget import NoBudget, TokenBudget
 from clcr.config import CLCRConfig, ModelConfig
 from clcr.errors import ConfigError
-from clcr.exchange import CoExchange
+from clcr.exchange import CoExchange, places
 from clcr.hierarchy import masked_mean
-from clcr.regularizers import regularizers
+from clcr.regularizers import Rows, regularizers
 from clcr.subspaces import Subspaces, WholeSpace
 from clcr.tasks import TaskSpec
 from clcr.windows import Windows
@@ -26,14 +26,15 @@ from clcr.windows import Windows
 class Flows:
     """One level after the exchange, by modality.
 
-    shared: (B, T, k_s) coordinates in u_sh (d, k_s); private: (B, T, k_p) in u_pr (d, k_p); valid, alpha: (B, T);
-    active: (B,) whether the budget bound.
+    shared: (B, T, k_s) coordinates in u_sh (d, k_s); private: (B, T, k_p) in u_pr (d, k_p); own: (B, T, k_s) shared
+    flows before the exchange; valid, alpha: (B, T); active: (B,) whether the budget bound.
     """
 
     u_sh: Tensor
     u_pr: dict[str, Tensor]
     shared: dict[str, Tensor]
     private: dict[str, Tensor]
+    own: dict[str, Tensor]
     valid: dict[str, Tensor]
     alpha: dict[str, Tensor]
     active: dict[str, Tensor]
@@ -42,11 +43,16 @@ class Flows:
         """Share of the tokens that take part, by weight: (B,)."""
         return {m: a.sum(dim=1) / self.valid[m].sum(dim=1).clamp(min=1) for m, a in self.alpha.items()}
 
-    def means(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Masked means over time of the shared and the private flows, lifted to R^d: (B, d)."""
-        shared = {m: masked_mean(h.float(), self.valid[m]) @ self.u_sh.T for m, h in self.shared.items()}
-        private = {m: masked_mean(h.float(), self.valid[m]) @ self.u_pr[m].T for m, h in self.private.items()}
-        return shared, private
+    def means(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Masked means over time of shared flows, private ones, and shared ones before, lifted to R^d: (B, d)."""
+        flows = ((self.shared, self.u_sh), (self.private, None), (self.own, self.u_sh))
+        return tuple(
+            {
+                m: masked_mean(h.float(), self.valid[m]) @ (self.u_pr[m] if basis is None else basis).T
+                for m, h in by_modality.items()
+            }
+            for by_modality, basis in flows
+        )
 
 
 @dataclass
@@ -76,6 +82,7 @@ class IntraCED(nn.Module):
     def __init__(self, modalities: int, start: float, config: CLCRConfig) -> None:
         super().__init__()
         model, whole = config.model, config.model.exchange == "whole"
+        self.space = "coordinates" if whole else model.space
         self.subspaces = (
             WholeSpace(modalities, model.width)
             if whole
@@ -83,7 +90,18 @@ class IntraCED(nn.Module):
         )
         budgeted = model.exchange == "budgeted"
         self.budget = TokenBudget(model.k_shared, start, config.budget) if budgeted else NoBudget()
-        self.exchange = CoExchange(model.k_shared, model.heads, model.dropout) if model.exchange != "none" else None
+        self.exchange = None
+        if model.exchange != "none":
+            self.exchange = CoExchange(
+                model.exchange_width,
+                model.heads,
+                model.dropout,
+                model.null_logit if model.null_key else None,
+                model.nearest,
+                model.farthest,
+                model.drop_answer,
+                model.alike,
+            )
 
     def forward(
         self, tokens: list[dict[str, Tensor]], valid: list[dict[str, Tensor]], spans: list[dict[str, Tensor]] | None
@@ -92,14 +110,24 @@ class IntraCED(nn.Module):
         u_sh, u_pr = self.subspaces()
         u_pr = dict(zip(tokens[0], u_pr, strict=True))
         h, mask = _join(tokens), _join(valid)
-        shared = {m: h[m] @ u_sh for m in h}
-        private = {m: h[m] @ u_pr[m] for m in h}
-        admitted = {m: self.budget(shared[m], mask[m]) for m in h}
+        own = {m: h[m] @ u_sh for m in h}
+        admitted = {m: self.budget(own[m], mask[m]) for m in h}
         alpha = {m: admission.alpha for m, admission in admitted.items()}
         active = {m: admission.active for m, admission in admitted.items()}
-        if self.exchange is not None:
-            shared = self.exchange(shared, alpha, mask, _join(spans, dim=0) if spans else None)
-        flows = zip(_split(shared, tokens), _split(private, tokens), valid, _split(alpha, tokens), strict=True)
+        joined = _join(spans, dim=-2) if spans else None
+        if self.space == "lifted":
+            own = {m: x @ u_sh.T for m, x in own.items()}
+            u_sh = torch.eye(len(u_sh), device=u_sh.device)
+        if self.exchange is None:
+            shared = own
+        elif self.space == "tokens":
+            h = self.exchange(h, alpha, mask, joined)
+            shared = {m: x @ u_sh for m, x in h.items()}
+        else:
+            shared = self.exchange(own, alpha, mask, joined)
+        private = {m: h[m] @ u_pr[m] for m in h}
+        split = (_split(x, tokens) for x in (shared, private, own))
+        flows = zip(*split, valid, _split(alpha, tokens), strict=True)
         return [Flows(u_sh, u_pr, *flow, active) for flow in flows]
 
 
@@ -134,18 +162,22 @@ class CLCR(MultimodalModel):
         read, groups = {
             "levels": (levels, [[level] for level in levels]),
             "deepest": (levels[-1:], [[0]]),
+            "repeated": (levels[-1:], [[level] for level in levels]),
             "mixed": (levels, [list(levels)]),
         }[model.hierarchy]
         super().__init__(config, features, tasks, read)
         self.groups = groups
-        starts = [config.budget_start(level) for level in read]
+        self.repeats = model.levels if model.hierarchy == "repeated" else 1
+        used = range(sum(map(len, groups)))
+        starts = [config.budget_start(level) for level in (levels if len(used) > 1 else read)]
         self.intra: Any = nn.ModuleList(  # torch has no type for the items of one
             IntraCED(len(features), mean(starts[level] for level in group), config) for group in groups
         )
-        self.summaries = nn.ModuleList(Summary(len(features), len(tasks), model) for _ in read)
+        self.summaries = nn.ModuleList(Summary(len(features), len(tasks), model) for _ in used)
         self.shared_norm = nn.LayerNorm(width)
         self.private_norm = nn.LayerNorm(width)
-        self.inter = co_aggregation(model.aggregation, len(read), width)
+        self.synchronise = Synchronise(len(used), len(features), width) if model.synchronise else None
+        self.inter = co_aggregation(model.aggregation, len(used), width)
         outputs = [task.outputs for task in tasks.values()]
         self.heads = TaskHeads(width * (1 + len(features)), width, outputs, model.dropout)
         # Without subspaces there are no flows to keep apart; only the levels' mixing is left to regularise.
@@ -170,6 +202,9 @@ class CLCR(MultimodalModel):
         """
         tokens = [{m: h[m] for m in self.features} for h in tokens]
         valid = [{m: mask[m] & present[m][:, None] for m in self.features} for mask in valid]
+        untimed = [m for m, spec in self.features.items() if spec.rate <= 0]
+        if spans and self.config.model.by_index and len(untimed) > 1:
+            spans = [places(span, mask, untimed) for span, mask in zip(spans, valid, strict=True)]
         flows = []
         for intra, group in zip(self.intra, self.groups, strict=True):
             of_group = ([values[level] for level in group] if values else None for values in (tokens, valid, spans))
@@ -178,7 +213,7 @@ class CLCR(MultimodalModel):
 
     def forward(self, batch: Batch) -> CLCROutput:
         """Predict every task for a batch; regularisers are computed in training mode only."""
-        hierarchy, windows = self.encoder(batch), Windows.of(self.tasks, batch)
+        hierarchy, windows = self.encoder(batch) * self.repeats, Windows.of(self.tasks, batch)
         # A modality is there if it is declared so and has a token; it speaks in the windows that its tokens cover.
         present = torch.stack([batch.present[m] & hierarchy[0][m].valid.any(dim=1) for m in self.features], dim=1)
         shares = [{m: windows.shares(level[m]) for m in self.features} for level in hierarchy]
@@ -192,15 +227,22 @@ class CLCR(MultimodalModel):
         mask = speaks[:, :, None, :, None]
         shared = self.shared_norm(torch.stack([s for s, _ in pooled], dim=2)).where(mask, 0.0)
         private = self.private_norm(torch.stack([p for _, p in pooled], dim=2)).where(mask, 0.0)
-        summary = self.inter(shared, private, speaks)
+        levelled = self.synchronise(shared, private) if self.synchronise is not None else (shared, private)
+        summary = self.inter(*levelled, speaks)
+        if self.config.model.absent == "zeros":
+            summary = summary.with_zeros(speaks)
         logits = self.heads(torch.cat([summary.shared, summary.private], dim=-1), windows)
         omega, beta, eta = (windows.task_means(x, speaks) for x in (summary.omega, summary.beta, summary.eta))
 
         means = [flow.means() for flow in flows]
         losses = {}
         if self.training:  # a collective in evaluation would hang where workers have unequal numbers of batches
-            all_shared, all_private = (torch.stack([_stack(mean[i]) for mean in means], dim=1) for i in (0, 1))
-            losses = regularizers(all_shared, all_private, omega, present, self.loss)
+            rows = [torch.stack([_stack(mean[i]) for mean in means], dim=1) for i in range(3)]
+            mixed = rows[0]
+            if self.loss.regularised == "summaries":
+                rows[:2] = (windows.mean(x, speaks) for x in (shared, private))
+                mixed = windows.mean(levelled[0], speaks)
+            losses = regularizers(Rows(*rows, mixed), omega, present, self.loss)
         return CLCROutput(
             logits=dict(zip(self.tasks, logits, strict=True)),
             losses=losses,
@@ -208,8 +250,8 @@ class CLCR(MultimodalModel):
             valid=[flow.valid for flow in flows],
             participation=[flow.participation() for flow in flows],
             budget_active=[flow.active for flow in flows],
-            shared=[shared for shared, _ in means],
-            private=[private for _, private in means],
+            shared=[mean[0] for mean in means],
+            private=[mean[1] for mean in means],
             omega=omega.mean(dim=1),
             beta=beta.mean(dim=1),
             eta=eta.mean(dim=1),

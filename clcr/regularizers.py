@@ -4,6 +4,7 @@
     L_pr     private flows of one modality at different levels
     L_sp     shared flow at one level against private flow of the same modality at another level
     L_mix    sum over level pairs of omega[l] omega[k] * incompatibility(l, k)
+    L_align  ours, off by default: 1 - CKA of the shared flows of two modalities before the exchange, at one level
 
 The measure is debiased linear CKA of the pooled summaries, one row per present sample: about 0 for independent flows
 and 1 for identical ones at any width. (The whitened cross-correlation, kept for comparison, hardly tells them apart at
@@ -14,6 +15,7 @@ workers - what DistributedDataParallel does - gives the gradient of a single pro
 """
 
 from itertools import combinations, permutations
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -110,31 +112,43 @@ def incompatibility(summaries: Tensor) -> Tensor:
     return (1 - unit @ unit.mT).clamp(min=0)
 
 
-def regularizers(
-    shared: Tensor, private: Tensor, omega: Tensor, present: Tensor, config: LossConfig
-) -> dict[str, Tensor]:
-    """The weighted regularisers of a batch.
+class Rows(NamedTuple):
+    """What is compared: shared, private, own (shared before the exchange) and mixed (of L_mix), (B, K, M, d) each."""
 
-    shared, private: (B, K, M, d) masked means of the flows, lifted to R^d; omega: (B, N, K) level weights per task;
-    present: (B, M).
-    """
-    if config.lambda_intra == 0 and config.lambda_inter == 0:
+    shared: Tensor
+    private: Tensor
+    own: Tensor
+    mixed: Tensor
+
+
+def regularizers(rows: Rows, omega: Tensor, present: Tensor, config: LossConfig) -> dict[str, Tensor]:
+    """The weighted regularisers of a batch. omega: (B, N, K) level weights per task; present: (B, M)."""
+    if config.lambda_intra == config.lambda_inter == config.align == 0:
         return {}
-    with torch.autocast(shared.device.type, enabled=False):
-        levels, modalities, width = shared.shape[1:]
-        mix = _mixing(shared, omega, present)
-        rows = torch.cat([shared.float().flatten(1), private.float().flatten(1), mix[:, None]], dim=1)
-        rows, present = gather_rows(rows, present)
-        flows = rows[:, :-1].reshape(len(rows), 2, levels, modalities, width)
-        mix = (rows[:, -1] * present.any(dim=1)).sum() / present.any(dim=1).sum().clamp(min=1)
-
+    levels, modalities, width = rows.shared.shape[1:]
+    kinds = rows[:3] if config.align else rows[:2]
+    with torch.autocast(omega.device.type, enabled=False):
+        mix = _mixing(rows.mixed, omega, present)
+        flat = torch.cat([*(x.float().flatten(1) for x in kinds), mix[:, None]], dim=1)
+        flat, present = gather_rows(flat, present)
+        flows = flat[:, :-1].reshape(len(flat), len(kinds), levels, modalities, width)
+        mix = (flat[:, -1] * present.any(dim=1)).sum() / present.any(dim=1).sum().clamp(min=1)
         losses = _dependence(flows, present, _pairs(levels, modalities), config.correlation)
-    return {
+        aligned = {"align": config.align * _apart(flows[:, 2], present)} if config.align else {}
+    return aligned | {
         "intra": config.lambda_intra * losses["intra"],
         "inter_private": config.lambda_inter * config.pr * losses["inter_private"],
         "inter_shared_private": config.lambda_inter * config.sp * losses["inter_shared_private"],
         "inter_mix": config.lambda_inter * config.mix * mix,
     }
+
+
+def _apart(own: Tensor, present: Tensor) -> Tensor:
+    """1 - CKA between modalities, mean over levels and pairs; own: (n, K, M, d)."""
+    by_modality = own.permute(2, 1, 0, 3)  # (M, K, n, d)
+    pairs = combinations(range(len(by_modality)), 2)
+    found = [debiased_cka(by_modality[m], by_modality[n], present[:, m] & present[:, n]) for m, n in pairs]
+    return 1 - torch.stack(found).mean()
 
 
 def _pairs(levels: int, modalities: int) -> dict[str, list[Pair]]:

@@ -113,6 +113,8 @@ class Trainer:
         self.device, self.steps_per_epoch = torch.device(device), steps_per_epoch
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         groups = model.parameter_groups(config.weight_decay)
+        for group in groups:
+            group["lr"] = config.lr * group.pop("lr_scale", 1.0)  # the schedule multiplies each group's own
         self.optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9)

@@ -11,10 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VERSION = 2
+VERSION = 3
 # {version: {option: how all files of earlier versions behave}}, by dotted name.
 EARLIER: dict[int, dict[str, Any]] = {
     2: {"loss.standardise": False, "score": "skill"},  # numbers were learned in the labels' own unit
+    3: {  # the exchange is bounded by its budget, private subspaces differ, levels share a space
+        "model.private_share": 0.5,
+        "model.space": "coordinates",
+        "model.null_key": False,
+        "model.nearest": 2.0,
+        "model.farthest": 0.0,
+        "model.by_index": False,
+        "model.alike": False,
+        "model.drop_answer": 0.0,
+        "model.synchronise": False,
+        "model.absent": "reweighted",
+        "budget.evidence": "norm",
+        "budget.threshold": -1.0,
+        "budget.scale": 4.0,
+        "budget.lr_scale": 1.0,
+        "loss.align": 0.0,
+        "loss.regularised": "means",
+        "mm_orient.sage": "relu",
+        "mm_orient.attention": "two_stage",
+    },
 }
 # Buffers that weights of an earlier version lack, and the value with which the model behaves as it did then.
 NEUTRAL: dict[str, float] = {"units.center": 0.0, "units.spread": 1.0}

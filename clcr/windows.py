@@ -63,6 +63,11 @@ class Windows:
         parts = values.split(self.counts, dim=1)
         return [part if rate else part.squeeze(1) for rate, part in zip(self.rates, parts, strict=True)]
 
+    def mean(self, summaries: Tensor, speaks: Tensor) -> Tensor:
+        """Mean over the windows in which a modality speaks: (B, N, K, M, d), (B, N, M) -> (B, K, M, d), else zero."""
+        weights = speaks.float() / speaks.sum(dim=1, keepdim=True).clamp(min=1)
+        return torch.einsum("bnm,bnkmd->bkmd", weights, summaries.float())
+
     def task_means(self, values: Tensor, present: Tensor) -> Tensor:
         """Mean over each task's windows in which a modality is present: (B, N, X), (B, N, M) -> (B, tasks, X)."""
         means = []

@@ -23,21 +23,37 @@ CHANGEABLE = ("seeds", "variants", "beside", "cpus_per_run", "gpus_per_run")
 FULL = "full"
 VARIANTS: dict[str, dict[str, Any]] = {
     FULL: {},
-    # the ablations of the paper
-    "no-hierarchy": {"model.hierarchy": "deepest"},
+    # the paper's table, each with as much for the heads to read as the full model has
+    "no-hierarchy": {"model.hierarchy": "repeated"},
     "full-mix": {"model.hierarchy": "mixed"},
-    "no-intraced": {"model.exchange": "whole"},
+    "no-intraced": {"model.exchange": "dense", "model.space": "tokens"},
     "no-intercad": {"model.aggregation": "mean"},
     "no-regularisers": {"loss.lambda_intra": 0.0, "loss.lambda_inter": 0.0},
-    # one decision at a time
+    # one decision of the paper's at a time
     "no-exchange": {"model.exchange": "none"},
     "dense-budget": {"model.exchange": "dense"},
+    "whole-tokens": {"model.space": "tokens"},
     "fixed-budget": {"budget.kind": "fixed"},
     "even-levels": {"model.aggregation": "even_levels"},
     "no-intra-loss": {"loss.lambda_intra": 0.0},
     "no-inter-loss": {"loss.lambda_inter": 0.0},
     "whitened-correlation": {"loss.correlation": "whitened"},
     "mean-pooling": {"model.pooling": "mean"},
+    # and one of ours
+    "full-width": {"model.space": "lifted"},
+    "both-halves": {"model.private_share": 0.5},
+    "no-null": {"model.null_key": False},
+    "slow-scalars": {"budget.lr_scale": 1.0},
+    "steep-budget": {"budget.scale": 4.0, "budget.threshold": -1.0},
+    "blind-head": {"model.farthest": 0.0},
+    "random-content": {"model.alike": False},
+    "norm-alone": {"budget.evidence": "norm"},
+    "reweighted": {"model.absent": "reweighted"},
+    "no-places": {"model.by_index": False},
+    "no-synchrony": {"model.synchronise": False},
+    "regularised-means": {"loss.regularised": "means"},
+    "aligned": {"loss.align": 0.1},
+    "dropped-answers": {"model.drop_answer": 0.3},
 }
 
 

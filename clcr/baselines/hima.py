@@ -4,6 +4,8 @@
     o_i = n * softmax_i(s'(h_i)) h_i                   stage 2: clip i among the n that it is compared with, itself too
     s(x) = v^T tanh(W x + b)
 
+The released code has stage 1 alone, with s(x) = gelu(v^T x + b) (`--mm-orient.attention released`).
+
 The factor n keeps the size of o from depending on how many clips there are: where all are alike, o = h.
 """
 
@@ -22,12 +24,19 @@ class Score(nn.Sequential):
         nn.init.zeros_(last.weight)
 
 
+class ReleasedScore(nn.Sequential):
+    """gelu(v^T x + b), as the released code has it: (..., d) -> (...)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(width, 1), nn.GELU(), nn.Flatten(-2))
+
+
 class TokenAttention(nn.Module):
     """Stage 1: the tokens of a clip to one vector."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, released: bool = False) -> None:
         super().__init__()
-        self.score = Score(width)
+        self.score = (ReleasedScore if released else Score)(width)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """tokens: (B, T, d); valid: (B, T) -> (B, d), zero where none is valid."""

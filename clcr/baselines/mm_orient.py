@@ -53,9 +53,10 @@ class MMOrient(MultimodalModel):
             nn.Linear(embedding.dim, width) if name != source else nn.Identity()
             for embedding, (name, source) in zip(self.embeddings, self.sources.items(), strict=True)
         )
-        self.relations = Relations(m, width)
-        self.token_attention = nn.ModuleList(TokenAttention(width) for _ in range(m))
-        self.clip_attention = nn.ModuleList(ClipAttention(width) for _ in range(m))
+        released = options.attention == "released"
+        self.relations = Relations(m, width, options.sage == "normalised")
+        self.token_attention = nn.ModuleList(TokenAttention(width, released) for _ in range(m))
+        self.clip_attention = nn.ModuleList(nn.Identity() if released else ClipAttention(width) for _ in range(m))
         self.side = nn.ModuleDict({name: Standardise(*features[name].shape) for name in options.side})
         joined = (m * m + m) * width + sum(features[name].shape[0] for name in options.side)
         self.trunk = nn.Sequential(
@@ -83,7 +84,9 @@ class MMOrient(MultimodalModel):
         for m, (embedding, attention) in enumerate(zip(self.embeddings, self.clip_attention, strict=True)):
             there = others.present[:, m] & clips.present[:, m, None] & ~own
             links.append(embedding.links(clips.embeddings[m], others.embeddings[m]) & there)
-            attended.append(attention(clips.pooled[:, m], others.pooled[:, m], there))
+            pooled = clips.pooled[:, m]
+            two_stage = isinstance(attention, ClipAttention)
+            attended.append(attention(pooled, others.pooled[:, m], there) if two_stage else pooled)
         relations = self.relations(clips, others, links)
         hidden = self.trunk(torch.cat([relations.flatten(1), *attended, *self._side(batch)], dim=1))
         return Output(logits={name: head(hidden) for name, head in zip(self.tasks, self.heads, strict=True)})

@@ -3,6 +3,8 @@
     A[n]_ij  = cos(e[n]_i, e[n]_j) > threshold[n]            e: a clip's global embedding in n; no gradient through A
     r[m,n]_i = ReLU(W x[m]_i + V mean over j of x[m]_j)      j: clip i itself and its neighbours in A[n] that have m
 
+The released code has unit length in place of the ReLU (`--mm-orient.sage normalised`).
+
 The second line is GraphSAGE with the mean aggregator (Hamilton et al. 2017, arXiv 1706.02216), weights of its own for
 every pair: in-modal for m = n, else cross-modal. Features of m meet features of m alone; n only says whose.
 
@@ -103,10 +105,11 @@ class GlobalEmbedding(nn.Module):
 
 
 class NeighbourMean(nn.Module):
-    """GraphSAGE with the mean aggregator, one layer."""
+    """GraphSAGE with the mean aggregator, one layer; normalised: to unit length, without an activation."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, normalised: bool = False) -> None:
         super().__init__()
+        self.normalised = normalised
         self.own = nn.Linear(width, width)
         self.around = nn.Linear(width, width, bias=False)
 
@@ -114,16 +117,17 @@ class NeighbourMean(nn.Module):
         """x: (B, d); others: (R, d); links: (B, R) bool, without a clip's own -> (B, d)."""
         weights = links.float()
         mean = (x + weights @ others) / (1 + weights.sum(dim=1, keepdim=True))
-        return F.relu(self.own(x) + self.around(mean))
+        joined = self.own(x) + self.around(mean)
+        return F.normalize(joined, dim=-1) if self.normalised else F.relu(joined)
 
 
 class Relations(nn.Module):
     """In-modal and cross-modal features of every modality along the graph of every modality."""
 
-    def __init__(self, modalities: int, width: int) -> None:
+    def __init__(self, modalities: int, width: int, normalised: bool = False) -> None:
         super().__init__()
         self.along: Any = nn.ModuleList(  # torch has no type for the items of one
-            nn.ModuleList(NeighbourMean(width) for _ in range(modalities)) for _ in range(modalities)
+            nn.ModuleList(NeighbourMean(width, normalised) for _ in range(modalities)) for _ in range(modalities)
         )
 
     def forward(self, clips: Clips, others: Clips, links: list[Tensor]) -> Tensor:

@@ -79,11 +79,15 @@ def test_diagnostics_are_one_number_per_sample(make):
 
 def test_vectors_and_scalars_bases_anchors_and_queries_do_not_decay(make):
     model = make.model()
-    decayed, undecayed = ({id(p) for p in group["params"]} for group in model.parameter_groups(weight_decay=0.1))
+    groups = model.parameter_groups(weight_decay=0.1)
+    decayed, *others = ({id(p) for p in group["params"]} for group in groups)
+    undecayed = set.union(*others)
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.0]
     names = {id(p): name for name, p in model.named_parameters()}
     assert decayed | undecayed == set(names) and not decayed & undecayed
     free = {names[p] for p in undecayed}
     ends = ("subspaces.shared", "subspaces.private", "rho", "raw_scale", "threshold", "anchors", "queries", "bias")
+    ends = (*ends, "gain")
     for name in names.values():
         assert (name in free) == (
             name.endswith(ends) or "norm" in name or dict(model.named_parameters())[name].ndim < 2

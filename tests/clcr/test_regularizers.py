@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from clcr.config import LossConfig
-from clcr.regularizers import debiased_cka, regularizers, whitened_correlation
+from clcr.regularizers import Rows, debiased_cka, regularizers, whitened_correlation
 
 ALL = torch.ones(64, dtype=torch.bool)
 
@@ -49,10 +49,10 @@ def test_too_few_or_constant_rows_give_zero_and_finite_gradients(measure, rows):
 
 def flows(rows=12, levels=3, modalities=2, width=6):
     generator = torch.Generator().manual_seed(1)
-    shared, private = torch.randn(2, rows, levels, modalities, width, generator=generator)
+    shared, private, own = torch.randn(3, rows, levels, modalities, width, generator=generator)
     omega = torch.randn(rows, 2, levels, generator=generator).softmax(-1)
     present = torch.rand(rows, modalities, generator=generator) > 0.2
-    return shared, private, omega, present
+    return Rows(shared, private, own, shared), omega, present
 
 
 @pytest.mark.parametrize("correlation", ["cka", "whitened"])
@@ -63,28 +63,36 @@ def test_a_weight_of_zero_removes_a_term_and_losses_are_never_negative(correlati
 
 
 def test_equal_private_flows_cost_more_than_independent_ones():
-    shared, private, omega, present = flows(64)
-    same = private.clone()
+    rows, omega, present = flows(64)
+    same = rows.private.clone()
     same[:, :, 1] = same[:, :, 0]
     config = LossConfig(1.0, 1.0)
-    assert regularizers(shared, same, omega, present, config)["intra"] > 0.2
-    assert regularizers(shared, private, omega, present, config)["intra"] < 0.1
+    assert regularizers(rows._replace(private=same), omega, present, config)["intra"] > 0.2
+    assert regularizers(rows, omega, present, config)["intra"] < 0.1
 
 
 def test_mixing_moves_the_level_weights_and_not_the_summaries():
-    shared, private, omega, present = flows()
-    shared.requires_grad_(), omega.requires_grad_()
-    regularizers(shared, private, omega, present, LossConfig(1.0, 1.0))["inter_mix"].backward()
-    assert omega.grad.abs().max() > 0 and not shared.grad.any()
+    rows, omega, present = flows()
+    rows.mixed.requires_grad_(), omega.requires_grad_()
+    regularizers(rows, omega, present, LossConfig(1.0, 1.0))["inter_mix"].backward()
+    assert omega.grad.abs().max() > 0 and not rows.mixed.grad.any()
+
+
+def test_the_aligning_term_falls_as_two_modalities_say_the_same_before_the_exchange():
+    rows, omega, present = flows(64)
+    own = rows.own.clone()
+    own[:, :, 1] = own[:, :, 0]
+    config = LossConfig(0.0, 0.0, align=1.0)
+    apart, together = (regularizers(rows._replace(own=x), omega, present, config)["align"] for x in (rows.own, own))
+    assert apart > 0.9 and together < 0.01
 
 
 def loss_and_gradients(rows: slice):
-    inputs = [x[rows] for x in flows()]
-    for x in inputs[:3]:
-        x.requires_grad_()
-    losses = regularizers(*inputs, LossConfig(1.0, 1.0))
+    compared, omega, present = flows()
+    inputs = [x[rows].requires_grad_() for x in (*compared[:3], omega)]
+    losses = regularizers(Rows(*inputs[:3], inputs[0]), inputs[3], present[rows], LossConfig(1.0, 1.0, align=1.0))
     sum(losses.values()).backward()
-    return {name: loss.item() for name, loss in losses.items()}, [x.grad for x in inputs[:3]]
+    return {name: loss.item() for name, loss in losses.items()}, [x.grad for x in inputs]
 
 
 def worker(rank: int, port: int, results):

@@ -36,3 +36,10 @@ def test_what_a_preset_extracts_is_what_the_other_learns(name):
     train = parse(TrainConfig, ["--config", str(PRESETS / f"{name}.yaml"), "--store", "s", "--out", "o"])
     declared = {task.name for task in parse_tasks(",".join(extract.tasks))}
     assert set(train.recipe.tasks) <= declared and len(extract.modalities) >= 2
+
+
+def test_the_papers_own_preset_leaves_out_what_is_ours():
+    config = parse(TrainConfig, ["--config", str(PRESETS / "paper.yaml"), "--store", "s", "--out", "o"]).recipe
+    assert (config.optim.optimizer, config.optim.epochs, config.model.pooling) == ("sgd", 100, "mean")
+    assert not config.model.null_key and config.model.nearest == config.model.farthest == 0
+    assert (config.model.space, config.loss.correlation) == ("lifted", "whitened")

@@ -1,0 +1,219 @@
+"""What fusion is worth on real data: recipes over folds and seeds, one process, resumable; results/*.csv is its output.
+
+    python -m tests.benchmarks.fusion --store STORE --out tests/benchmarks/results/utd_inner.csv --folds inner \
+        --common "epochs=40 model.width=64 lr=2e-3" --seeds 1,2 "clcr" "clcr model.exchange=none" "concat"
+
+A recipe is a model's name and options by dotted name. --folds: `inner` leaves out one group (subject) of the training
+split at a time and never opens the others: recipes are chosen there. `outer` leaves out one fold of the corpus, chooses
+the epoch on the next and tests it. `official` takes the corpus's splits. --summary prints means and paired tests.
+
+Trains by the project's own loop (clcr.training.Trainer) on samples held in memory. A row is a run: `val` is the
+validation score of the best epoch, `last` that of the last one, which nothing was chosen by; `test` that of the best
+epoch; `alone` the test score (inner: the validation score) where one modality is left, whole clips keep all theirs.
+"""
+
+import argparse
+import csv
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from scipy import stats
+
+import clcr
+from clcr import metrics as M
+from clcr.batches import Batch, collate
+from clcr.training import Trainer
+from features.store import Store
+from pipelines.common.cli import override
+from pipelines.training.learner import Recipe, modalities_of
+from pipelines.training.loading import feature_specs, task_specs
+
+KEY = ["corpus", "folds", "recipe", "fold", "seed"]
+COLUMNS = ["commit", "command", *KEY, "epochs", "val", "last", "test", "alone", "participation", "seconds"]
+Sample = dict[str, Any]
+
+
+class Memory:
+    """Samples in memory as the loop's loader: shuffled by (seed, epoch) in training."""
+
+    def __init__(self, samples: list[Sample], model: clcr.base.MultimodalModel, size: int, seed: int | None) -> None:
+        self.samples, self.model, self.size, self.seed = samples, model, size, seed
+        self.steps = -(-len(samples) // size)
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch."""
+        order = np.arange(len(self.samples))
+        if self.seed is not None:
+            order = np.random.default_rng((self.seed, epoch + 1)).permutation(len(order))
+        for start in range(first * self.size, len(order), self.size):
+            rows = order[start : start + self.size]
+            yield collate([self.samples[row] for row in rows], self.model.features, self.model.tasks)
+
+    def sample_batches(self, clips: int) -> Iterator[Batch]:
+        """So many clips, in a seeded order."""
+        part = Memory(self.samples, self.model, self.size, self.seed or 0)
+        yield from (batch for batch, _ in zip(part.batches(-1), range(-(-clips // self.size)), strict=False))
+
+
+def read(store: Store, tasks: dict[str, clcr.TaskSpec]) -> tuple[list[Sample], list[dict]]:
+    """All samples of a store, and their rows of the index."""
+    rows = store.index().to_pylist()
+    stored = store.read_many([(row["shard"], row["offset"], row["nbytes"]) for row in rows])
+    declared = {task.name: task for task in store.spec.tasks}
+    samples = []
+    for row, found in zip(rows, stored, strict=True):
+        targets = {name: declared[name].encode(row[f"label_{name}"]) for name in tasks}
+        features = {m: found[m] for m in store.spec.features if m in found}
+        samples.append({"clip_id": row["clip_id"], "features": features, "targets": targets})
+    return samples, rows
+
+
+def divisions(rows: list[dict], folds: str) -> Iterator[tuple[str, list[str]]]:
+    """Name of each division, and the part of every clip in it: train, val, test, or nothing."""
+    if folds == "official":
+        yield "official", [row["split"] for row in rows]
+    elif folds == "inner":
+        training = sorted({row["group"] for row in rows if row["split"] in ("train", "val")})
+        for left_out in training:
+            yield left_out, [_part(row["group"], training, left_out) for row in rows]
+    else:
+        known = sorted({row["fold"] for row in rows})
+        for number, fold in enumerate(known):
+            after = known[(number + 1) % len(known)]
+            yield str(fold), [{fold: "test", after: "val"}.get(row["fold"], "train") for row in rows]
+
+
+def _part(group: str, training: list[str], left_out: str) -> str:
+    return "val" if group == left_out else "train" if group in training else ""
+
+
+def train(recipe: Recipe, store: Store, samples: list[Sample], parts: list[str]) -> dict[str, Any]:
+    """One run: its scores and what it showed."""
+    tasks = task_specs(store, recipe.tasks)
+    features = feature_specs(store, modalities_of(recipe.architecture, store))
+    torch.manual_seed(recipe.seed)
+    model = clcr.build(recipe.architecture, recipe.network(), features, tasks)
+    by_part = {p: [s for s, part in zip(samples, parts, strict=True) if part == p] for p in ("train", "val", "test")}
+    loaders = {
+        part: Memory(chosen, model, recipe.optim.batch_size, recipe.seed if part == "train" else None)
+        for part, chosen in by_part.items()
+    }
+    started = time.perf_counter()
+    model.fit_statistics(loaders["train"].sample_batches(256))
+    trainer = Trainer(model, tasks, recipe.optim, loaders["train"].steps, seed=recipe.seed)
+    scores = [epoch.metrics["val/score"] for epoch in trainer.fit(loaders["train"], loaders["val"])]
+    found = {"epochs": len(scores), "val": max(scores), "last": scores[-1]}
+    trainer.load_best()
+    last = "test" if by_part["test"] else "val"
+    found["test"] = score(trainer, loaders["test"])[0] if by_part["test"] else ""
+    _, diagnostics = score(trainer, loaders[last])
+    alone = {m: score(trainer, loaders[last], m)[0] for m in features} if len(features) > 1 else {}
+    found["alone"] = " ".join(f"{m}={value:.3f}" for m, value in alone.items())
+    taken = [value for name, value in diagnostics.items() if "participation" in name]
+    found["participation"] = f"{np.mean(taken):.3f}" if taken else ""
+    return found | {"seconds": round(time.perf_counter() - started)}
+
+
+def score(trainer: Trainer, loader: Memory, left: str | None = None) -> tuple[float, dict[str, float]]:
+    """The loop's score of a part; left: the only modality that is left of each clip."""
+    batches = (batch if left is None else _only(batch, left) for batch in loader.batches(0))
+    predictions, diagnostics = trainer.evaluate(batches)
+    return M.tracked("x", M.split_metrics(trainer.tasks, predictions))["x/score"], diagnostics
+
+
+def _only(batch: Batch, left: str) -> Batch:
+    present = {m: there & (m == left) for m, there in batch.present.items()}
+    return Batch(batch.features, present, batch.targets, batch.clip_ids, batch.bins)
+
+
+def summary(path: Path, against: str | None) -> None:
+    """Mean and spread of each recipe over folds (of means over seeds), and t-tests paired over folds."""
+    runs = rows_of(path)
+    column = "test" if any(run["test"] for run in runs) else "last"
+    table: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        table[run["recipe"]][run["fold"]].append(float(run[column]))
+    folds = {recipe: {f: np.mean(x) for f, x in found.items()} for recipe, found in table.items()}
+    base = folds.get(against or next(iter(folds)), {})
+    for recipe, values in sorted(folds.items(), key=lambda item: -np.mean(list(item[1].values()))):
+        both = [f for f in values if f in base]
+        difference = np.array([values[f] - base[f] for f in both])
+        tested = stats.ttest_1samp(difference, 0).pvalue if difference.any() and len(both) > 1 else float("nan")
+        mean, runs_of = list(values.values()), sum(map(len, table[recipe].values()))
+        print(f"{np.mean(mean):.3f} (folds sd {np.std(mean):.3f}, {runs_of} runs)", end="  ")
+        print(f"{difference.mean():+.3f} sd {difference.std(ddof=min(1, len(both) - 1)):.3f} p {tested:.3f}  {recipe}")
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The runs that a file of results holds."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", help="feature store")
+    parser.add_argument("--out", type=Path, required=True, help="csv of results; runs that it holds are not run again")
+    parser.add_argument("--folds", choices=("inner", "outer", "official"), default="inner")
+    parser.add_argument("--only", default="", help="these folds alone, separated by commas")
+    parser.add_argument("--common", default="", help="options of every recipe")
+    parser.add_argument("--seeds", default="1")
+    parser.add_argument("--summary", action="store_true", help="print what --out holds")
+    parser.add_argument("--against", help="recipe that the others are paired with; the first one")
+    parser.add_argument("recipes", nargs="*")
+    args = parser.parse_args()
+    if args.summary:
+        summary(args.out, args.against)
+        return 0
+    torch.set_num_threads(1)
+    store = Store(args.store)
+    corpus = Path(args.store).name
+    samples, rows = read(store, task_specs(store))
+    done = {tuple(run[name] for name in KEY) for run in rows_of(args.out)}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    for seed in map(int, args.seeds.split(",")):
+        for text in args.recipes:
+            for fold, parts in divisions(rows, args.folds):
+                key = (corpus, args.folds, text, fold, str(seed))
+                if key in done or (args.only and fold not in args.only.split(",")):
+                    continue
+                recipe = parse(f"{text} {args.common}", seed)
+                found = train(recipe, store, samples, parts)
+                row = dict(zip(KEY, key, strict=True))
+                write(args.out, {"commit": commit, "command": args.common, **row, **found})
+    return 0
+
+
+def parse(text: str, seed: int) -> Recipe:
+    """`concat lr=1e-3 model.width=64` as a recipe; what is given first counts."""
+    architecture, *words = text.split()
+    options = {name: yaml.safe_load(value) for name, _, value in (word.partition("=") for word in reversed(words))}
+    options = {k: float(v) if isinstance(v, str) and "e-" in v else v for k, v in options.items()}  # YAML's 1e-3
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    return override(Recipe(architecture=architecture, seed=seed), options)
+
+
+def write(path: Path, row: dict[str, Any]) -> None:
+    """Append a row, and say it."""
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        if new:
+            table.writeheader()
+        table.writerow({name: f"{x:.4f}" if isinstance(x := row[name], float) else x for name in COLUMNS})
+    print(*(row[name] for name in ("recipe", "fold", "seed", "val", "last", "test", "alone", "seconds")), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
