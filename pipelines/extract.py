@@ -11,7 +11,7 @@ import itertools
 import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import pyarrow.compute as pc
 import ray
@@ -242,7 +242,10 @@ def may_have_sound(uri: str) -> bool:
         return True
 
 
-def resolved(spec: VideoSpec | ImageSpec, modality: str) -> VideoSpec | ImageSpec:
+Pictures = TypeVar("Pictures", VideoSpec, ImageSpec)
+
+
+def resolved(spec: Pictures, modality: str) -> Pictures:
     """The same spec with a weights file that every process finds, looked at once before any starts."""
     if spec.encoder != "resnet18":
         return spec
@@ -323,7 +326,7 @@ def run(
         extraction = Extraction(store.uri, bare, encoder, config.timeout, config.memory_gb, retry, embed)
         # Tasks rather than actors: those of a node that died run elsewhere, wherever a CPU is free.
         results = shards.map_batches(
-            extract_shard,
+            extract_shard,  # type: ignore[arg-type]  # Ray's hint leaves out functions that take fn_kwargs
             fn_kwargs={"extraction": extraction},
             batch_size=None,
             batch_format="pyarrow",

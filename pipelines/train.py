@@ -137,7 +137,8 @@ def launch(config: TrainConfig, run: tracking.Run) -> None:
         newest = newest_checkpoint(config.out)
         try:
             with plain_train_driver(own_cluster()):
-                diverged = trainer().fit().return_value
+                result: Any = trainer().fit()
+                diverged = result.return_value
         except TrainingFailedError as error:
             if known := find_user_error(error):
                 raise known from error
@@ -162,15 +163,17 @@ def ray_trainer(config: TrainConfig, run: tracking.Run) -> Callable[[], ray.trai
             f"room for {fitting} such workers"
         )
     fs, path = open_fs(config.out)
+    workers: Any = (config.min_workers, config.workers) if config.min_workers else config.workers
+    # mypy reads the hints of Ray Train v1; at run time it is v2, which takes all of this.
     return lambda: ray.train.torch.TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]
         train_loop_config={"config": config, "run": run, "cpus": cpus},
         scaling_config=ScalingConfig(
-            num_workers=(config.min_workers, config.workers) if config.min_workers else config.workers,
+            num_workers=workers,
             use_gpu=bool(gpu),
             resources_per_worker={"CPU": cpus, **gpu},
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]
             name="checkpoints",
             storage_path=path,
             storage_filesystem=fs,

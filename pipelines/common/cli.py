@@ -71,7 +71,7 @@ def main(job: Callable[[Any], None], config_class: type, description: str) -> No
 def run_job(job: Callable[[Any], None], config_class: type, description: str) -> int:
     """Parse the options and run the job; its exit code. Mistakes in the input end in one line and 1 or 2."""
     try:
-        config = parse(config_class, sys.argv[1:], description)
+        config: Any = parse(config_class, sys.argv[1:], description)
     except BrokenPipeError:  # `--help | head`; Python would complain again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -157,7 +157,8 @@ def override(config: Config, options: Mapping[str, Any]) -> Config:
             changes[field.name] = override(value, {k.removeprefix(prefix): options[k] for k in inside})
         elif name in options:
             changes[field.name] = options[name]
-    return dataclasses.replace(config, **changes)
+    instance: Any = config
+    return dataclasses.replace(instance, **changes)
 
 
 def require_at_least(config: Any, least: Mapping[str, float]) -> None:
@@ -176,7 +177,7 @@ def to_yaml(config: Any) -> str:
     """
     from clcr.versions import VERSION
 
-    plain = {"version": VERSION} if any(name == "loss.standardise" for name in flatten(config)) else {}
+    plain: dict[str, Any] = {"version": VERSION} if any(name == "loss.standardise" for name in flatten(config)) else {}
     plain |= {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
     return yaml.safe_dump({k: v for k, v in plain.items() if v not in (None, "")}, sort_keys=False)
 
@@ -297,7 +298,8 @@ def _options(config_class: type) -> Iterator[tuple[str, Any]]:
     """Every option's name, in files and on the command line, and its type; an option of two names comes twice."""
     hints = typing.get_type_hints(config_class)
     for name, field in _named_fields(config_class):
-        if dataclasses.is_dataclass(kind := hints[field.name]):
+        kind = hints[field.name]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             yield from ((f"{name}.{k}" if name else k, v) for k, v in _options(kind))
         else:
             yield name, kind

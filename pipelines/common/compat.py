@@ -36,15 +36,16 @@ def plain_train_driver(own_cluster: bool) -> Iterator[None]:
     """
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    register, callbacks = DataParallelTrainer._register_sigint_handler, DataParallelTrainer._create_default_callbacks
-    DataParallelTrainer._register_sigint_handler = lambda self, controller: None
+    trainer: Any = DataParallelTrainer  # its methods are replaced, which type checkers refuse
+    register, callbacks = trainer._register_sigint_handler, trainer._create_default_callbacks
+    trainer._register_sigint_handler = lambda self, controller: None
     if own_cluster:
-        DataParallelTrainer._create_default_callbacks = _without_cleaner(callbacks)
+        trainer._create_default_callbacks = _without_cleaner(callbacks)
     try:
         yield
     finally:
-        DataParallelTrainer._register_sigint_handler = register
-        DataParallelTrainer._create_default_callbacks = callbacks
+        trainer._register_sigint_handler = register
+        trainer._create_default_callbacks = callbacks
 
 
 def _without_cleaner(create: Callable[[Any], list]) -> Callable[[Any], list]:

@@ -24,7 +24,7 @@ def find_user_error(error: BaseException | None) -> Exception | None:
         current = queue.pop()
         if current is None or id(current) in seen:
             continue
-        if is_user_error(current):
+        if isinstance(current, Exception) and is_user_error(current):
             return current
         seen.add(id(current))
         queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]

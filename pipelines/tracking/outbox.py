@@ -9,6 +9,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -84,7 +85,7 @@ class Outbox:
                     return
                 points = list(islice(self._points, POINTS_PER_CALL))
             try:
-                retry_until_up(lambda points=points: self._send(points), self._where, patience=None)
+                retry_until_up(partial(self._send, points), self._where, patience=None)
             except Exception as error:  # refused for good: `flush` says so
                 self._error = error
             with self._changed:
@@ -101,6 +102,7 @@ def retry_until_up(call: Callable[[], Result], where: str, patience: float | Non
 
     def say(state: RetryCallState) -> None:
         if state.attempt_number == 2:  # one failure alone is not worth a line
+            assert state.outcome is not None  # there was an attempt
             reason = str(state.outcome.exception()).splitlines()[0]
             print(f"{where} is away; what is logged waits for it ({reason})", flush=True)
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -57,7 +59,7 @@ class Run:
         return {"uri": self.uri, "run_id": self.run_id}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        Run.__init__(self, **state)
 
     @property
     def client(self) -> MlflowClient:
@@ -82,7 +84,7 @@ class Run:
 
     def log_again(self, unsent: Sequence[Point]) -> None:
         """What `unsent` gave to the process that this one takes over from."""
-        self._send_later([tuple(point) for point in unsent])
+        self._send_later([(name, value, time, step) for name, value, time, step in unsent])
 
     def flush(self) -> None:
         """Wait until every point has arrived. Raises JobError when they do not."""
@@ -204,7 +206,7 @@ def start_run(
         entries = [Param(key, _text(value)) for key, value in params.items()]
         for first in range(0, len(entries), PARAMS_PER_CALL):
             batch = entries[first : first + PARAMS_PER_CALL]
-            retry_until_up(lambda batch=batch: client.log_batch(run_id, params=batch), where)
+            retry_until_up(partial(client.log_batch, run_id, params=batch), where)
     except Exception as error:  # of MLflow's, or of what it lacks: a driver, credentials, a folder
         raise refused(uri, error) from error
     return Run(uri, run_id)
@@ -239,19 +241,19 @@ def abandon_children(parent: Run, ended: Mapping[str, str] = MappingProxyType({}
     """
     for run_id in _children(parent, "attributes.status = 'RUNNING'", patience):
         status = ended.get(run_id, "KILLED")
-        parent.ask(lambda client, run_id=run_id, status=status: client.set_terminated(run_id, status), patience)
+        parent.ask(methodcaller("set_terminated", run_id, status), patience)
 
 
 def children_metrics(parent: Run, tag: str, value: str) -> list[dict[str, float]]:
     """The last metrics of each finished child run that has a tag of that value."""
     children = _children(parent, f"tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'")
-    return [parent.ask(lambda client, run_id=run_id: client.get_run(run_id)).data.metrics for run_id in children]
+    return [parent.ask(methodcaller("get_run", run_id)).data.metrics for run_id in children]
 
 
 def delete_children(parent: Run, tag: str, keep: Collection[str | None]) -> None:
     """Delete the child runs that have a tag of that name, but for those in `keep`, by run id."""
     for run_id in set(_children(parent, f"tags.`{tag}` != ''")).difference(keep):
-        parent.ask(lambda client, run_id=run_id: client.delete_run(run_id))
+        parent.ask(methodcaller("delete_run", run_id))
 
 
 def _children(parent: Run, condition: str, patience: float = PATIENCE) -> list[str]:
@@ -278,7 +280,9 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            experiment_id = client.get_experiment_by_name(name).experiment_id  # another job has made it meanwhile
+            made = client.get_experiment_by_name(name)  # by another job meanwhile
+            assert made is not None
+            experiment_id = made.experiment_id
     else:
         experiment_id = experiment.experiment_id
         if experiment.lifecycle_stage == "deleted":

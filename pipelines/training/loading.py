@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clcr import Batch, FeatureSpec, TaskSpec
 from clcr.batches import collate
+from clcr.tasks import Kind
 from features.corpus.tasks import Task
 from features.store import Store
 from pipelines.common.errors import JobError
@@ -58,6 +59,9 @@ def feature_specs(store: Store, modalities: Sequence[str] = ()) -> dict[str, Fea
     return {m: FeatureSpec(f.shape, f.rate, f.dtype) for m, f in store.spec.features.items() if m in wanted}
 
 
+Item = TypeVar("Item")
+
+
 def task_specs(store: Store, names: Sequence[str] = ()) -> dict[str, TaskSpec]:
     """The tasks named, or all that the store declares. Raises JobError for one that the store does not hold."""
     declared = {task.name: task for task in store.spec.tasks}
@@ -66,7 +70,9 @@ def task_specs(store: Store, names: Sequence[str] = ()) -> dict[str, TaskSpec]:
     if not declared:
         raise JobError(f"{store.uri} declares no task: extract it with --tasks")
     return {
-        name: TaskSpec(t.name, t.kind, t.classes, t.rate) for name, t in declared.items() if not names or name in names
+        name: TaskSpec(t.name, cast(Kind, t.kind), t.classes, t.rate)
+        for name, t in declared.items()
+        if not names or name in names
     }
 
 
@@ -137,10 +143,11 @@ class SplitLoader:
         return np.random.default_rng((self.seed, epoch + 1)).permutation(len(self.dataset))
 
 
-def prefetch(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+def prefetch(batches: Iterable[Item], count: int) -> Iterator[Item]:
     """The same batches, `count` of them made by a thread before they are asked for; what making one raises comes out
     in its turn."""
-    source, end = iter(batches), object()
+    source: Iterator[Any] = iter(batches)
+    end: Any = object()
     if not count:
         yield from source
         return

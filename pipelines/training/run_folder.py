@@ -123,7 +123,8 @@ def as_begun(config: Config) -> Config:
     """
     if (text := read_text(config.out, "config.yaml")) is None:
         return config
-    given, default = flatten(config), flatten(type(config)(config.store, config.out))
+    job: Any = type(config)
+    given, default = flatten(config), flatten(job(config.store, config.out))
     later = later_options(version_of(yaml.safe_load(text)))
     kept = {name: value for name, value in later.items() if name in given and given[name] == default[name] != value}
     if kept:
