@@ -79,6 +79,7 @@ def run_job(job: Callable[[Any], None], config_class: type, description: str) ->
         if not is_user_error(error):
             raise
         return fail(error, 2)
+    before = [signal.getsignal(number) for number in SIGNALS]
     try:
         take_signals()
         for value in flatten(config).values():
@@ -93,26 +94,32 @@ def run_job(job: Callable[[Any], None], config_class: type, description: str) ->
         if known is None:
             raise
         return fail(known, 1)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in zip(SIGNALS, before, strict=True):
+                signal.signal(number, handler)
     return 0
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []  # signals; within a call of Ray's what a handler raises becomes a plain KeyboardInterrupt
 
 
 def take_signals() -> None:
     """Let SIGTERM, which scancel, `ray job stop` and Kubernetes send, end the job as Ctrl-C does.
 
-    Ray takes the signal for itself when it starts: call it again then."""
+    Ray takes the signal for itself when it starts: call it again then.
+    """
     if threading.current_thread() is not threading.main_thread():
         return
 
     def stop(number: int, frame: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):  # the end is under way: a second signal would cut it short
+        for each in SIGNALS:  # the end is under way: a second signal would cut it short
             signal.signal(each, signal.SIG_IGN)
         _received.append(number)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, stop)
 
 
