@@ -36,13 +36,13 @@ class ExplainConfig:
     """Options of the explain job."""
 
     run: str
-    """--out of a finished pipelines/train.py with --model clcr; path or URI"""
+    """--out of a finished pipelines/train.py with --architecture clcr; path or URI"""
     store: str
     """feature store of the clips; path or URI"""
     clips: int = 4
-    """clips in clips.png, drawn by lot from the test split"""
+    """clips in clips.png, randomly sampled from the test split"""
     seed: int = 0
-    """of the lot"""
+    """random seed for the sample of clips"""
 
     def __post_init__(self) -> None:
         require_at_least(self, {"clips": 1, "seed": 0})

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train: a feature store becomes a tracked model, on any number of workers (Ray Train).
 
-Run again with the same options and it goes on from the last checkpoint; a finished run only prints its result.
+Run the same command again to resume from the last checkpoint; a finished run only prints its result.
 """
 
 from collections.abc import Callable, Mapping
@@ -64,15 +64,15 @@ class TrainConfig:
     workers: int = 1
     """data-parallel workers"""
     min_workers: int = 0
-    """go on with as few as these while the cluster has no room for more, and grow again when it has; 0 = --workers"""
+    """fewest workers to continue with while the cluster has no room for more; 0 = always --workers"""
     cpus_per_worker: int = 0
     """CPUs of each worker; 0 = as many as the nodes have for each"""
     checkpoint_seconds: float = 30.0
-    """seconds between checkpoints, in mid-epoch too: what a dead worker or host costs at most"""
+    """seconds between checkpoints, within an epoch too: the most work that a dead worker or host costs"""
     log_every: int = 50
-    """log the losses of every so-many-th step, as step/...; 0 = the epochs' means alone"""
+    """log the losses every N steps, as step/...; 0 = only the means of each epoch"""
     register: str = ""
-    """put the model into MLflow's registry under this name, as its next version"""
+    """register the model with MLflow under this name, as its next version"""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
@@ -262,4 +262,8 @@ def print_metrics(config: TrainConfig, metrics: Mapping[str, Mapping[str, float]
 
 
 if __name__ == "__main__":
-    main(train, TrainConfig, "Train a model on a feature store. Run again to go on from the last checkpoint.")
+    main(
+        train,
+        TrainConfig,
+        "Train a model on a feature store. Run the same command again to resume from the last checkpoint.",
+    )

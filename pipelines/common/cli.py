@@ -79,43 +79,47 @@ def run_job(job: Callable[[Any], None], config_class: type, description: str) ->
         if not is_user_error(error):
             raise
         return fail(error, 2)
+    before = [signal.getsignal(number) for number in SIGNALS]
     try:
         take_signals()
         for value in flatten(config).values():
             if isinstance(value, str):
                 require_reachable(value)
         job(config)
-    except Stopped as stop:
-        return fail(f"stopped by {stop}; run the same command again to resume", stop.code)
     except KeyboardInterrupt:
-        return fail("stopped by hand; run the same command again to resume", 130)
+        number = _received.pop() if _received else signal.SIGINT
+        return fail(f"stopped by {signal.Signals(number).name}; run the same command again to resume", 128 + number)
     except Exception as error:
         known = find_user_error(error) or explain_storage(error)
         if known is None:
             raise
         return fail(known, 1)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in zip(SIGNALS, before, strict=True):
+                signal.signal(number, handler)
     return 0
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal told the job to end: scancel, `ray job stop` and Kubernetes send SIGTERM."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.code = 128 + number
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_received: list[int] = []  # signals; within a call of Ray's what a handler raises becomes a plain KeyboardInterrupt
 
 
 def take_signals() -> None:
-    """Let SIGTERM end the job as Ctrl-C does. Ray takes the signal for itself when it starts: call it again then."""
+    """Let SIGTERM, which scancel, `ray job stop` and Kubernetes send, end the job as Ctrl-C does.
+
+    Ray takes the signal for itself when it starts: call it again then.
+    """
     if threading.current_thread() is not threading.main_thread():
         return
 
     def stop(number: int, frame: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):  # the end is under way: a second signal would cut it short
+        for each in SIGNALS:  # the end is under way: a second signal would cut it short
             signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
+        _received.append(number)
+        raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, stop)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training on Ray Train: when all workers save together, and what a run goes on from.
+"""Checkpoints of a training on Ray Train: when all workers save together, and what a run resumes from.
 
 A checkpoint is one file, state.pt, on the run's storage. It is written on the worker's own disk and uploaded while
 training goes on; the newest two are kept.
@@ -62,7 +62,7 @@ class Checkpoints:
 
 
 def restore(device: torch.device | str) -> dict[str, Any] | None:
-    """The state that this worker goes on from; None at a run's beginning."""
+    """The state that this worker resumes from; None at a run's beginning."""
     if (checkpoint := ray.train.get_checkpoint()) is None:
         return None
     with checkpoint.as_directory() as folder:

@@ -126,7 +126,7 @@ def test_every_trial_is_a_row_and_one_child_run_of_one_parent_with_each_epoch_on
 
 def test_runs_say_what_they_are_and_the_parent_holds_the_pictures(swept):
     client, parent, children, _ = runs_of(swept[0])
-    assert "press *Compare*" in parent.data.tags["mlflow.note.content"]
+    assert "[Compare the trials](#/compare-runs?runs=" in parent.data.tags["mlflow.note.content"]
     for child in children:
         note = child.data.tags["mlflow.note.content"]
         assert note.startswith(f"Trial {child.data.tags['trial']}. ") and "`lr`" in note
