@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Extract: a corpus of clips becomes a feature store, on any number of machines (Ray Data).
 
-Each task takes one shard of the plan, decodes its clips in a process of its own, writes the shard and commits it. A clip
-that crashes, hangs or exhausts memory is recorded in failures/ and costs only itself. Run the same command again to
-resume a run that was killed; over a finished store it does nothing, tries failed clips again (`--retry-failed`), or
+Each task takes one shard of the plan, decodes its clips in a process of its own, writes the shard and commits it. A
+clip that crashes, hangs or exhausts memory is recorded in failures/ and costs only itself. Run the same command again
+to resume a run that was killed; over a finished store it does nothing, tries failed clips again (`--retry-failed`), or
 extracts the clips by which the manifest has grown (`--extend`).
 """
 

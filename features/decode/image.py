@@ -69,7 +69,7 @@ def embed_frames(frames: np.ndarray, weights: str) -> np.ndarray:
 def embed_clips(clips: Sequence[np.ndarray], net: nn.Module) -> list[np.ndarray]:
     """Frames of several clips, each (T, H, W, 3), to their vectors, on the device that the network is on.
 
-    A batch has always the same size, filled up where need be: a frame's vector then is the same whatever else is in the batch.
+    A batch always has the same size, filled up where need be: so a frame's vector does not depend on its neighbours.
     """
     frames, vectors = [frame for clip in clips for frame in clip], []
     for first in range(0, len(frames), BATCH):
