@@ -6,23 +6,20 @@ participation.png  the share of tokens that take part, by level and modality, ov
 clips.png          some clips: which tokens the budget admits, under their frames and log-mel
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from matplotlib.axes import Axes
 from mlflow.exceptions import MlflowException
 
 import clcr
-from clcr.batches import collate
 from features.files import open_fs, read_json, read_text, resolve
 from features.store import Store
 from features.store.sheet import contact_sheet, write_figure
 from pipelines.common.cli import main, require_at_least, resolve_uri
 from pipelines.common.errors import JobError
+from pipelines.evaluation.strips import alpha_strips
 from pipelines.tracking import run as tracking
 from pipelines.tracking.figures import participation_figure, weights_figure
 from pipelines.training.loading import LoaderConfig, SplitLoader
@@ -135,30 +132,6 @@ def participation_history(run: tracking.Run, model: clcr.CLCR) -> dict[str, list
     names = [f"{level}/{m}" for level in range(len(model.summaries)) for m in model.features]
     history = {n: run.client.get_metric_history(run.run_id, f"diag/participation/{n}") for n in names}
     return {name: [(point.step, point.value) for point in points] for name, points in history.items() if points}
-
-
-def alpha_strips(model: clcr.CLCR) -> dict[str, Any]:
-    """For the contact sheet: a strip per level with the weight of every token, over time."""
-
-    def draw(axes: Axes, sample: Mapping[str, Any], level: int) -> None:
-        given = {m: sample[m] for m in model.features if m in sample}
-        batch = collate([{"clip_id": "x", "features": given, "targets": {}}], model.features, model.tasks)
-        with torch.no_grad():
-            out = model(batch)
-            spans = model.encoder(batch)[level]
-        for m in given:
-            keep = out.valid[level][m][0]
-            edges = spans[m].spans[keep]
-            alpha = out.alpha[level][m][0, keep].numpy()
-            steps = [*edges[:, 0].tolist(), edges[-1, 1].item()]
-            if not np.isfinite(steps).all():  # tokens without time, in their order
-                steps = np.linspace(*axes.get_xlim(), len(steps)).tolist()
-            axes.stairs(alpha, steps, baseline=None, label=m)
-        axes.set(ylim=(-0.05, 1.05))
-        axes.legend(loc="lower right", fontsize=6, ncols=len(given), framealpha=0.6)
-
-    levels = range(len(model.summaries))
-    return {f"alpha {level}": lambda axes, sample, level=level: draw(axes, sample, level) for level in levels}
 
 
 if __name__ == "__main__":

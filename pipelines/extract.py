@@ -47,7 +47,7 @@ from pipelines.common.cli import OPTIONAL_LIST, Progress, main, require_at_least
 from pipelines.common.cluster import start_ray
 from pipelines.common.embedding import encoders_on_gpus
 from pipelines.common.errors import JobError
-from pipelines.common.like import require_default, spec_like, with_places
+from pipelines.training.like import require_default, spec_like, with_places
 
 LOOKED_AT = 500  # clips whose headers say whether there is sound at all; of a larger corpus nobody looks
 

@@ -17,30 +17,27 @@ how to encode them. A few clips are answered in this process, without Ray; many 
 import io
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
 
-from clcr import Batch
 from clcr.base import MultimodalModel
-from clcr.batches import collate
-from features.corpus.events import bin_events
 from features.corpus.manifest import SPLITS
 from features.errors import one_line
 from features.files import list_files, open_fs, read_json, write_atomic, write_text
 from features.store import Store
 from infra.doctor import ray_access, require, storage
-from pipelines.answering.table import Row, require_distinct_columns, to_table
+from pipelines.answering.batches import batch_of
+from pipelines.answering.table import require_distinct_columns, to_table
 from pipelines.common.cli import Progress, main, require_at_least, resolve_uri
 from pipelines.common.cluster import count_slots, start_ray
 from pipelines.common.errors import JobError, find_user_error
-from pipelines.training.loading import AHEAD, prefetch, sample
+from pipelines.training.loading import AHEAD, prefetch
 from pipelines.training.run_folder import sole_owner
 from pipelines.training.trained import TrainedModel, open_model
 
@@ -215,19 +212,6 @@ def write_part(out: str, shard: str, table: pa.Table) -> None:
     buffer, (fs, path) = io.BytesIO(), open_fs(out)
     pq.write_table(table, buffer)
     write_atomic(fs, f"{path}/{shard}.parquet", buffer.getvalue())
-
-
-def batch_of(model: MultimodalModel, store: Store, rows: Sequence[Row]) -> Batch:
-    """What the model reads of some clips. Of events the targets are unknown, but they say how many bins there are."""
-    rates = {name: task.rate for name, task in model.tasks.items() if task.rate}
-
-    def samples() -> Iterator[dict[str, Any]]:
-        stored = store.read_many([(row["shard"], row["offset"], row["nbytes"]) for row in rows])
-        for row, found in zip(rows, stored, strict=True):
-            unknown = {name: bin_events(None, row["duration"], rate, {}) for name, rate in rates.items()}
-            yield sample(row["clip_id"], found, model.features, unknown)
-
-    return collate(list(samples()), model.features, model.tasks)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,10 @@ FLOORS = {
         ("common",),
         ("tracking",),
         ("training",),
+        ("extract",),  # raw clips are extracted before they are answered
+        ("answering",),
         ("evaluation",),
-        ("extract", "train", "evaluate", "predict", "explain", "serve"),
+        ("train", "evaluate", "predict", "explain", "serve", "export"),
     ],
 }
 

@@ -17,7 +17,8 @@ import torch
 from clcr.base import MultimodalModel
 from clcr.batches import collate
 from features.corpus.events import bin_events
-from features.corpus.manifest import MEDIA, SUFFIXES, Clip
+from features.corpus.folder import SUFFIXES
+from features.corpus.manifest import MEDIA, Clip
 from features.decode.isolation import IsolatedEncoder
 from features.decode.like import spec_of_store
 from features.errors import FeaturesError

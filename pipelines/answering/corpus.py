@@ -9,13 +9,14 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector, FileType
 
-from features.corpus.manifest import SUFFIXES, Clip, read_corpus
+from features.corpus.folder import SUFFIXES
+from features.corpus.manifest import Clip, read_corpus
 from features.decode.specs import VideoSpec
 from features.errors import one_line
 from features.files import open_fs, resolve
@@ -24,15 +25,36 @@ from pipelines.common.cli import Progress, resolve_uri
 from pipelines.common.errors import JobError
 from pipelines.training.trained import open_model
 
-if TYPE_CHECKING:
-    from pipelines.predict import PredictConfig
-
-Predict = Callable[["PredictConfig"], None]
+Predict = Callable[[Any], None]
 HERE = 32  # clips up to which starting Ray takes longer than answering
 MANIFESTS = (".csv", ".csv.gz", ".parquet", ".pq")
 
 
-def predict_corpus(config: "PredictConfig", predict: Predict) -> None:
+class Asked(Protocol):
+    """What is read here of the options of pipelines/predict.py, a dataclass."""
+
+    @property
+    def corpus(self) -> str:
+        """Raw clips: a media file, a folder or a manifest."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The trained model."""
+        ...
+
+    @property
+    def out(self) -> str:
+        """Folder for the predictions, "" for none."""
+        ...
+
+    @property
+    def weights(self) -> str:
+        """Weights of ResNet-18, where the store was made with it."""
+        ...
+
+
+def predict_corpus(config: Any, predict: Predict) -> None:
     """The job for raw clips. predict: the job for a store.
 
     Raises JobError where there is no clip, or none that can be used.
@@ -99,7 +121,7 @@ def find_clips(uri: str) -> tuple[list[Clip], str]:
     return [make_clip(clip_id, **media) for clip_id, media in by_id.items()], uri
 
 
-def write_answers(config: "PredictConfig", answers: Sequence[Answer]) -> None:
+def write_answers(config: Asked, answers: Sequence[Answer]) -> None:
     """OUT/clips.parquet, OUT/_failures.parquet of clips that cannot be used; one clip's answer to the screen too."""
     tables = [answer.table for answer in answers if answer.table is not None]
     if len(answers) == 1 and tables:
@@ -121,7 +143,7 @@ def write_answers(config: "PredictConfig", answers: Sequence[Answer]) -> None:
         _write(out, "_failures.parquet", pa.Table.from_pylist(failed))
 
 
-def predict_extracted(config: "PredictConfig", clips: Sequence[Clip], folder: str, predict: Predict) -> None:
+def predict_extracted(config: Any, clips: Sequence[Clip], folder: str, predict: Predict) -> None:
     """Many clips: extract them as the model's store was, then predict that store."""
     from pipelines.extract import ExtractConfig, extract
 

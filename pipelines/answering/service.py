@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from ray import serve
 from starlette.concurrency import run_in_threadpool
 
-from features.corpus.manifest import SUFFIXES
+from features.corpus.folder import SUFFIXES
 from pipelines.answering.clips import ClipAnswerer, answer_features, clip_of_file, make_clip
 from pipelines.training.trained import TrainedModel
 

@@ -16,10 +16,10 @@ import torch
 from clcr.base import MultimodalModel
 from features.errors import one_line
 from features.store import Store
+from pipelines.answering.batches import batch_of
 from pipelines.common.cli import Progress
 from pipelines.common.errors import JobError, find_user_error
 from pipelines.evaluation.conditions import SPREAD_CLIPS, WHOLE, Condition, measure_spread
-from pipelines.predict import batch_of
 from pipelines.training.loading import AHEAD, prefetch
 
 Row = Mapping[str, Any]  # of the store's index

@@ -130,7 +130,7 @@ def worst_sheet(store: Any, rows: Sequence[Mapping[str, Any]], model: Any, what:
     """The clips of these rows as a model sees them, frames over log-mel; of a CLCR also what its budget admits."""
     import clcr
     from features.store.sheet import draw_clips
-    from pipelines.explain import alpha_strips
+    from pipelines.evaluation.strips import alpha_strips
 
     strips = alpha_strips(model) if isinstance(model, clcr.CLCR) else {}
     return to_jpeg(draw_clips(store, rows, what, strips))

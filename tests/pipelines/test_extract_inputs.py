@@ -19,7 +19,8 @@ from features.store.sheet import choose, contact_sheet, write_figure
 from features.store.spec import Feature
 from features.store.verify import verify
 from pipelines.common.cluster import start_ray
-from pipelines.explain import alpha_strips, fold_of, mean_weights
+from pipelines.evaluation.strips import alpha_strips
+from pipelines.explain import fold_of, mean_weights
 from pipelines.training.learner import Learner, Recipe
 from pipelines.training.loading import LoaderConfig
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from models import small_model
 
 import clcr
+from pipelines.answering.batches import batch_of
 from pipelines.evaluation.calibration import calibration, calibration_figures, fit_temperature
 from pipelines.evaluation.comparison import compare_models, holm, intervals
 from pipelines.evaluation.conditions import Condition, measure_spread, noises, subsets
 from pipelines.evaluation.scores import Scored, class_areas, figures, plain, score_rows
-from pipelines.predict import batch_of
 
 LETTERS = clcr.TaskSpec("letter", "classification", ("a", "b", "c", "d"))
 NUMBER = clcr.TaskSpec("number", "regression")
