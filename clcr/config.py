@@ -93,7 +93,7 @@ class ModelConfig:
     no: from random maps, whose logits hardly differ."""
     drop_answer: float = 0.0
     """In training, share of clips (of each modality and level) that hear nothing of the others."""
-    synchronise: bool = True
+    synchronise: bool = False
     """Bring each level's summaries into one space by a linear map of their own before they are averaged."""
     aggregation: Aggregation = "attention"
     """Of levels and modalities: learned weights; ablations: even_levels (omega uniform), or mean (no weights)."""

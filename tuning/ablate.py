@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "norm-alone": {"budget.evidence": "norm"},
     "reweighted": {"model.absent": "reweighted"},
     "no-places": {"model.by_index": False},
-    "no-synchrony": {"model.synchronise": False},
+    "synchronised": {"model.synchronise": True},
     "regularised-means": {"loss.regularised": "means"},
     "aligned": {"loss.align": 0.1},
     "dropped-answers": {"model.drop_answer": 0.3},

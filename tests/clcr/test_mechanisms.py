@@ -238,8 +238,8 @@ def options_of(name):
 
 
 def test_levels_in_unrelated_bases_meet_in_one_space(make):
-    """A level's maps reach the prediction through its own matrix."""
-    model, batch = make.model(), make.batch()
+    """With --model.synchronise, by a matrix of each level's own."""
+    model, batch = make.model(synchronise=True), make.batch()
     make.loss(model, batch).backward()
     grad = model.synchronise.shared.grad
     assert grad.shape == (3, 32, 32) and grad.flatten(1).norm(dim=1).min() > 0
