@@ -42,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # and one of ours
     "full-width": {"model.space": "lifted"},
     "both-halves": {"model.private_share": 0.5},
+    "quarter-private": {"model.private_share": 0.25},
     "no-null": {"model.null_key": False},
     "slow-scalars": {"budget.lr_scale": 1.0},
     "steep-budget": {"budget.scale": 4.0, "budget.threshold": -1.0},
