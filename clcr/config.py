@@ -66,9 +66,10 @@ class ModelConfig:
     """Dimensions of a level's shared subspace (k_s); 0 is half the width."""
     private_width: int = 0
     """Dimensions of a private subspace (k_p), at most width - k_s; 0 is private_share of the width."""
-    private_share: float = 0.25
+    private_share: float = 0.4375
     """Share of the width that a private subspace takes where private_width is 0. With k_s it must leave some of the
-    width free: where nothing is left, all modalities have the same private subspace, and it cannot be learned."""
+    width free, or all modalities have the same private subspace, which cannot be learned; but what it leaves free of a
+    token is lost."""
     hierarchy: Hierarchy = "levels"
     """What exchanges: each level by itself; ablations: the deepest one in every level's place (repeated), the deepest
     one alone, which leaves the heads less to read, or all levels mixed together."""
@@ -93,7 +94,7 @@ class ModelConfig:
     no: from random maps, whose logits hardly differ."""
     drop_answer: float = 0.0
     """In training, share of clips (of each modality and level) that hear nothing of the others."""
-    synchronise: bool = True
+    synchronise: bool = False
     """Bring each level's summaries into one space by a linear map of their own before they are averaged."""
     aggregation: Aggregation = "attention"
     """Of levels and modalities: learned weights; ablations: even_levels (omega uniform), or mean (no weights)."""
@@ -137,7 +138,7 @@ class ModelConfig:
     @property
     def _subspaces(self) -> tuple[int, int]:
         """k_s and k_p."""
-        k_private = self.private_width or max(1, round(self.private_share * self.width))
+        k_private = self.private_width or max(1, int(self.private_share * self.width))
         return self.shared_width or self.width // 2, k_private
 
     @property

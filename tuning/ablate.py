@@ -42,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # and one of ours
     "full-width": {"model.space": "lifted"},
     "both-halves": {"model.private_share": 0.5},
+    "quarter-private": {"model.private_share": 0.25},
     "no-null": {"model.null_key": False},
     "slow-scalars": {"budget.lr_scale": 1.0},
     "steep-budget": {"budget.scale": 4.0, "budget.threshold": -1.0},
@@ -50,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "norm-alone": {"budget.evidence": "norm"},
     "reweighted": {"model.absent": "reweighted"},
     "no-places": {"model.by_index": False},
-    "no-synchrony": {"model.synchronise": False},
+    "synchronised": {"model.synchronise": True},
     "regularised-means": {"loss.regularised": "means"},
     "aligned": {"loss.align": 0.1},
     "dropped-answers": {"model.drop_answer": 0.3},
