@@ -105,7 +105,7 @@ def answer_features(
     batch = collate([{"clip_id": clip.clip_id, "features": given, "targets": unknown}], model.features, model.tasks)
     logits = model(batch.to(next(model.parameters()).device)).logits
     row = {"clip_id": clip.clip_id, "split": clip.split, "fold": clip.fold, "duration": duration}
-    return to_table(model.tasks, [row], {name: values.float().cpu() for name, values in logits.items()})
+    return to_table(model.tasks, [row], {name: values.cpu() for name, values in logits.items()})
 
 
 def clip_of_file(uri: str, clip_id: str | None = None) -> Clip:

@@ -27,7 +27,7 @@ from pipelines.training.trained import open_model
 
 Predict = Callable[[Any], None]
 HERE = 32  # clips up to which starting Ray takes longer than answering
-MANIFESTS = (".csv", ".csv.gz", ".parquet", ".pq")
+MANIFESTS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq")
 
 
 class Asked(Protocol):
@@ -90,7 +90,7 @@ def find_clips(uri: str) -> tuple[list[Clip], str]:
     Files of a folder that differ in their ending alone are one clip. Labels and splits, where there are any, are not
     read. Raises JobError where there is no clip, CorpusError for a manifest that does not read.
     """
-    if uri.partition("?")[0].endswith(MANIFESTS):
+    if uri.lower().endswith(MANIFESTS):
         corpus = read_corpus(uri)
         if "clip_id" not in corpus.schema.names:
             raise JobError(f"--corpus {uri} has no column clip_id; it has {', '.join(corpus.schema.names)}")
@@ -113,6 +113,8 @@ def find_clips(uri: str) -> tuple[list[Clip], str]:
     by_id: dict[str, dict[str, str]] = {}
     for file in sorted(files):
         name = file[len(path.rstrip("/")) + 1 :]
+        if any(part.startswith(".") for part in name.split("/")):
+            continue
         clip_id, _, suffix = name.rpartition(".")
         if suffix.lower() in SUFFIXES:
             by_id.setdefault(clip_id, {}).setdefault(SUFFIXES[suffix.lower()], name)
@@ -122,7 +124,7 @@ def find_clips(uri: str) -> tuple[list[Clip], str]:
 
 
 def write_answers(config: Asked, answers: Sequence[Answer]) -> None:
-    """OUT/clips.parquet, OUT/_failures.parquet of clips that cannot be used; one clip's answer to the screen too."""
+    """OUT/clips.parquet, and OUT/_failures/ of clips that cannot be used; one clip's answer to the screen too."""
     tables = [answer.table for answer in answers if answer.table is not None]
     if len(answers) == 1 and tables:
         answer = answers[0]
@@ -140,7 +142,7 @@ def write_answers(config: Asked, answers: Sequence[Answer]) -> None:
         _write(out, "clips.parquet", pa.concat_tables(tables))
         print(f"predictions of {len(tables)} clips: {out}/clips.parquet", flush=True)
     if failed := [{"clip_id": a.clip_id, **a.failure} for a in answers if a.failure]:
-        _write(out, "_failures.parquet", pa.Table.from_pylist(failed))
+        _write(f"{out}/_failures", "clips.parquet", pa.Table.from_pylist(failed))
 
 
 def predict_extracted(config: Any, clips: Sequence[Clip], folder: str, predict: Predict) -> None:
@@ -152,9 +154,10 @@ def predict_extracted(config: Any, clips: Sequence[Clip], folder: str, predict: 
     out = resolve_uri("--out", config.out)
     rows = [_row(clip, folder) for clip in clips]
     columns = [name for name in rows[0] if name in ("clip_id", "split") or any(row.get(name) for row in rows)]
-    _write(out, "_corpus.parquet", pa.Table.from_pylist([{c: row.get(c) for c in columns} for row in rows]))
+    _write(f"{out}/_corpus", "corpus.parquet", pa.Table.from_pylist([{c: row.get(c) for c in columns} for row in rows]))
     store = f"{out}/_store"
-    config_of_store = ExtractConfig(f"{out}/_corpus.parquet", store, like=config.model, unlabelled=True, max_failed=1.0)
+    manifest = f"{out}/_corpus/corpus.parquet"
+    config_of_store = ExtractConfig(manifest, store, like=config.model, unlabelled=True, max_failed=1.0)
     if config.weights:
         pictures = VideoSpec(encoder="resnet18", weights=config.weights)
         config_of_store = replace(config_of_store, video=pictures)

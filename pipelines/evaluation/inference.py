@@ -64,7 +64,7 @@ def answer_rows(model: MultimodalModel, store: Store, rows: Sequence[Row], quest
             changed = condition.apply(batch, question.spread, question.seed)
             logits = model(changed.to(device)).logits
             for task, values in logits.items():
-                answers[condition.name][task] += list(values.float().cpu().numpy()[keep])
+                answers[condition.name][task] += list(values.cpu().numpy()[keep])
     return answers
 
 

@@ -131,7 +131,7 @@ def test_a_manifest_without_splits_and_a_flat_folder_are_answered_and_bad_clips_
         one, other = (pq.read_table(tmp_path / name).to_pylist() for name in "ab")
         assert [row["clip_id"] for row in one] == ["x0", "x2"] and [r["clip_id"] for r in other] == ["loud", "silent"]
         assert one[1]["mood"] == other[0]["mood"] and one[0]["label_probability"] == other[1]["label_probability"]
-        assert pq.read_table(tmp_path / "b" / "_failures.parquet")["clip_id"].to_pylist() == ["broken"]
+        assert pq.read_table(tmp_path / "b" / "_failures" / "clips.parquet")["clip_id"].to_pylist() == ["broken"]
         assert job("--model", folder / "run", "--corpus", folder / "clips" / "broken.mp4") == 1
         assert "no clip can be used: MediaError" in capsys.readouterr().err
     finally:
