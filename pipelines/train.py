@@ -121,7 +121,7 @@ def show_finished(config: TrainConfig, started: Mapping[str, str] | None, metric
         return
     run = tracking.Run(started["tracking_uri"], started["run_id"])
     if read_json(config.out, "model/config.json").get("version", 1) > 1:  # version 1 tracked first, and saved then
-        track_result(config.out, run, metrics, config.recipe.optim.epochs)
+        track_result(config.out, run, metrics, config.recipe.optim)
     run.mark_finished()
     register_model(config, run)
 

@@ -26,6 +26,7 @@ import yaml
 import clcr
 from clcr import metrics as M
 from clcr.base import MultimodalModel
+from clcr.training import OptimConfig
 from clcr.versions import completed, later_options, version_of
 from features.corpus.events import BACKGROUND
 from features.corpus.manifest import SPLITS
@@ -270,16 +271,16 @@ def finish(
             pafs.copy_files(str(part), f"{path}/{part.name}", destination_filesystem=fs)
     write_text(out, "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     run.log_metrics({f"test/{name}": value for name, value in diagnostics.items()}, learner.recipe.optim.epochs)
-    track_result(out, run, metrics, learner.recipe.optim.epochs)
+    track_result(out, run, metrics, learner.recipe.optim)
 
 
-def track_result(out: str, run: tracking.Run, metrics: Mapping[str, Mapping[str, float]], epochs: int) -> None:
+def track_result(out: str, run: tracking.Run, metrics: Mapping[str, Mapping[str, float]], optim: OptimConfig) -> None:
     """Give MLflow the result that lies in a run's folder, unless it has it. Raises JobError where it refuses."""
     if read_text(out, "tracked.json") is not None:
         return
-    tested = M.tracked("test", metrics)
+    tested = M.tracked("test", metrics, optim.score)
     try:
-        run.log_metrics({"best/test_score": tested["test/score"]} | tested, epochs)
+        run.log_metrics({"best/test_score": tested["test/score"]} | tested, optim.epochs)
         fs, path = open_fs(out)
         with tempfile.TemporaryDirectory() as folder:
             for part in ("model", "confusion"):

@@ -13,6 +13,7 @@ from mlflow.exceptions import RestException
 from mlflow.tracking import MlflowClient
 
 import clcr
+from clcr.training import OptimConfig
 from clcr.versions import VERSION, VERSION_1_NAMES
 from pipelines.common.cli import flatten, parse, to_yaml
 from pipelines.common.errors import JobError
@@ -91,7 +92,7 @@ def test_what_mlflow_refuses_is_saved_first_and_sent_by_the_next_start(trained, 
     sent = {f.path for folder in ("model", "confusion") for f in honest.list_artifacts(run.run_id, folder)}
     assert {"model/weights.safetensors", "confusion/label.png"} <= sent
     (out / "model" / "weights.safetensors").unlink()
-    track_result(str(out), run, metrics, 1)  # all was sent: nothing is read again
+    track_result(str(out), run, metrics, OptimConfig(epochs=1))  # all was sent: nothing is read again
 
 
 def test_a_deleted_run_is_followed_by_a_new_one_that_is_said(store, tmp_path, capsys):
