@@ -143,11 +143,7 @@ def extract(config: ExtractConfig) -> None:
     require(ray_access(), storage(store_uri))  # decoders are looked at where they run
     start_ray()
     with StoreLock(store_uri) as lock:
-        if changed is None:
-            store = create_store(store_uri, spec)
-        else:
-            assert existing is not None  # only a store that is there has a spec that changes
-            store = existing
+        store = create_store(store_uri, spec) if changed is None or existing is None else existing
         if removed := sweep_litter(store):
             print(f"removed {removed} files of a run that was interrupted")
         if changed is not None:
