@@ -45,14 +45,11 @@ class Flows:
 
     def means(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Masked means over time of shared flows, private ones, and shared ones before, lifted to R^d: (B, d)."""
-        flows = ((self.shared, self.u_sh), (self.private, None), (self.own, self.u_sh))
-        return tuple(
-            {
-                m: masked_mean(h.float(), self.valid[m]) @ (self.u_pr[m] if basis is None else basis).T
-                for m, h in by_modality.items()
-            }
-            for by_modality, basis in flows
-        )
+        u_sh = dict.fromkeys(self.valid, self.u_sh)
+        return self._lifted(self.shared, u_sh), self._lifted(self.private, self.u_pr), self._lifted(self.own, u_sh)
+
+    def _lifted(self, flow: dict[str, Tensor], bases: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {m: masked_mean(h.float(), self.valid[m]) @ bases[m].T for m, h in flow.items()}
 
 
 @dataclass
@@ -126,9 +123,9 @@ class IntraCED(nn.Module):
         else:
             shared = self.exchange(own, alpha, mask, joined)
         private = {m: h[m] @ u_pr[m] for m in h}
-        split = (_split(x, tokens) for x in (shared, private, own))
-        flows = zip(*split, valid, _split(alpha, tokens), strict=True)
-        return [Flows(u_sh, u_pr, *flow, active) for flow in flows]
+        split = [_split(x, tokens) for x in (shared, private, own)]
+        levels = zip(split[0], split[1], split[2], valid, _split(alpha, tokens), strict=True)
+        return [Flows(u_sh, u_pr, s, p, o, v, a, active) for s, p, o, v, a in levels]
 
 
 class Summary(nn.Module):
@@ -242,7 +239,7 @@ class CLCR(MultimodalModel):
             if self.loss.regularised == "summaries":
                 rows[:2] = (windows.mean(x, speaks) for x in (shared, private))
                 mixed = windows.mean(levelled[0], speaks)
-            losses = regularizers(Rows(*rows, mixed), omega, present, self.loss)
+            losses = regularizers(Rows(rows[0], rows[1], rows[2], mixed), omega, present, self.loss)
         return CLCROutput(
             logits=dict(zip(self.tasks, logits, strict=True)),
             losses=losses,

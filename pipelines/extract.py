@@ -143,7 +143,7 @@ def extract(config: ExtractConfig) -> None:
     require(ray_access(), storage(store_uri))  # decoders are looked at where they run
     start_ray()
     with StoreLock(store_uri) as lock:
-        store = create_store(store_uri, spec) if changed is None else existing
+        store = create_store(store_uri, spec) if changed is None or existing is None else existing
         if removed := sweep_litter(store):
             print(f"removed {removed} files of a run that was interrupted")
         if changed is not None:
@@ -223,7 +223,7 @@ def without_missing_sound(encoder: EncoderSpec, corpus: Corpus) -> EncoderSpec:
     if encoder.audio is None or encoder.video is None:
         return encoder
     clips = list(itertools.islice(corpus.clips(), LOOKED_AT + 1))
-    uris = {clip.media(corpus.folder).get("video") for clip in clips} - {None}
+    uris = {uri for clip in clips if (uri := clip.media(corpus.folder).get("video")) is not None}
     if len(clips) > LOOKED_AT or any("://" in uri or may_have_sound(uri) for uri in uris):
         return encoder
     print(
@@ -361,7 +361,7 @@ def print_modalities(store: Store, indexed: int) -> None:
     """Per modality how many clips have it, and how it is stored."""
     tokens = store.index(columns=[f"tokens_{name}" for name in store.spec.features]) if indexed else None
     for name, feature in store.spec.features.items():
-        present = pc.sum(pc.greater(tokens[f"tokens_{name}"], 0)).as_py() or 0 if indexed else 0
+        present = 0 if tokens is None else pc.sum(pc.greater(tokens[f"tokens_{name}"], 0)).as_py() or 0
         line = f"  {name}: in {present} of {indexed} clips"
         if present:
             print(f"{line}, {describe(name, feature)}")

@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 from infra.doctor import ray_access, require
 from pipelines.answering.clips import ClipAnswerer
@@ -86,7 +87,8 @@ def serve_model(config: ServeConfig) -> None:
     limits = Limits(config.max_mb, config.timeout, config.memory_gb, os.environ.get(TOKEN, ""))
     patience = config.timeout * (2 + config.queue / config.replicas)  # seconds, of a request at the end of the queue
     serve.start(http_options={"host": config.host, "port": config.port, "request_timeout_s": patience})
-    service = Service.options(
+    deployment: Any = Service  # mypy does not see what the decorators of a class return
+    service = deployment.options(
         num_replicas=config.replicas,
         max_ongoing_requests=4,  # one decodes, others arrive and pass the model
         max_queued_requests=config.queue,

@@ -154,14 +154,15 @@ def allocate(config: SweepConfig) -> tuple[int, dict[str, float]]:
             f"{max(concurrency, 1)} trials of {config.workers_per_trial} workers with {each} each do not fit: the "
             f"cluster's nodes have room for {slots} such workers"
         )
-    # Without its dashboard Ray never returns the resources of workers whose trial ended before its first result.
-    context: Any = ray.init(ignore_reinit_error=True)
-    if config.workers_per_trial > 1 and not context.address_info["webui_url"]:
-        raise JobError(
-            f"--workers-per-trial {config.workers_per_trial}: this Ray cluster runs without its dashboard, and then a "
-            "trial that ends early may never give its workers back; start the cluster with the dashboard, or take "
-            "one worker"
-        )
+    if config.workers_per_trial > 1:
+        # Without its dashboard Ray never returns the resources of workers whose trial ended before its first result.
+        context: Any = ray.init(ignore_reinit_error=True)
+        if not context.address_info["webui_url"]:
+            raise JobError(
+                f"--workers-per-trial {config.workers_per_trial}: this Ray cluster runs without its dashboard, and "
+                "then a trial that ends early may never give its workers back; start the cluster with the dashboard, "
+                "or take one worker"
+            )
     return concurrency, need
 
 

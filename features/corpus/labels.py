@@ -101,6 +101,7 @@ class LabelCheck:
     def task(self) -> Task:
         """The task with its classes. Raises CorpusError where it has no value, or numbers that are spoilt."""
         task = self.declared
+        assert task.kind is not None  # from the run, or by now from the column's type
         if not self.counts:
             what = "event" if task.kind == "events" else "value"
             raise CorpusError(

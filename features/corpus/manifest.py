@@ -103,6 +103,7 @@ class Corpus:
         list<struct<start, end, label>> needs no declaration, nor a csv's of JSON lists.
         """
         tasks = parse_tasks(tasks) if isinstance(tasks, str) else tasks or ()
+        read_as: dict[tuple[str | None, pa.DataType], pa.DataType]
         read_as = {("events", pa.string()): EVENTS, ("classification", pa.float64()): pa.int64()}
         kinds = {task.name: task.kind for task in tasks}
         fields = [pa.field(f.name, read_as.get((kinds.get(f.name), f.type), f.type)) for f in self.schema]

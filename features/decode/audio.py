@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -29,6 +29,7 @@ from features.decode.media import (
     open_source,
     packet_time,
     packets,
+    tick_of,
 )
 from features.decode.probe import declared_end, is_declared_filled, sound_stream
 from features.decode.specs import AudioSpec
@@ -106,7 +107,7 @@ def _read(source: Source, uri: str, begin: float, stop: float | None, seek: bool
             return None
         if seek:
             try:
-                container.seek(round((begin - PREROLL + clock_zero(container)) / stream.time_base), stream=stream)
+                container.seek(round((begin - PREROLL + clock_zero(container)) / tick_of(stream)), stream=stream)
             except av.FFmpegError:  # a format, or a file without an index, that cannot
                 return _read(source, uri, begin, stop, seek=False)
         rate = stream.rate
@@ -143,7 +144,8 @@ def _join(
     longest = (container.duration / av.time_base + 1) * rate if container.duration else math.inf
     stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
     mixer = _Mixer(rate)
-    chunks, origin, end, lost = [], 0, 0, 0.0
+    chunks: list[np.ndarray] = []
+    origin, end, lost = 0, 0, 0.0
     for packet, frame in _frames(container, stream):
         time = packet_time(packet) if frame is None else frame.time
         position = end if time is None else round((time - zero) * rate)
@@ -158,6 +160,7 @@ def _join(
             end = position
         if beyond:
             break
+        assert frame is not None  # else `beyond`, or passed over
         samples = mixer.mix(frame)
         if GAP * rate < end - position < RESTART * rate:
             samples = samples[end - position :]
@@ -176,10 +179,12 @@ class _Mixer:
     def __init__(self, rate: int) -> None:
         self.rate = rate
         self.given: tuple[str, str, int] | None = None
+        self.resampler: av.AudioResampler
 
     def mix(self, frame: av.AudioFrame) -> np.ndarray:
         """(N,) float32: the frame, less the few samples that a resampler holds back for the next one."""
-        frame, parts = _equally_mixed(frame) if _is_unstated(frame.layout) else frame, []
+        frame = _equally_mixed(frame) if _is_unstated(frame.layout) else frame
+        parts: list[av.AudioFrame] = []
         given = frame.format.name, frame.layout.name, frame.sample_rate
         if given != self.given:
             parts = self.resampler.resample(None) if self.given else []
@@ -187,8 +192,8 @@ class _Mixer:
             # Without the limit FFmpeg mixes floats beyond full scale: equal channels come out 1.4 times as loud.
             self.resampler = av.AudioResampler("fltp", "mono", self.rate, options={"rematrix_maxval": "1.0"})
         parts += self.resampler.resample(frame)
-        parts = [part.to_ndarray()[0] for part in parts if part is not None]  # None: nothing was held back
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+        arrays = [part.to_ndarray()[0] for part in parts if part is not None]  # None: nothing was held back
+        return np.concatenate(arrays) if arrays else np.empty(0, np.float32)
 
 
 def _is_unstated(layout: av.AudioLayout) -> bool:
@@ -197,7 +202,7 @@ def _is_unstated(layout: av.AudioLayout) -> bool:
 
 def _equally_mixed(frame: av.AudioFrame) -> av.AudioFrame:
     """The mean of a frame's channels, as a frame of its own."""
-    samples = frame.to_ndarray()
+    samples: Any = frame.to_ndarray()
     if samples.dtype.kind != "f":
         zero, scale = (128, 128) if samples.dtype == np.uint8 else (0, -float(np.iinfo(samples.dtype).min))
         samples = (samples.astype(np.float32) - zero) / scale
@@ -213,7 +218,7 @@ def _frames(container: InputContainer, stream: AudioStream) -> Iterator[tuple[av
     """Every frame that decodes, with its packet; None in its place for a packet that does not decode."""
     for packet in packets(container, stream):
         try:
-            frames = packet.decode()
+            frames: list[Any] = packet.decode()
         except av.FFmpegError:
             frames = [None]
         yield from ((packet, frame) for frame in frames)

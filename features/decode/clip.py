@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
+
+import numpy as np
 
 from features.corpus.events import NO_TIME
 from features.corpus.manifest import VECTORS, Clip
@@ -20,7 +23,9 @@ def encode_clip(clip: Clip, media: Mapping[str, str], spec: EncoderSpec) -> Samp
     makes that modality absent. Raises MediaError when a file cannot be decoded, when too little of it decodes (stage
     quality), when no wanted modality is there, or when a clip with events has no length.
     """
-    features, duration, quality = {}, 0.0, {}
+    features: dict[str, np.ndarray] = {}
+    quality: dict[str, Any] = {}
+    duration = 0.0
     beyond: SegmentBeyondEnd | None = None
     for modality, encode in _modalities(clip, media, spec):
         try:
@@ -67,8 +72,8 @@ def _modalities(
         yield "audio", lambda: _encode_sound(source, clip, spec)
     if spec.image is not None and "image" in media:
         yield "image", lambda: _encode_image(media["image"], spec)
-    if spec.text is not None and clip.text:
-        yield "text", lambda: _encode_text(media.get("text", clip.text), spec)
+    if spec.text is not None and (words := clip.text):
+        yield "text", lambda: _encode_text(media.get("text", words), spec)
     for modality in spec.given():
         if (uri := media.get(modality + VECTORS)) is not None:
             yield modality, partial(_read_vectors, uri, modality, spec)
@@ -78,6 +83,7 @@ def _modalities(
 
 
 def _encode_video(uri: str, clip: Clip, spec: EncoderSpec) -> Encoded | None:
+    assert spec.video is not None
     frames = decode_frames(uri, spec.video, clip.start, clip.end)
     if frames is None:
         return None
@@ -90,6 +96,7 @@ def _encode_video(uri: str, clip: Clip, spec: EncoderSpec) -> Encoded | None:
 
 
 def _encode_sound(uri: str, clip: Clip, spec: EncoderSpec) -> Encoded | None:
+    assert spec.audio is not None
     sound = encode_audio(uri, spec.audio, clip.start, clip.end)
     if sound is None:
         return None
@@ -100,21 +107,24 @@ def _encode_sound(uri: str, clip: Clip, spec: EncoderSpec) -> Encoded | None:
 def _encode_image(uri: str, spec: EncoderSpec) -> Encoded:
     from features.decode.image import encode_image
 
+    assert spec.image is not None
     return encode_image(uri, spec.image)
 
 
 def _encode_text(text: str, spec: EncoderSpec) -> Encoded | None:
     from features.decode.text import encode_text
 
+    assert spec.text is not None
     return encode_text(text, spec.text, spec.declared["text"])
 
 
 def _read_vectors(uri: str, modality: str, spec: EncoderSpec) -> Encoded | None:
     from features.decode.vectors import read_vectors
 
+    assert spec.vectors is not None
     return read_vectors(uri, spec.vectors, spec.declared[modality])
 
 
-def _worse(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
+def _worse(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Figures side by side; of the one that several modalities may have, broken values, the larger share."""
     return {**before, **now, **{name: max(before[name], now[name]) for name in before.keys() & now.keys()}}

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from types import ModuleType
 
 import psutil
@@ -50,7 +51,7 @@ class IsolatedEncoder:
         self._context = multiprocessing.get_context("forkserver")
         preloaded = ["features.decode.sockets", "features.decode.isolation", "features.decode.clip", "webdataset"]
         self._context.set_forkserver_preload(preloaded)
-        self._child: multiprocessing.Process | None = None
+        self._child: BaseProcess | None = None
         self._connection: Connection | None = None
         self._used = False  # the child has decoded a clip
 
@@ -68,6 +69,7 @@ class IsolatedEncoder:
 
     def _encode(self, clip: Clip, media: Mapping[str, str]) -> PackedSample | Failure:
         self.start()
+        assert self._child is not None and self._connection is not None
         self._used = True
         try:
             self._connection.send((clip, media, self.timeout))
@@ -121,6 +123,7 @@ class IsolatedEncoder:
     def close(self) -> None:
         """Stop the child."""
         if self._child is not None:
+            assert self._connection is not None
             self._connection.close()
             self._child.kill()
             self._child.join()
@@ -140,7 +143,9 @@ def _advice(error: OSError) -> str:
         errno.EAGAIN: "too many processes: raise the limit (ulimit -u)",
         errno.ENOMEM: "the machine is out of memory: lower --concurrency",
     }
-    return f"{one_line(error)}; {advice.get(error.errno, 'check TMPDIR, and the limits of this machine (ulimit -a)')}"
+    return (
+        f"{one_line(error)}; {advice.get(error.errno or 0, 'check TMPDIR, and the limits of this machine (ulimit -a)')}"
+    )
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

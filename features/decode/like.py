@@ -93,7 +93,8 @@ def _weights(modality: str, encoder: Mapping[str, Any], place: str) -> str:
 def _options(kind: type[Options], values: Mapping[str, Any]) -> Options:
     """A dataclass of options from what a spec says of them; lists become tuples, what it does not say its default."""
     known = {f.name for f in fields(kind)}
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+    make: Any = kind  # each takes other options
+    return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
 
 
 def _require_same(mine: Mapping[str, Feature], wanted: Mapping[str, Feature]) -> None:

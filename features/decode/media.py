@@ -4,6 +4,7 @@ import functools
 import io
 import tarfile
 from collections.abc import Iterator
+from fractions import Fraction
 
 import av
 import av.container
@@ -92,8 +93,8 @@ def open_container(source: Source, uri: str) -> av.container.InputContainer:
     try:
         if isinstance(source, io.BytesIO):
             source.seek(0)
-            return av.open(source, metadata_errors="replace")
-        return av.open(f"file:{source}", metadata_errors="replace")  # 'a:b.mp4' is a name here, not a protocol
+            return av.open(source, "r", metadata_errors="replace")
+        return av.open(f"file:{source}", "r", metadata_errors="replace")  # 'a:b.mp4' is a name here, not a protocol
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)  # the rest would name the file once more
         raise MediaError("open", f"{uri} is not a media file that FFmpeg reads: {reason}") from error
@@ -102,6 +103,12 @@ def open_container(source: Source, uri: str) -> av.container.InputContainer:
 def clock_zero(container: av.container.InputContainer) -> float:
     """The file's time, in seconds, that counts as 0: where its earliest stream begins."""
     return (container.start_time or 0) / av.time_base
+
+
+def tick_of(stream: Stream) -> Fraction:
+    """Seconds of a stream's tick: what is in a container has one."""
+    assert stream.time_base is not None
+    return stream.time_base
 
 
 def stamp_of(item: av.Packet | av.VideoFrame) -> int | None:

@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from av import FFmpegError, Packet, VideoFrame
@@ -36,8 +36,11 @@ from features.decode.media import (
     packet_time,
     packets,
     stamp_of,
+    tick_of,
 )
 from features.errors import MediaError
+
+AnyStream = TypeVar("AnyStream", bound=Stream)
 
 # stated: a packet's time is its frame's. ordered: the file states when packets are decoded, and FFmpeg made up when
 # they are shown: the frames, in the order in which they come out, have these times in their order. fields: a packet may
@@ -62,7 +65,7 @@ class Orientation(NamedTuple):
     @classmethod
     def of(cls, frame: VideoFrame) -> "Orientation":
         """The nearest of the eight states to a frame's display matrix, upright where it has none."""
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         if matrix is None:
             return cls()
         a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
@@ -129,7 +132,7 @@ def _pixels(stream: VideoStream) -> int:
     return (stream.codec_context.width or 0) * (stream.codec_context.height or 0)
 
 
-def _first_filled(source: Source, uri: str, ranked: Sequence[Stream], least: int) -> Stream | None:
+def _first_filled(source: Source, uri: str, ranked: Sequence[AnyStream], least: int) -> AnyStream | None:
     """The first stream with so many packets or more; else the first one with any, or the first of all.
 
     Only where there is a choice the file is read for that, up to where the choice is made.
@@ -173,7 +176,7 @@ def _frame_ticks(stream: VideoStream, uri: str) -> int:
     rate = stream.guessed_rate or stream.average_rate
     if not rate:
         raise MediaError("video", f"{uri} has neither timestamps nor a frame rate; remux it")
-    return round(1 / (rate * stream.time_base))
+    return round(1 / (rate * tick_of(stream)))
 
 
 def frame_times(
@@ -195,7 +198,7 @@ def frame_times(
         stream = picture_stream(source, uri, container)
         if stream is None:
             return None
-        tick, zero = float(stream.time_base), clock_zero(container)
+        tick, zero = float(tick_of(stream)), clock_zero(container)
         first = (stream.start_time or 0) * tick - zero
         if container.format.name == "mpeg":  # its packets' times are right only a while after a seek
             margin = max(margin, EARLIER)
@@ -216,7 +219,9 @@ def frame_times(
                 opening.look(packet)
             if not read.add(packet):
                 break
-        if seek and (not read.stamps or read.key > begin + TICK):  # some formats seek past the time asked for
+        if seek and (
+            not read.stamps or read.key is None or read.key > begin + TICK
+        ):  # some formats seek past the time asked for
             return frame_times(source, uri, begin, stop, math.inf if margin else EARLIER, timing, seekable)
         if not read.stamps and not read.hidden and not is_declared_filled(stream):
             return None
@@ -319,9 +324,9 @@ class _Packets:
         """When frames appear (sorted, s), and when the last one goes."""
         times = [shown for shown, _ in self.stamps]
         if timing == "ordered" and start is not None:
-            decoded = [time for _, time in self.stamps]
+            decoded = [time for _, time in self.stamps if time is not None]
             first = self._seconds(start)
-            if None not in decoded and decoded and abs(min(decoded) - first) < abs(min(times) - first):
+            if decoded and len(decoded) == len(times) and abs(min(decoded) - first) < abs(min(times) - first):
                 times = decoded
         ends = (min(time + length, self.longest) for time, length in zip(times, self.lengths, strict=True))
         return np.sort(np.asarray(times)), max(ends, default=0.0)
@@ -339,9 +344,9 @@ def declared_end(source: Source, uri: str, container: InputContainer, stream: St
     if container.format.name in GUESSED and not start:  # an mp3 that begins after 0 has a header that counts it
         return None
     if stream.duration:
-        end = float(stream.duration * stream.time_base) - zero
+        end = float(stream.duration * tick_of(stream)) - zero
         is_end = _is_fragmented(container, stream) and start > 0 and held <= end + SLACK
-        return end if is_end else end + float(start * stream.time_base)
+        return end if is_end else end + float(start * tick_of(stream))
     if seconds := _tagged_seconds(stream):
         return seconds - zero
     if not container.duration:

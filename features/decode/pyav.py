@@ -5,7 +5,7 @@ what `probe` found out about the file.
 """
 
 import bisect
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from av import FFmpegError, Packet, VideoFrame
@@ -13,11 +13,13 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from features.decode.media import Source, clock_zero, open_container, stamp_of
+from features.decode.media import Source, clock_zero, open_container, stamp_of, tick_of
 from features.decode.probe import Orientation, Shown, Timing, stamped
 from features.decode.specs import Sampling
 
-SKIPPED = {"exact": "DEFAULT", "nonref": "NONREF", "keyframes": "NONKEY"}  # what the decoder leaves out
+# What the decoder leaves out.
+SKIPPED: dict[Sampling, Literal["DEFAULT", "NONREF", "NONKEY"]]
+SKIPPED = {"exact": "DEFAULT", "nonref": "NONREF", "keyframes": "NONKEY"}
 
 
 class Mistimed(Exception):
@@ -74,7 +76,7 @@ def exact_pictures(
         first, key = screen.ticks[0], None
         begun = not wanted[0] > margin  # by a key frame: some indexes call others one, whose pictures are wrong
         if not begun:
-            container.seek(first - round(margin / float(stream.time_base)), stream=stream)
+            container.seek(first - round(margin / float(tick_of(stream))), stream=stream)
         interlaced, before = False, None
         for packet in stamped(container, stream, uri) if shown.timing == "ordered" else container.demux(stream):
             stamp = stamp_of(packet)
@@ -143,7 +145,9 @@ def latest_pictures(
                 elif frame.key_frame:
                     keys.append(order.get(stamp, number))
                 if frame is not None and stamp is not None:
-                    screen.show(clock.stamp(frame) if sampling == "exact" else stamp, frame)
+                    now = clock.stamp(frame) if sampling == "exact" else stamp
+                    assert now is not None  # a frame that has a time of its own
+                    screen.show(now, frame)
             if screen.full:
                 break
     screen.close()
@@ -153,6 +157,7 @@ def latest_pictures(
     if shown.timing == "fields":  # a wanted time may be that of a frame's second field
         exact[:] = True
     if shown.timing == "ordered":  # as many packets are decoded before a frame's as frames are shown before it
+        assert clock.times is not None
         order = {tick: number for number, tick in enumerate(clock.times)}
     wanted = np.array([order.get(tick, -1) for tick in screen.ticks])
     return Latest(screen.stacked(), exact, _intact(wanted, np.sort(keys), np.sort(damaged)), bool(damaged))
@@ -216,6 +221,7 @@ class _Screen:
 
     def _fill(self, count: int) -> None:
         if count > 0:
+            assert self.held is not None
             stamp, frame = self.held
             self.pictures += [_scale(self.scaler, frame, self.scale)] * count
             self.stamps += [stamp] * count
@@ -234,7 +240,7 @@ def _intact(wanted: np.ndarray, keys: np.ndarray, damaged: np.ndarray) -> np.nda
 def _decode(packet: Packet) -> list[VideoFrame | None]:
     """The frames that a packet gives, None where it does not decode."""
     try:
-        return packet.decode()
+        return [*packet.decode()]
     except MemoryError:
         raise
     except FFmpegError:
@@ -243,6 +249,7 @@ def _decode(packet: Packet) -> list[VideoFrame | None]:
 
 def _single_threaded(container: InputContainer, shown: Shown, strict: bool) -> VideoStream:
     stream = container.streams[shown.stream]
+    assert isinstance(stream, VideoStream)
     stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
     if strict:
         stream.codec_context.options = {"err_detect": "explode"}  # else FFmpeg paints over what is damaged
@@ -250,7 +257,7 @@ def _single_threaded(container: InputContainer, shown: Shown, strict: bool) -> V
 
 
 def _ticks(container: InputContainer, stream: VideoStream, times: np.ndarray) -> list[int]:
-    return [round((time + clock_zero(container)) / float(stream.time_base)) for time in times]
+    return [round((time + clock_zero(container)) / float(tick_of(stream))) for time in times]
 
 
 def _scale(scaler: VideoReformatter, frame: VideoFrame, scale: Scale) -> np.ndarray:

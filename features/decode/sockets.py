@@ -34,7 +34,7 @@ def short_temporary_folder(longest: int = LONGEST - OWN) -> str:
 @contextlib.contextmanager
 def socket_folder() -> Iterator[None]:
     """In this context a fork server may start: its socket lies in a folder that it deletes when it ends."""
-    config = multiprocessing.current_process()._config
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # private, so not hinted
     if "tempdir" not in config or not os.path.isdir(config["tempdir"]):
         base = short_temporary_folder()
         _sweep(base)

@@ -224,6 +224,7 @@ class EncoderSpec:
 
     def with_pixels(self) -> "EncoderSpec":
         """The same, but for frames, which stay as they were decoded."""
+        assert self.video is not None
         return replace(self, video=replace(self.video, encoder="pixels", weights=""))
 
     def given(self) -> tuple[str, ...]:

@@ -68,6 +68,7 @@ def decode_frames(uri: str, spec: VideoSpec, start: float | None = None, end: fl
             return None if shown is None else _sample(source, uri, shown, spec, begin, stop)
         except Mistimed as error:
             shown = frame_times(source, uri, begin, stop, timing=error.timing)
+            assert shown is not None  # it had a picture before
             return _sample(source, uri, shown, spec, begin, stop)
     except (MediaError, MemoryError):
         raise

@@ -119,5 +119,5 @@ def clip_of_file(uri: str, clip_id: str | None = None) -> Clip:
 
 def make_clip(clip_id: str, **media: str) -> Clip:
     """A clip without a label, of the test split."""
-    sources = dict.fromkeys(MEDIA) | media
+    sources: dict[str, Any] = dict.fromkeys(MEDIA) | media
     return Clip(clip_id, **sources, start=None, end=None, split="test", fold=None, group=None)

@@ -76,11 +76,11 @@ def predict_corpus(config: Any, predict: Predict) -> None:
             progress.update(1)
     answerer.close()
     write_answers(config, answers)
-    if failed := [answer for answer in answers if answer.failure]:
-        for answer in failed:
-            print(f"{answer.clip_id}: {answer.failure['error']}: {answer.failure['message']}", flush=True)
+    if failed := [(answer.clip_id, answer.failure) for answer in answers if answer.failure]:
+        for clip_id, failure in failed:
+            print(f"{clip_id}: {failure['error']}: {failure['message']}", flush=True)
         if len(failed) == len(answers):
-            first = failed[0].failure
+            _, first = failed[0]
             raise JobError(f"--corpus {config.corpus}: no clip can be used: {first['error']}: {first['message']}")
 
 

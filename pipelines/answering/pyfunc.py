@@ -12,7 +12,8 @@ from typing import Any
 import mlflow.pyfunc
 import pandas as pd
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.pyfunc.model import PythonModel
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Map
 
 import clcr
@@ -25,7 +26,7 @@ CODE = ("clcr", "features", "infra", "pipelines")  # what answering imports
 EXAMPLE = "clip.mp4"
 
 
-class ClipModel(mlflow.pyfunc.PythonModel):
+class ClipModel(PythonModel):
     """Loads the model folder among its artifacts, and answers clips one by one."""
 
     def load_context(self, context: Any) -> None:
@@ -41,9 +42,9 @@ class ClipModel(mlflow.pyfunc.PythonModel):
             answer = self.answerer.answer(clip_of_file(uri))
         except JobError as error:
             return {"clip": uri, "error": str(error)}
-        error = f"{answer.failure['error']}: {answer.failure['message']}" if answer.failure else ""
+        why = f"{answer.failure['error']}: {answer.failure['message']}" if answer.failure else ""
         values = {name: value for name, value in answer.values.items() if name not in ("clip_id", "split", "fold")}
-        return {"clip": uri, **values, "error": error}
+        return {"clip": uri, **values, "error": why}
 
 
 def save_pyfunc(trained: TrainedModel, folder: Path) -> None:
@@ -66,7 +67,7 @@ def save_pyfunc(trained: TrainedModel, folder: Path) -> None:
 
 def signature_of(trained: TrainedModel) -> ModelSignature:
     """Column `clip` in; of classes the class, its probability and all of them by name, of numbers the number out."""
-    columns = [ColSpec(DataType.string, "clip")]
+    columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "clip")]
     for name, task in trained.model.tasks.items():
         if not task.has_classes:
             columns.append(ColSpec(DataType.double, name, required=False))
@@ -84,7 +85,9 @@ def requirements() -> list[str]:
     """The project's own requirements (without extras), pinned to what is installed here."""
     pinned = []
     for line in importlib.metadata.requires("clcr-pipeline") or []:
-        name, extras = re.match(r"([\w.-]+)(\[[\w,-]+\])?", line).groups()
+        required = re.match(r"([\w.-]+)(\[[\w,-]+\])?", line)
+        assert required is not None  # every requirement begins with a name
+        name, extras = required.groups()
         if "extra ==" in line:
             continue
         try:

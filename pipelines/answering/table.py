@@ -34,8 +34,8 @@ def answers(task: TaskSpec, logits: Tensor, seconds: Sequence[float]) -> dict[st
     if not task.has_classes:
         return {task.name: pa.array(logits.squeeze(-1).numpy())}
     if task.rate:
-        best = logits.argmax(-1).numpy()
-        return {task.name: pa.array([to_events(task, *clip) for clip in zip(best, seconds, strict=True)], EVENTS)}
+        bins = logits.argmax(-1).numpy()
+        return {task.name: pa.array([to_events(task, *clip) for clip in zip(bins, seconds, strict=True)], EVENTS)}
     probabilities = logits.float().softmax(-1).numpy()
     best, probability, each = columns_of(task)
     return {

@@ -60,8 +60,8 @@ def compare_models(by_model: Mapping[str, Scored], seed: int) -> list[Figures]:
 
     Raises nothing: a pair without a common labelled row is left out.
     """
-    pairs = [_compare(a, b, by_model[a], by_model[b], seed) for a, b in itertools.combinations(by_model, 2)]
-    pairs = [pair for pair in pairs if pair]
+    compared = (_compare(a, b, by_model[a], by_model[b], seed) for a, b in itertools.combinations(by_model, 2))
+    pairs = [pair for pair in compared if pair]
     for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
         pair["p_holm"] = p
     return pairs

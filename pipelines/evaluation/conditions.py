@@ -53,7 +53,7 @@ def subsets(modalities: Sequence[str]) -> list[Condition]:
 
     Empty for fewer than two.
     """
-    sizes = range(1, len(modalities))
+    sizes: Sequence[int] = range(1, len(modalities))
     if len(modalities) > ALL_SUBSETS:
         sizes = sorted({1, len(modalities) - 1})
     kept = [combination for size in sizes for combination in itertools.combinations(modalities, size)]
@@ -99,7 +99,7 @@ def _with_noise(batch: Batch, modality: str, size: np.ndarray, seed: int) -> Ten
         rng = np.random.default_rng([seed, zlib.crc32(clip.encode()), zlib.crc32(modality.encode())])
         row[:tokens] += rng.standard_normal(row[:tokens].shape, dtype=np.float32) * size.astype(np.float32)
     if values.dtype.is_floating_point:
-        limits = torch.finfo(values.dtype)
+        limits: torch.finfo | torch.iinfo = torch.finfo(values.dtype)
     else:
         limits, noisy = torch.iinfo(values.dtype), noisy.round()
     return torch.from_numpy(noisy).clamp(limits.min, limits.max).to(values.dtype)

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any
 
 import yaml
@@ -77,13 +78,15 @@ def find_run(contender: Contender) -> tracking.Run | None:
     try:
         if contender.folder is None:
             uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-            name, version = REGISTERED.fullmatch(contender.uri).groups()
+            registered = REGISTERED.fullmatch(contender.uri)
+            assert registered is not None  # a model without a folder is one of the registry
+            name, version = registered.groups()
             client = MlflowClient(uri)
             if "@" in contender.uri:
                 version = client.get_model_version_by_alias(name, version).version
             elif version == "latest":
                 version = str(max(int(v.version) for v in client.search_model_versions(f"name = '{name}'")))
-            run = tracking.Run(uri, client.get_model_version(name, version).run_id)
+            run = tracking.Run(uri, client.get_model_version(name, version).run_id or "")
         elif (started := read_json(contender.folder, "run.json")) is None:
             print(f"{contender.name}: no MLflow run to log to ({contender.folder} has no run.json)", flush=True)
             return None
@@ -105,7 +108,7 @@ def log_evaluation(run: tracking.Run, prefix: str, figures: Mapping[str, Any], t
     points = [Metric(re.sub(r"[^\w\-. :/]", "_", k), v, now, 0) for k, v in _flat(prefix, figures)]
     for first in range(0, len(points), METRICS_PER_CALL):
         part = points[first : first + METRICS_PER_CALL]
-        run.ask(lambda client, part=part: client.log_batch(run.run_id, metrics=part))
+        run.ask(methodcaller("log_batch", run.run_id, metrics=part))
     for name, text in texts.items():
         run.log_text(text, name)
 

@@ -16,7 +16,8 @@ COLOURS = ("#3366aa", "#cc5500", "#2a8a4a", "#8844aa", "#aa2244", "#777777", "#0
 CELLS = 12  # classes up to which a confusion matrix shows its numbers
 NAMES = 40  # classes up to which it names them
 POINTS = 2000  # of a scatter plot
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9, "axes.spines.top": False}
+# Any: matplotlib's hint lists its hundreds of keys one by one.
+STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9, "axes.spines.top": False}
 STYLE |= {"axes.spines.right": False, "font.family": "sans-serif"}
 SHEET_DPI = 65
 

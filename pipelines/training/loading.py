@@ -111,7 +111,7 @@ class SplitLoader:
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """This worker's share of every global batch of an epoch, in order, from batch `first` on; made ahead of use."""
         plan = plan_epoch(len(self.dataset), self.batch_size, self.rank, self.world, self._order(epoch))
-        loader = DataLoader(
+        loader: Iterable[Batch] = DataLoader(
             self.dataset,
             batch_sampler=plan[first:],
             collate_fn=self.collate,
