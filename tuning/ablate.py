@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "steep-budget": {"budget.scale": 4.0, "budget.threshold": -1.0},
     "blind-head": {"model.farthest": 0.0},
     "random-content": {"model.alike": False},
-    "norm-alone": {"budget.evidence": "norm"},
+    "content-evidence": {"budget.evidence": "content"},
     "reweighted": {"model.absent": "reweighted"},
     "no-places": {"model.by_index": False},
     "synchronised": {"model.synchronise": True},

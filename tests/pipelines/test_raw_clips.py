@@ -43,7 +43,17 @@ def trained(tmp_path_factory):
     write_media(folder / "clips" / "silent.mp4", numbered(25) * 2)
     clips = [
         Clip(
-            f"{n}", f"{name}.mp4", None, None, None, None, None, split, None, None, {"label": "ab"[n % 2], "mood": 0.1}
+            f"{n}",
+            f"{name}.mp4",
+            None,
+            None,
+            None,
+            None,
+            None,
+            split,
+            None,
+            None,
+            {"label": "ab"[n % 2], "mood": n / 10},
         )
         for n, (name, split) in enumerate([("loud", "train"), ("silent", "train"), ("loud", "val"), ("silent", "test")])
     ]

@@ -91,7 +91,7 @@ def runs_of(out):
     client = MlflowClient(f"sqlite:///{out.parent}/mlflow.db")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
-    return client, parent, [r for r in runs if "trial" in r.data.tags], [r for r in runs if "seed" in r.data.tags]
+    return client, parent, [r for r in runs if "trial" in r.data.tags], [r for r in runs if "variant" in r.data.tags]
 
 
 def test_after_a_kill_no_trial_is_lost_and_none_that_ended_is_run_again(swept):
