@@ -123,7 +123,8 @@ def test_a_run_that_version_1_began_is_resumed_with_its_meaning(store, tmp_path,
         claim(config)
     begun = as_begun(config)
     assert begun.recipe.optim.score == "skill" and not begun.recipe.loss.standardise
-    assert "resumed with loss.standardise False, score skill" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "begun by an earlier version" in said and "loss.standardise False, score skill" in said
     claim(begun)
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["version"] == VERSION
     assert as_begun(begun) == begun
