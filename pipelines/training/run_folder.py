@@ -126,7 +126,10 @@ def as_begun(config: Config) -> Config:
         return config
     job: Any = type(config)
     given, default = flatten(config), flatten(job(config.store, config.out))
-    later = later_options(version_of(yaml.safe_load(text)))
+    begun = yaml.safe_load(text)
+    version = version_of(begun)
+    meant = completed(begun, version)  # what the file names itself counts before what its version did without saying so
+    later = {name: meant[name] for name in later_options(version)}
     kept = {name: value for name, value in later.items() if name in given and given[name] == default[name] != value}
     if kept:
         what = ", ".join(f"{name} {value}" for name, value in kept.items())
