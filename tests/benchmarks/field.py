@@ -3,7 +3,7 @@
     python -m tests.benchmarks.field ravdess --data ../shared/data --out DIR --trials 12 --seeds 5
 
 The data are not part of the repository; each function below names the files that it reads. Writes the manifest, then
-runs pipelines/extract.py and tuning/compare.py as a user would; run again, it goes on with what is missing. ravdess:
+runs pipelines/extract.py and tuning/compare.py as a user would; run again, it resumes with what is missing. ravdess:
 1,200 clips, a vector of the face and one of the voice, 8 emotions, tested actor by actor (5 folds of 4), and beside the
 models a logistic regression on the same vectors and folds. pom: 903 films, sequences of 20, 17 traits. mosi: 2,199
 segments, their text and a vector of the sound, official folds. memes: 950 images with text, 8 techniques.
