@@ -72,7 +72,7 @@ def test_a_worker_that_is_killed_and_then_a_host_that_dies_cost_no_step(cluster,
     after_a_checkpoint(config, kill_a_worker)
     train(config)
     said = capsys.readouterr().out
-    assert said.count("going on from the last checkpoint") >= 1
+    assert said.count("resuming from the last checkpoint") >= 1
     assert len([node for node in ray.nodes() if node["Alive"]]) == 1
     assert logged_steps(config) == list(range(1, EPOCHS * 4 + 1))
     metrics = json.loads(Path(config.out, "metrics.json").read_text())

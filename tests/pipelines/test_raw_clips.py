@@ -35,7 +35,7 @@ GIVEN = Feature(
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, no_shared_ray):
     """A folder of clips, the store of them as the real encoder makes it, and a model of that store."""
     folder = tmp_path_factory.mktemp("raw")
     (folder / "clips").mkdir()

@@ -74,7 +74,7 @@ def test_a_stopped_trial_of_two_workers_gives_them_back_and_metrics_are_over_bot
     (tmp_path / "slow.yaml").write_text("lr: 0.0005\n")
     options = ["--workers-per-trial", "2", "--trials", "3", "--epochs", "2", "--reduction", "2", "--final-seeds", "0"]
     options += ["--search", "lr", "--start-from", str(tmp_path / "slow.yaml")]
-    recipe = ["--lr", "0.008", "--warmup", "0", "--model.dropout", "0", "--stem.shift", "0"]
+    recipe = ["--lr", "0.002", "--warmup", "0.3", "--batch-size", "2", "--model.dropout", "0", "--stem.shift", "0"]
     setting = {"task": "mood", "script": ("-m", "tests.helpers.crashing_trials", "workers")}
     done = sweep(store, tmp_path / "sweep", *options, *recipe, **setting, RAY_OVERRIDE_RESOURCES='{"CPU": 2}')
     assert done.returncode == 0, done.stderr
@@ -87,7 +87,7 @@ def test_a_stopped_trial_of_two_workers_gives_them_back_and_metrics_are_over_bot
     assert [m.step for m in history] == [0, 1]
     alone = Recipe(
         tasks=("mood",),
-        optim=OptimConfig(epochs=2, batch_size=8, lr=0.008, warmup=0.0),
+        optim=OptimConfig(epochs=2, batch_size=2, lr=0.002, warmup=0.3),
         model=ModelConfig(width=16, heads=2, dropout=0.0),
         stem=StemConfig(shift=0.0),
     )

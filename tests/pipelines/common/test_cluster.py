@@ -8,6 +8,8 @@ import ray
 from pipelines.common.cluster import forwarded_variables, start_ray
 from pipelines.common.errors import JobError
 
+pytestmark = pytest.mark.usefixtures("no_shared_ray")
+
 
 def test_a_node_whose_agent_is_slow_to_start_is_started_again(monkeypatch):
     answers = [Exception("The current node timed out during startup. This could happen because"), "started"]
