@@ -101,15 +101,12 @@ class ModelConfig:
     absent: Absent = "zeros"
     """A missing modality is zeros in the shared path, as everywhere else, or those that are there are weighed up to
     fill its place (reweighted)."""
-    depth: int = 4
-    """Layers of each crossmodal and each self-attention transformer of `mult`; no other model has them."""
 
     def __post_init__(self) -> None:
         _require(self.width >= 2, "model.width", self.width, "must be 2 or more")
         _require(1 <= self.levels <= 5, "model.levels", self.levels, "must lie in 1..5")
         _require(self.heads >= 1, "model.heads", self.heads, "must be 1 or more")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must lie in [0, 1)")
-        _require(self.depth >= 1, "model.depth", self.depth, "must be 1 or more")
         _require(self.blocks >= 1, "model.blocks", self.blocks, "must be 1 or more")
         _require(self.stride >= 1, "model.stride", self.stride, "must be 1 or more")
         _require(self.min_rate >= 0, "model.min-rate", self.min_rate, "must not be negative (tokens per second)")
@@ -332,6 +329,17 @@ class OGMGEConfig:
 
 
 @dataclass(frozen=True)
+class MulTConfig:
+    """What `mult` alone has."""
+
+    depth: int = 4
+    """Layers of each crossmodal and each self-attention transformer."""
+
+    def __post_init__(self) -> None:
+        _require(self.depth >= 1, "mult.depth", self.depth, "must be 1 or more")
+
+
+@dataclass(frozen=True)
 class CLCRConfig:
     """All options of a model."""
 
@@ -342,6 +350,7 @@ class CLCRConfig:
     mm_orient: MMOrientConfig = field(default_factory=MMOrientConfig)
     misa: MISAConfig = field(default_factory=MISAConfig)
     ogm_ge: OGMGEConfig = field(default_factory=OGMGEConfig)
+    mult: MulTConfig = field(default_factory=MulTConfig)
 
     def __post_init__(self) -> None:
         _require(

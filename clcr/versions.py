@@ -2,7 +2,7 @@
 
 Files written by `clcr.save` and by the jobs carry the number of the version that wrote them; those without one are of
 version 1. A new option, or a new default, gets a new VERSION and a line in EARLIER; a new buffer of a model a line in
-NEUTRAL; and nothing else has to be done.
+NEUTRAL; a new name a line in RENAMED; and nothing else has to be done.
 """
 
 from collections.abc import Collection, Mapping
@@ -36,6 +36,8 @@ EARLIER: dict[int, dict[str, Any]] = {
         "mm_orient.attention": "two_stage",
     },
 }
+# Options that have another name since: {old: new}, by dotted name. Old names are read wherever options are given.
+RENAMED = {"model.depth": "mult.depth"}
 # Buffers that weights of an earlier version lack, and the value with which the model behaves as it did then.
 NEUTRAL: dict[str, float] = {"units.center": 0.0, "units.spread": 1.0}
 # Options that every config.yaml and best.yaml of version 1 names, which did not carry their version.
@@ -88,7 +90,12 @@ def later_options(version: int) -> dict[str, Any]:
 
 def completed(options: Mapping[str, Any], version: int) -> dict[str, Any]:
     """Options by dotted name, as a file of this version gives them, with those that came later as it behaves."""
-    return {**later_options(version), **options}
+    return {**later_options(version), **renamed(options)}
+
+
+def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by today's dotted names."""
+    return {RENAMED.get(name, name): value for name, value in options.items()}
 
 
 def completed_weights(weights: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 
 import clcr
 from clcr.registry import MODELS, build_saved
+from clcr.versions import RENAMED
 from features.decode.audio import encode_audio
 from features.decode.specs import AudioSpec
 from features.store import Store
@@ -84,14 +85,14 @@ def test_an_old_run_is_opened_and_its_options_mean_what_they_meant(version):
     trained = open_model("--model", str(version / "run"))
     assert trained.learned.fingerprint == Store(str(version / "store")).spec.fingerprint
     config = parse(TrainConfig, ["--config", str(version / "run" / "config.yaml")])
-    assert flatten(config.recipe.network()) == flatten(trained.model.config)
+    assert flatten(config.recipe.network) == flatten(trained.model.config)
 
 
 @every_version
 def test_an_old_sweeps_recipe_is_what_it_was(version):
     recipe = parse(Recipe, ["--config", str(version / "best.yaml")])
     trained = open_model("--model", str(version / "run"))
-    assert flatten(recipe.network()) == flatten(trained.model.config) | {"budget.start": (0.68, 0.68, 0.68)}
+    assert flatten(recipe.network) == flatten(trained.model.config) | {"budget.start": (0.68, 0.68, 0.68)}
 
 
 @every_version
@@ -106,4 +107,10 @@ def test_sound_becomes_the_same_log_mel(version):
 @pytest.mark.parametrize("job", JOBS)
 def test_no_option_ever_goes_away(version, job):
     known = {name.replace("_", "-") for name, _ in _options(JOBS[job])}
+    known |= {old for old, new in RENAMED.items() if new in known}
     assert set(json.loads((version / "options.json").read_text())[job]) <= known
+
+
+def test_an_option_of_an_old_name_is_the_one_of_today():
+    for old in (["--model.depth", "2"], ["--model.depth=2"], ["--mult.depth", "2"]):
+        assert parse(Recipe, old).network.mult.depth == 2

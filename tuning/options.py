@@ -56,7 +56,7 @@ class SweepConfig:
             raise JobError("--trials 0: must be 1 or more, or give --hours")
         if self.objectives not in (("score",), ("score", "participation")):
             raise JobError(f"--objectives {','.join(self.objectives)}: choose score or score,participation")
-        budgeted = self.recipe.architecture == "clcr" and self.recipe.model.exchange == "budgeted"
+        budgeted = self.recipe.architecture == "clcr" and self.recipe.network.model.exchange == "budgeted"
         if len(self.objectives) > 1 and not budgeted:
             raise JobError(f"--objectives participation: {self.recipe.architecture} as given has no token budget")
         space(self.recipe, self.search)

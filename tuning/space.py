@@ -36,7 +36,7 @@ INTER: dict[str, Distribution] = {  # the weights of the terms that lambda_inter
 }
 MISA = ("similarity", "difference", "reconstruction")
 OWN: dict[str, dict[str, Distribution]] = {  # options that one baseline alone has
-    "mult": {"model.depth": IntDistribution(2, 6)},
+    "mult": {"mult.depth": IntDistribution(2, 6)},
     "mm_orient": {"mm_orient.linked": FloatDistribution(0.02, 0.4, log=True)},
     "misa": {f"misa.{loss}": FloatDistribution(1e-3, 1.0, log=True) for loss in MISA},
     "ogm_ge": {"ogm_ge.alpha": FloatDistribution(0.1, 1.0)},
@@ -94,7 +94,7 @@ def holds(distribution: Distribution, value: Any) -> bool:
 
 def _searchable(recipe: Recipe) -> dict[str, Distribution]:
     """Every option that can be searched for this model with these options."""
-    model = recipe.model
+    model = recipe.network.model
     widths = [width for width in (model.width // 2, model.width, 2 * model.width) if _fits(recipe, width)]
     shared = {**SHARED, "model.width": CategoricalDistribution(widths), **OWN.get(recipe.architecture, {})}
     if recipe.architecture != "clcr":
@@ -104,22 +104,22 @@ def _searchable(recipe: Recipe) -> dict[str, Distribution]:
         searchable |= {f"{BUDGET_START}.{level}": START for level in range(model.levels)}
         searchable |= BUDGET
     searchable |= LOSS
-    if recipe.loss.lambda_inter:
+    if recipe.network.loss.lambda_inter:
         searchable |= INTER
     return searchable | shared
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:
     """All options by name, with one `budget.start` for each level."""
-    starts = recipe.budget.start
+    starts = recipe.network.budget.start
     if len(starts) == 1:  # one for all levels
-        starts = starts * recipe.model.levels
+        starts = starts * recipe.network.model.levels
     return flatten(recipe) | {f"{BUDGET_START}.{level}": start for level, start in enumerate(starts)}
 
 
 def _fits(recipe: Recipe, width: int) -> bool:
     try:
-        replace(recipe.model, width=width)
+        replace(recipe.network.model, width=width)
     except ConfigError:
         return False
     return True

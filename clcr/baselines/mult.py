@@ -125,15 +125,15 @@ class Mult(MultimodalModel):
     def __init__(self, config: CLCRConfig, features: Mapping[str, FeatureSpec], tasks: Mapping[str, TaskSpec]) -> None:
         if len(features) < 2:
             raise ConfigError(f"mult reads one modality from another: it needs two or more, got {list(features)}")
-        model, n = config.model, len(features)
+        model, depth, n = config.model, config.mult.depth, len(features)
         if model.width % model.heads:
             raise ConfigError(f"--model.heads {model.heads}: must divide --model.width {model.width} for mult")
         # A budget per level would not fit one level; mult has none.
         super().__init__(replace(config, model=replace(model, levels=1), budget=BudgetConfig()), features, tasks)
         self.pairs = list(permutations(range(n), 2))  # (target, source), target by target
         wide = model.width * (n - 1)
-        self.crossmodal = StackedTransformer(len(self.pairs), model.depth, model.width, model.heads, model.dropout)
-        self.memory = StackedTransformer(n, model.depth, wide, model.heads, model.dropout)
+        self.crossmodal = StackedTransformer(len(self.pairs), depth, model.width, model.heads, model.dropout)
+        self.memory = StackedTransformer(n, depth, wide, model.heads, model.dropout)
         self.pooling = nn.ModuleList(TimePooling(len(tasks), wide, model.pooling) for _ in features)
         self.heads = TaskHeads(wide * n, model.width, [task.outputs for task in tasks.values()], model.dropout)
 

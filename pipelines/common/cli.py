@@ -125,7 +125,7 @@ def take_signals() -> None:
 
 def parse(config_class: type[Config], args: Sequence[str], description: str = "") -> Config:
     """Options to a config. Raises JobError naming the option; `--help` prints and exits 0."""
-    args = _with_config_file(config_class, list(args))
+    args = _with_todays_names(config_class, _with_config_file(config_class, list(args)))
     errors = io.StringIO()
     try:
         with _registry, contextlib.redirect_stderr(errors):
@@ -245,6 +245,20 @@ def _with_config_file(config_class: type, args: list[str]) -> list[str]:
     return args
 
 
+def _with_todays_names(config_class: type, args: list[str]) -> list[str]:
+    """Options of old names (`clcr.versions`) by the names that they have today."""
+    from clcr.versions import RENAMED
+
+    known = {name for name, _ in _options(config_class)}
+    today = {f"--{_hyphened(old)}": f"--{_hyphened(new)}" for old, new in RENAMED.items() if new in known}
+    options = [arg.partition("=") for arg in args]
+    return [today.get(option.replace("_", "-"), option) + sign + value for option, sign, value in options]
+
+
+def _hyphened(name: str) -> str:
+    return name.replace("_", "-")
+
+
 def _yaml_options(config_class: type, path: str) -> Iterator[str]:
     if not path:
         raise JobError("--config: name a YAML file of options")
@@ -271,13 +285,13 @@ def _yaml_options(config_class: type, path: str) -> Iterator[str]:
 
 def _migrated(options: dict[str, Any], known: Collection[str], path: str) -> dict[str, Any]:
     """Options of a file by dotted name, as the version that wrote it meant them; without the version itself."""
-    from clcr.versions import VERSION, later_options, version_of
+    from clcr.versions import VERSION, later_options, renamed, version_of
 
     version = version_of(options)
     if version > VERSION:
         raise JobError(f"--config {path} was written by a later version ({version}, this one is {VERSION}): update")
     later = {name: value for name, value in later_options(version).items() if name.replace("_", "-") in known}
-    return {**later, **{name: value for name, value in options.items() if name != "version"}}
+    return {**later, **{name: value for name, value in renamed(options).items() if name != "version"}}
 
 
 def _hint(option: str, known: Iterable[str]) -> str:

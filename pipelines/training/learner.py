@@ -1,6 +1,5 @@
 """What is learned and how (the recipe), and one worker's part of learning it: what every job that trains runs."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -24,9 +23,10 @@ STATISTICS_CLIPS = 256  # clips from which the stems learn the mean and spread o
 
 
 @dataclass(frozen=True)
-class Recipe(CLCRConfig):
-    """What is learned and how: the options that train and sweep share, those of the network among them."""
+class Recipe:
+    """What is learned and how: the options that train and sweep share."""
 
+    network: Annotated[CLCRConfig, tyro.conf.arg(name="")] = field(default_factory=CLCRConfig)
     architecture: Annotated[str, tyro.conf.arg(name="architecture", aliases=("--model",))] = "clcr"
     """the model: clcr, mm_orient, concat, late, film, misa, ogm_ge, mult, or a modality's name: that alone"""
     tasks: tuple[str, ...] = ()
@@ -37,12 +37,7 @@ class Recipe(CLCRConfig):
     loader: LoaderConfig = field(default_factory=LoaderConfig)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require_at_least(self, {"seed": 0})
-
-    def network(self) -> CLCRConfig:
-        """The network's part."""
-        return CLCRConfig(**{part.name: getattr(self, part.name) for part in dataclasses.fields(CLCRConfig)})
 
 
 class Learner:
@@ -66,7 +61,7 @@ class Learner:
         self.features = feature_specs(self.store, modalities_of(recipe.architecture, self.store))
         torch.manual_seed(recipe.seed)
         self.train, self.val = self.loader("train"), self.loader("val")
-        model = clcr.build(recipe.architecture, recipe.network(), self.features, self.tasks)
+        model = clcr.build(recipe.architecture, recipe.network, self.features, self.tasks)
         model.fit_statistics(self.train.sample_batches(STATISTICS_CLIPS), self.train.numbers())
         self.trainer = Trainer(model, self.tasks, recipe.optim, self.train.steps, seed=recipe.seed, device=device)
 
@@ -100,7 +95,7 @@ class Learner:
 def build_model(store: Store, recipe: Recipe) -> MultimodalModel:
     """A recipe's model for a store, with fresh weights. Raises ConfigError for tasks or inputs that it cannot take."""
     features = feature_specs(store, modalities_of(recipe.architecture, store))
-    return clcr.build(recipe.architecture, recipe.network(), features, task_specs(store, recipe.tasks))
+    return clcr.build(recipe.architecture, recipe.network, features, task_specs(store, recipe.tasks))
 
 
 def modalities_of(architecture: str, store: Store) -> tuple[str, ...]:

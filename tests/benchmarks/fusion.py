@@ -100,7 +100,7 @@ def train(recipe: Recipe, store: Store, samples: list[Sample], parts: list[str])
     tasks = task_specs(store, recipe.tasks)
     features = feature_specs(store, modalities_of(recipe.architecture, store))
     torch.manual_seed(recipe.seed)
-    model = clcr.build(recipe.architecture, recipe.network(), features, tasks)
+    model = clcr.build(recipe.architecture, recipe.network, features, tasks)
     by_part = {p: [s for s, part in zip(samples, parts, strict=True) if part == p] for p in ("train", "val", "test")}
     loaders = {
         part: Memory(chosen, model, recipe.optim.batch_size, recipe.seed if part == "train" else None)

@@ -71,7 +71,7 @@ def run(text: str, seed: int, steps: int, noise: float) -> dict[str, str]:
     """Train one recipe; its scores."""
     recipe = parse(f"{text} {BASE} epochs={steps}", seed)
     torch.manual_seed(seed)
-    model = clcr.build(recipe.architecture, recipe.network(), FEATURES, TASKS)
+    model = clcr.build(recipe.architecture, recipe.network, FEATURES, TASKS)
     trainer = Trainer(model, TASKS, OptimConfig(epochs=steps, lr=recipe.optim.lr), 1, seed=seed)
     model.train()
     for step in range(steps):

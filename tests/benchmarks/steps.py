@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import clcr
 from clcr.batches import Batch, Features
-from clcr.config import ModelConfig
+from clcr.config import ModelConfig, MulTConfig
 from clcr.registry import MODELS
 from clcr.tasks import task_loss
 
@@ -152,7 +152,7 @@ def make_model(name: str, config: StepsConfig, batch: Batch, width: int) -> nn.M
     """A new model in training mode."""
     features = {m: clcr.FeatureSpec((DIM,), RATE, "float32") for m in batch.features}
     torch.manual_seed(0)
-    model = clcr.build(name, clcr.CLCRConfig(ModelConfig(width=width, depth=config.depth)), features, TASKS)
+    model = clcr.build(name, clcr.CLCRConfig(ModelConfig(width=width), mult=MulTConfig(config.depth)), features, TASKS)
     return model.to(batch.targets["word"].device).train()
 
 

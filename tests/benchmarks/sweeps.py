@@ -29,7 +29,7 @@ from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import RandomSampler, TPESampler
 
-from clcr.config import ModelConfig
+from clcr.config import CLCRConfig, ModelConfig
 from clcr.training import OptimConfig
 from infra.head import ROOT
 from pipelines.training.learner import Learner, Recipe
@@ -55,7 +55,7 @@ class Overhead:
 
     def run(self) -> None:
         """Measure both and print them."""
-        recipe = Recipe(optim=OptimConfig(epochs=self.epochs), model=ModelConfig(width=self.width))
+        recipe = Recipe(optim=OptimConfig(epochs=self.epochs), network=CLCRConfig(model=ModelConfig(width=self.width)))
         with tempfile.TemporaryDirectory() as folder:
             seconds, points, times = self.job(folder)
         begun, ended = (sorted(moments) for moments in zip(*times, strict=True))
@@ -148,7 +148,7 @@ class Regret:
         """Best score so far after each trial of one search."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         optim = OptimConfig(epochs=self.epochs, batch_size=self.batch_size)
-        recipe = Recipe(tasks=self.tasks, optim=optim, model=ModelConfig(width=self.width))
+        recipe = Recipe(tasks=self.tasks, optim=optim, network=CLCRConfig(model=ModelConfig(width=self.width)))
         study = optuna.create_study(direction="maximize", sampler=SAMPLERS[name](seed))
         study.optimize(lambda trial: best_score(self.store, recipe, trial), n_trials=self.trials)
         return np.maximum.accumulate([trial.value for trial in study.trials])

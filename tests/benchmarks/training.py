@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT / "tests" / "helpers")]
 
 import storefiles  # noqa: E402
 
-from clcr.config import ModelConfig  # noqa: E402
+from clcr.config import CLCRConfig, ModelConfig  # noqa: E402
 from clcr.training import OptimConfig  # noqa: E402
 from features.store import Feature, Store  # noqa: E402
 from features.store.samples import Sample  # noqa: E402
@@ -65,7 +65,7 @@ class Options:
     def recipe(self) -> Recipe:
         """What both sides train."""
         optim = OptimConfig(epochs=self.epochs, batch_size=self.batch)
-        return Recipe(optim=optim, model=ModelConfig(width=self.width))
+        return Recipe(optim=optim, network=CLCRConfig(model=ModelConfig(width=self.width)))
 
 
 def random_clip(number: int) -> Sample:

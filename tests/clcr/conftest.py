@@ -8,7 +8,16 @@ import torch
 
 import clcr
 from clcr.batches import collate
-from clcr.config import BudgetConfig, LossConfig, MISAConfig, MMOrientConfig, ModelConfig, OGMGEConfig, StemConfig
+from clcr.config import (
+    BudgetConfig,
+    LossConfig,
+    MISAConfig,
+    MMOrientConfig,
+    ModelConfig,
+    MulTConfig,
+    OGMGEConfig,
+    StemConfig,
+)
 from clcr.tasks import task_loss
 
 FRAMES = clcr.FeatureSpec((16, 16, 3), 12.5, "uint8")
@@ -27,7 +36,7 @@ def one_thread_and_seed():
     torch.set_num_threads(threads)
 
 
-def make_config(loss=None, stem=None, budget=None, mm_orient=None, misa=None, ogm_ge=None, **model):
+def make_config(loss=None, stem=None, budget=None, mm_orient=None, misa=None, ogm_ge=None, depth=4, **model):
     model = {"width": 32, "levels": 3, "heads": 2, "dropout": 0.0, **model}
     return clcr.CLCRConfig(
         ModelConfig(**model),
@@ -37,6 +46,7 @@ def make_config(loss=None, stem=None, budget=None, mm_orient=None, misa=None, og
         MMOrientConfig(**(mm_orient or {})),
         MISAConfig(**(misa or {})),
         OGMGEConfig(**(ogm_ge or {})),
+        MulTConfig(depth),
     )
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import clcr
-from clcr.config import BudgetConfig, LossConfig, ModelConfig, StemConfig
+from clcr.config import BudgetConfig, LossConfig, ModelConfig, MulTConfig, StemConfig
 from clcr.errors import ConfigError
 
 
@@ -15,7 +15,7 @@ from clcr.errors import ConfigError
     [
         (lambda: ModelConfig(levels=6), "--model.levels 6"),
         (lambda: ModelConfig(heads=3), "--model.heads 3"),
-        (lambda: ModelConfig(depth=0), "--model.depth 0"),
+        (lambda: MulTConfig(depth=0), "--mult.depth 0"),
         (lambda: ModelConfig(shared_width=100, private_width=100), "--model.shared-width 100"),
         (lambda: ModelConfig(pooling="max"), "--model.pooling max"),
         (lambda: ModelConfig(hierarchy="flat"), "--model.hierarchy flat"),

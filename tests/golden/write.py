@@ -32,7 +32,7 @@ TASKS = {
     "label": TaskSpec("label", "classification", ("a", "b", "c")),
     "mood": TaskSpec("mood", "regression"),
 }
-SHAPE = {"model": {"width": 8, "heads": 2, "depth": 1}, "mm_orient": {"bank": 8}}
+SHAPE = {"model": {"width": 8, "heads": 2}, "mult": {"depth": 1}, "mm_orient": {"bank": 8}}
 
 
 def samples(count):

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from clcr.config import ModelConfig
+from clcr.config import CLCRConfig, ModelConfig
 from clcr.training import OptimConfig
 from infra.head import free_ports
 from pipelines.training.learner import Recipe
@@ -16,7 +16,7 @@ def recipe(architecture="clcr", epochs=3, **optim):
     return Recipe(
         architecture=architecture,
         optim=OptimConfig(epochs=epochs, batch_size=8, **optim),
-        model=ModelConfig(width=16, heads=2, dropout=0.1),
+        network=CLCRConfig(model=ModelConfig(width=16, heads=2, dropout=0.1)),
     )
 
 

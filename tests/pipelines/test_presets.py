@@ -27,7 +27,7 @@ def test_training_presets_hold_the_papers_settings(name):
     optim = config.recipe.optim
     assert (optim.optimizer, optim.lr, optim.weight_decay) == ("sgd", 1e-3, 1e-4)
     assert (optim.batch_size, optim.epochs, config.recipe.architecture) == (64, 100, "clcr")
-    assert config.recipe.network().stem.video == ("resnet18" if name != "memotion" else "patches")
+    assert config.recipe.network.stem.video == ("resnet18" if name != "memotion" else "patches")
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -40,6 +40,7 @@ def test_what_a_preset_extracts_is_what_the_other_learns(name):
 
 def test_the_papers_own_preset_leaves_out_what_is_ours():
     config = parse(TrainConfig, ["--config", str(PRESETS / "paper.yaml"), "--store", "s", "--out", "o"]).recipe
-    assert (config.optim.optimizer, config.optim.epochs, config.model.pooling) == ("sgd", 100, "mean")
-    assert not config.model.null_key and config.model.nearest == config.model.farthest == 0
-    assert (config.model.space, config.loss.correlation) == ("lifted", "whitened")
+    model = config.network.model
+    assert (config.optim.optimizer, config.optim.epochs, model.pooling) == ("sgd", 100, "mean")
+    assert not model.null_key and model.nearest == model.farthest == 0
+    assert (model.space, config.network.loss.correlation) == ("lifted", "whitened")

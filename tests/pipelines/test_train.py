@@ -20,7 +20,7 @@ from storefiles import make_clips, write_store
 
 import clcr
 from clcr.batches import collate
-from clcr.config import ModelConfig
+from clcr.config import CLCRConfig, ModelConfig
 from clcr.training import OptimConfig
 from pipelines.common.cli import run_job, to_yaml
 from pipelines.common.cluster import count_slots, cpus_for, retry_start
@@ -48,7 +48,9 @@ def two_nodes(no_shared_ray):
 
 def job(store, out, **options):
     recipe = Recipe(
-        optim=OptimConfig(epochs=3, batch_size=8), model=ModelConfig(width=16, heads=2, dropout=0.0), **options
+        optim=OptimConfig(epochs=3, batch_size=8),
+        network=CLCRConfig(model=ModelConfig(width=16, heads=2, dropout=0.0)),
+        **options,
     )
     return TrainConfig(store=store.uri, out=str(out), recipe=recipe, experiment="tests", checkpoint_seconds=0)
 
@@ -243,7 +245,9 @@ def test_a_killed_driver_goes_on_in_mid_epoch_and_no_loss_of_any_step_differs(st
     assert subprocess.run([*command, "--register", "toy"], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
 
     torch.set_num_threads(1)
-    recipe = Recipe(optim=OptimConfig(epochs=epochs, batch_size=4), model=ModelConfig(width=16, heads=2))
+    recipe = Recipe(
+        optim=OptimConfig(epochs=epochs, batch_size=4), network=CLCRConfig(model=ModelConfig(width=16, heads=2))
+    )
     learner, steps = Learner(store.uri, recipe), []
     means = [epoch.metrics["train/loss"] for epoch in learner.fit(steps.append)]
     metrics, *_ = learner.test()

@@ -19,7 +19,7 @@ def test_every_variant_is_a_valid_recipe_that_differs_from_the_full_model():
     recipes = AblateConfig(store="s", out="o").recipes()
     assert list(recipes) == list(VARIANTS) and recipes[FULL] == Recipe()
     assert len({json.dumps(flatten(recipe), default=str) for recipe in recipes.values()}) == len(VARIANTS)
-    assert all(isinstance(recipe.network(), CLCRConfig) for recipe in recipes.values())
+    assert all(isinstance(recipe.network, CLCRConfig) for recipe in recipes.values())
 
 
 def test_the_full_model_is_always_there_and_first():

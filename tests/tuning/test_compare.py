@@ -51,10 +51,10 @@ def test_all_leaves_out_what_cannot_learn_the_tasks_and_a_name_that_cannot_is_re
 
 
 def test_each_model_searches_what_it_has_of_the_options_named(store):
-    config = CompareConfig(store.uri, "o", search=("lr", "budget", "model.depth"))
+    config = CompareConfig(store.uri, "o", search=("lr", "budget", "mult.depth"))
     require_searched(config, ("clcr", "concat", "mult"))
     has = {name: known(Recipe(architecture=name), config.search) for name in ("clcr", "concat", "mult")}
-    assert has == {"clcr": ("lr", "budget"), "concat": ("lr",), "mult": ("lr", "model.depth")}
+    assert has == {"clcr": ("lr", "budget"), "concat": ("lr",), "mult": ("lr", "mult.depth")}
     with pytest.raises(JobError, match="--search budget: concat has none of it; it has lr, weight_decay"):
         require_searched(replace(config, search=("budget",)), ("clcr", "concat"))
     with pytest.raises(JobError, match=r"--search model.droput: none of the models has it; they have .*model.dropout"):

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from pyarrow.fs import FileSelector, S3FileSystem
 from s3 import CREDENTIALS, server
 
-from clcr.config import ModelConfig, StemConfig
+from clcr.config import CLCRConfig, ModelConfig, StemConfig
 from clcr.training import OptimConfig
 from pipelines.common.cluster import retry_start
 from pipelines.common.errors import JobError
@@ -88,8 +88,7 @@ def test_a_stopped_trial_of_two_workers_gives_them_back_and_metrics_are_over_bot
     alone = Recipe(
         tasks=("mood",),
         optim=OptimConfig(epochs=2, batch_size=2, lr=0.002, warmup=0.3),
-        model=ModelConfig(width=16, heads=2, dropout=0.0),
-        stem=StemConfig(shift=0.0),
+        network=CLCRConfig(model=ModelConfig(width=16, heads=2, dropout=0.0), stem=StemConfig(shift=0.0)),
     )
     expected = [epoch.metrics["val/score"] for epoch in Learner(store.uri, alone).fit()]
     assert [m.value for m in history] == pytest.approx(expected, rel=1e-2)

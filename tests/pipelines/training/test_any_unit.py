@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from storefiles import make_clip, write_store
 
-from clcr.config import ModelConfig
+from clcr.config import CLCRConfig, ModelConfig
 from clcr.errors import ConfigError
 from clcr.training import OptimConfig
 from pipelines.common.errors import JobError
@@ -27,7 +27,7 @@ def skill(store, epochs, architecture="clcr", **optim):
         architecture=architecture,
         tasks=("mood",),
         optim=OptimConfig(epochs=epochs, batch_size=8, **optim),
-        model=ModelConfig(width=16, heads=2, dropout=0.0),
+        network=CLCRConfig(model=ModelConfig(width=16, heads=2, dropout=0.0)),
     )
     learner = Learner(store.uri, recipe)
     for _ in learner.fit():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from learners import losses, on_two_workers, run
 
-from clcr.config import LossConfig, MMOrientConfig, ModelConfig
+from clcr.config import CLCRConfig, LossConfig, MMOrientConfig, ModelConfig, OGMGEConfig
 from clcr.training import OptimConfig
 from pipelines.common.cli import parse, to_yaml
 from pipelines.train import TrainConfig
@@ -19,15 +19,15 @@ def recipe(architecture, **parts):
     return Recipe(
         architecture=architecture,
         optim=OptimConfig(epochs=2, batch_size=8),
-        model=ModelConfig(width=16, heads=2, dropout=0.0),
-        mm_orient=MMOrientConfig(linked=0.3, bank=16),
-        **parts,
+        network=CLCRConfig(
+            ModelConfig(width=16, heads=2, dropout=0.0), mm_orient=MMOrientConfig(linked=0.3, bank=16), **parts
+        ),
     )
 
 
 def learned(uri, rank=0, world=1, *, architecture):
-    with_noise = recipe(architecture)  # of OGM-GE: each worker's own, so two are not one
-    learner = Learner(uri, replace(with_noise, ogm_ge=replace(with_noise.ogm_ge, noise=False)), rank, world)
+    options = recipe(architecture, ogm_ge=OGMGEConfig(noise=False))  # it is each worker's own, so two are not one
+    learner = Learner(uri, options, rank, world)
     history = [{k: v for k, v in m.items() if k.startswith("train/")} for m in run(learner)]
     predictions, _ = learner.trainer.evaluate(learner.loader("val").batches(0))
     order = sorted(range(3), key=predictions["label"].clip_ids.__getitem__)
@@ -87,7 +87,7 @@ def test_the_options_of_single_models_pass_the_command_line_and_its_yaml(tmp_pat
         "--mm-orient.embeddings video=clip --loss.task-weights label=2,mood=.5 --misa.similarity .1 --ogm-ge.no-noise"
     )
     config = parse(TrainConfig, given.split())
-    options = config.recipe.network()
+    options = config.recipe.network
     assert options.mm_orient == MMOrientConfig(threshold=0.9, side=("look", "mood"), embeddings=("video=clip",))
     assert options.loss.task_weight("label") == 2 and options.loss.task_weight("mood") == 0.5
     assert options.misa.similarity == 0.1 and not options.ogm_ge.noise and options.loss.task_weight("other") == 1

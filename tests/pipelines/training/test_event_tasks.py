@@ -10,7 +10,7 @@ import torch
 from learners import losses, on_two_workers, recipe
 from mediafiles import numbered, sine, write_manifest, write_media
 
-from clcr.config import ModelConfig, StemConfig
+from clcr.config import CLCRConfig, ModelConfig, StemConfig
 from features.corpus.events import EVENTS
 from features.corpus.manifest import read_corpus
 from features.corpus.validation import validate
@@ -130,7 +130,7 @@ def test_models_learn_when_a_tone_sounds(events_store, architecture):
 
 def outcome(uri, rank=0, world=1):
     model, stem = ModelConfig(width=16, heads=2, dropout=0.0), StemConfig(shift=0.0)  # nothing random
-    given = replace(recipe(epochs=2), model=model, stem=stem)
+    given = replace(recipe(epochs=2), network=CLCRConfig(model, stem))
     learner = Learner(uri, given, rank, world)
     history = losses([epoch.metrics for epoch in learner.fit()])
     _, predictions, _ = learner.test()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from learners import losses, on_two_workers, recipe, run
 
-from clcr.config import ModelConfig
+from clcr.config import CLCRConfig, ModelConfig
 from clcr.errors import ClcrError
 from pipelines.training.learner import Learner
 
@@ -66,7 +66,7 @@ def test_a_loss_that_is_not_finite_names_the_clips(store):
 def without_dropout():
     from dataclasses import replace
 
-    return replace(recipe(), model=ModelConfig(width=16, heads=2, dropout=0.0))
+    return replace(recipe(), network=CLCRConfig(model=ModelConfig(width=16, heads=2, dropout=0.0)))
 
 
 def learned(uri, rank=0, world=1):

@@ -122,19 +122,19 @@ def test_a_run_that_version_1_began_is_resumed_with_its_meaning(store, tmp_path,
     with pytest.raises(JobError, match=r"holds another run .*standardise False not True, score skill not bounded"):
         claim(config)
     begun = as_begun(config)
-    assert begun.recipe.optim.score == "skill" and not begun.recipe.loss.standardise
+    assert begun.recipe.optim.score == "skill" and not begun.recipe.network.loss.standardise
     said = capsys.readouterr().out
     assert "begun by an earlier version" in said and "loss.standardise False, score skill" in said
     claim(begun)
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["version"] == VERSION
     assert as_begun(begun) == begun
-    assert as_begun(replace(config, out=str(tmp_path / "new"))).recipe.loss.standardise
+    assert as_begun(replace(config, out=str(tmp_path / "new"))).recipe.network.loss.standardise
 
 
 def test_a_file_by_hand_means_todays_defaults_and_a_jobs_those_of_its_version(tmp_path):
     (tmp_path / "mine.yaml").write_text("lr: 0.01\nmodel.width: 16\n")
     (tmp_path / "later.yaml").write_text(f"version: {VERSION + 1}\nlr: 0.01\n")
-    assert parse(Recipe, ["--config", str(tmp_path / "mine.yaml")]).loss.standardise
+    assert parse(Recipe, ["--config", str(tmp_path / "mine.yaml")]).network.loss.standardise
     with pytest.raises(JobError, match=f"written by a later version .{VERSION + 1}"):
         parse(Recipe, ["--config", str(tmp_path / "later.yaml")])
     (tmp_path / "job.yaml").write_text(to_yaml(recipe()))
