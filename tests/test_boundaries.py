@@ -146,5 +146,6 @@ def test_a_wheel_holds_every_file_of_every_package(tmp_path):
     assert done.returncode == 0, done.stderr
     (wheel,) = source.glob("dist/*.whl")
     packaged = set(zipfile.ZipFile(wheel).namelist())
-    data = [*ROOT.glob("pipelines/presets/*.yaml"), *ROOT.glob("*/py.typed")]
+    patterns = ("pipelines/presets/*.yaml", "pipelines/evaluation/*.j2", "pipelines/answering/*.html", "*/py.typed")
+    data = [path for pattern in patterns for path in ROOT.glob(pattern)]
     assert {str(path.relative_to(ROOT)) for path in [*FILES, *data]} - packaged == set()

@@ -1,0 +1,76 @@
+"""The installed package: `import clcr` needs its base dependencies alone, and a command says what it lacks."""
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from infra import commands
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+BASE = {re.split(r"[^\w-]", line)[0].replace("scikit-learn", "sklearn") for line in PROJECT["dependencies"]}
+# An environment without the extras: everything that is neither Python's, ours, nor needed by the base is not found.
+BARE = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+ABSENT = {re.split(r"[^\w-]", line)[0] for line in PROJECT["optional-dependencies"]["pipeline"]} - BASE - {"scipy"}
+ABSENT |= {"yaml", "PIL"}
+
+
+def bare(code):
+    """Run code where the extra [pipeline] is not installed (scipy stays: scikit-learn brings it)."""
+    source = BARE.format(absent=ABSENT) + code
+    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_clcr_imports_nothing_beyond_the_base():
+    third_party = set()
+    for path in (ROOT / "clcr").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            third_party |= {name.partition(".")[0] for name in names}
+    third_party -= set(sys.stdlib_module_names) | {"clcr"}
+    assert third_party - BASE == {"torchvision"}, "which one stem alone needs, and imports where it does"
+
+
+def test_a_saved_model_answers_without_the_extra():
+    done = bare(
+        "import clcr, numpy as np\n"
+        "model = clcr.load('tests/golden/v1/models/clcr')\n"
+        "features = {m: np.zeros((8, *s.shape), s.dtype) for m, s in model.features.items()}\n"
+        "print(list(model.predict([{'clip_id': 'a', 'features': features}])))\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[{'clip_id': 'a', ")
+
+
+@pytest.mark.parametrize("command", sorted(PROJECT["scripts"]))
+def test_every_command_is_a_job_and_says_what_it_lacks(command):
+    module, _, name = PROJECT["scripts"][command].partition(":")
+    assert module == commands.__name__ and command == f"clcr-{name}"
+    assert importlib.util.find_spec(getattr(commands, name).args[0])
+
+
+@pytest.mark.parametrize(("name", "extra"), [("train", "pipeline"), ("serve", "serve")])
+def test_without_the_extra_a_command_names_it_in_one_line(name, extra):
+    done = bare(f"import sys; sys.argv = ['clcr-{name}', '--help']\nfrom infra.commands import {name}; {name}()")
+    assert done.returncode == 1 and not done.stdout
+    assert re.fullmatch(rf"clcr-{name}: \w+ is not installed; pip install 'clcr-pipeline\[{extra}\]'\n", done.stderr)
+
+
+def test_a_command_is_its_job():
+    code = "import sys; sys.argv = ['clcr-train', '--help']\nfrom infra.commands import train; train()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "Train a model on a feature store." in done.stdout
