@@ -118,7 +118,7 @@ class MultimodalModel(nn.Module):
         """What to log beside the losses: (B,) per name, NaN where it is undefined for a sample."""
         return {}
 
-    def parameter_groups(self, weight_decay: float) -> list[dict]:
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Optimizer groups: matrices decay; vectors, scalars and what a module calls `undecayed` do not.
 
         What a module calls `scalars` is learned `lr_scale` times as fast as the rest, in a group of its own.

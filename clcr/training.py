@@ -309,7 +309,7 @@ class Trainer:
         """A task's loss, summed over known targets: ()."""
         return task_loss(self.tasks[task], logits, target, self.model.units.spread_of(task))[0]
 
-    def _synchronised(self, last: bool) -> AbstractContextManager:
+    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
         """Workers exchange gradients in the last pass of a step only."""
         return nullcontext() if last or self.world == 1 else self.forward.no_sync()
 

@@ -166,14 +166,14 @@ def ray_trainer(config: TrainConfig, run: tracking.Run) -> Callable[[], ray.trai
     workers: Any = (config.min_workers, config.workers) if config.min_workers else config.workers
     # mypy reads the hints of Ray Train v1; at run time it is v2, which takes all of this.
     return lambda: ray.train.torch.TorchTrainer(
-        train_worker,  # type: ignore[arg-type]
+        train_worker,  # type: ignore[arg-type]  # as above
         train_loop_config={"config": config, "run": run, "cpus": cpus},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=bool(gpu),
             resources_per_worker={"CPU": cpus, **gpu},
         ),
-        run_config=RunConfig(  # type: ignore[call-arg]
+        run_config=RunConfig(  # type: ignore[call-arg]  # as above
             name="checkpoints",
             storage_path=path,
             storage_filesystem=fs,

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipelines.common.cli import JobError, main, override, require_at_least, resolve_uri
+from pipelines.common.cli import main, override, require_at_least, resolve_uri
+from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
 from pipelines.training.run_folder import as_begun, check, claim, open_run, prepare, sole_owner
 from tuning.report import publish

@@ -22,7 +22,8 @@ from clcr.errors import ConfigError
 from features.corpus.manifest import SPLITS
 from features.files import open_fs, read_json, read_text, resolve
 from features.store import Store
-from pipelines.common.cli import JobError, main, require_at_least, resolve_uri
+from pipelines.common.cli import main, require_at_least, resolve_uri
+from pipelines.common.errors import JobError
 from pipelines.tracking.run import Run, children_metrics
 from pipelines.training.learner import Recipe, build_model, model_names
 from pipelines.training.loading import task_specs

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipelines.common.cli import JobError, parse, require_at_least
+from pipelines.common.cli import parse, require_at_least
+from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
 from tuning.space import defaults, holds, space
 

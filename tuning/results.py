@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from features.files import open_fs, resolve, write_atomic, write_text
-from pipelines.common.cli import JobError, to_yaml
+from pipelines.common.cli import to_yaml
+from pipelines.common.errors import JobError
 from pipelines.tracking import run as tracking
 from pipelines.tracking import views
 from pipelines.training.learner import Recipe

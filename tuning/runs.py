@@ -14,8 +14,9 @@ import torch
 
 from features.files import open_fs, read_json, resolve, write_text
 from features.store import Store
-from pipelines.common.cli import JobError, Progress, flatten, to_yaml
+from pipelines.common.cli import Progress, flatten, to_yaml
 from pipelines.common.cluster import count_slots
+from pipelines.common.errors import JobError
 from pipelines.tracking import run as tracking
 from pipelines.training.learner import Learner, Recipe
 from pipelines.training.loading import task_specs

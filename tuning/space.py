@@ -12,7 +12,8 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from clcr.errors import ConfigError
-from pipelines.common.cli import JobError, flatten, override
+from pipelines.common.cli import flatten, override
+from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution

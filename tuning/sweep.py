@@ -30,8 +30,9 @@ from ray.util.placement_group import get_current_placement_group
 
 from features.files import open_fs
 from features.store import Store
-from pipelines.common.cli import JobError, find_user_error, main, resolve_uri
+from pipelines.common.cli import main, resolve_uri
 from pipelines.common.cluster import count_slots
+from pipelines.common.errors import JobError, find_user_error
 from pipelines.training.learner import Learner
 from pipelines.training.loading import task_specs
 from pipelines.training.run_folder import as_begun, check, claim, open_run, prepare, sole_owner, title
@@ -194,11 +195,11 @@ def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> Non
             train_loop_config={"config": config, "recipe": apply(config.recipe, point)},
             scaling_config=ScalingConfig(num_workers=config.workers_per_trial, use_gpu=gpu, resources_per_worker=need),
             # Without running the code mypy sees the RunConfig and Callback of Ray Train v1, which take less.
-            run_config=ray.train.RunConfig(  # type: ignore[call-arg]
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # hints of Ray Train v1; it is v2
                 name=f"workers-{tune.get_context().get_trial_id()}",
                 storage_path=f"{path}/trials",
                 storage_filesystem=fs,
-                callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+                callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # the same
                 logging_config=LoggingConfig(log_level="ERROR"),
                 worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
             ),

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from typing import Any
 
 import psutil
 import pyarrow.fs as pafs
@@ -69,7 +70,7 @@ class StoreLock:
         if holder.get("owner") != self.owner:
             raise StoreError(f"{self.uri} was taken over by another job ({_describe(holder)}): this one stops")
 
-    def _wait_until_stale(self, holder: dict) -> None:
+    def _wait_until_stale(self, holder: dict[str, Any]) -> None:
         print(f"waiting: {self.uri} is locked by {_describe(holder)}", flush=True)
         # Counted in looks, for while the storage is away, perhaps for the owner as well, one look takes long.
         for _ in range(math.ceil(STALE / POLL)):
@@ -87,7 +88,7 @@ class StoreLock:
                     return
                 self._write(self._impatient)
 
-    def _read(self, fs: pafs.FileSystem | None = None) -> dict | None:
+    def _read(self, fs: pafs.FileSystem | None = None) -> dict[str, Any] | None:
         try:
             with (fs or self.fs).open_input_file(self.path) as f:
                 return json.loads(f.read())
@@ -103,7 +104,7 @@ class StoreLock:
         write_atomic(fs, self.path, json.dumps(me).encode(), sync=False)
 
 
-def _gone(holder: dict) -> bool:
+def _gone(holder: dict[str, Any]) -> bool:
     """True when the owner ran on this host and its process (same id, same start) is no more.
 
     A start is known up to corrections of the clock; a wrong False only costs the wait for a heartbeat.
@@ -117,6 +118,6 @@ def _gone(holder: dict) -> bool:
         return True
 
 
-def _describe(holder: dict) -> str:
+def _describe(holder: dict[str, Any]) -> str:
     job = f"job {holder['job']}, " if holder.get("job") else ""
     return f"{job}process {holder.get('pid')} on {holder.get('host')}"

@@ -324,7 +324,7 @@ def _options(config_class: type) -> Iterator[tuple[str, Any]]:
             yield from ((other, kind) for other in _argument(config_class, field, "name") if other != name)
 
 
-def _named_fields(config_class: type) -> Iterator[tuple[str, dataclasses.Field]]:
+def _named_fields(config_class: type) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     """Fields with their names in files and MLflow; "" = no prefix.
 
     It is the name that `tyro.conf.arg` gives, or its alias where it has one: an option that was renamed keeps its first
@@ -335,7 +335,7 @@ def _named_fields(config_class: type) -> Iterator[tuple[str, dataclasses.Field]]
         yield (names[0] if names else field.name), field
 
 
-def _argument(config_class: type, field: dataclasses.Field, what: str) -> list[str]:
+def _argument(config_class: type, field: dataclasses.Field[Any], what: str) -> list[str]:
     """Names, or aliases, that `tyro.conf.arg` gives a field."""
     kind = typing.get_type_hints(config_class, include_extras=True)[field.name]
     given = [getattr(extra, what, None) for extra in getattr(kind, "__metadata__", ())]
@@ -365,7 +365,7 @@ def _one_line(box: str, known: Iterable[str]) -> str:
 
 
 @_registry.primitive_rule
-def _comma_separated(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+def _comma_separated(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Tuples are written `a,b,c`, in one argument: `--tasks color,digit`, `--video.crop .3,.5,.7,.9`."""
     kind, optional = info.type, False
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -376,7 +376,7 @@ def _comma_separated(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None
     elements = typing.get_args(kind)
     length = None if elements[-1] is Ellipsis else len(elements)
 
-    def construct(texts: list[str]) -> tuple | None:
+    def construct(texts: list[str]) -> tuple[Any, ...] | None:
         if optional and texts[0].lower() == "none":
             return None
         values = tuple(elements[0](text.strip()) for text in texts[0].split(",") if text.strip())

@@ -48,7 +48,7 @@ def plain_train_driver(own_cluster: bool) -> Iterator[None]:
         trainer._create_default_callbacks = callbacks
 
 
-def _without_cleaner(create: Callable[[Any], list]) -> Callable[[Any], list]:
+def _without_cleaner(create: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]:
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
     return lambda trainer: [c for c in create(trainer) if not isinstance(c, PlacementGroupCleanerCallback)]

@@ -30,7 +30,7 @@ class FrameEncoder:
 
         torch.backends.cudnn.allow_tf32 = False  # as exact as on a CPU; decoding, not this, sets the pace
         self.net = load_resnet18(weights).to("cuda" if torch.cuda.is_available() else "cpu")
-        self.waiting: list[tuple[np.ndarray, asyncio.Future]] = []
+        self.waiting: list[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = []
         self.device = asyncio.Lock()
 
     async def ready(self) -> str:
@@ -69,7 +69,7 @@ class FrameEncoder:
 class OnGpus:
     """Encoders that share the work."""
 
-    encoders: list[ray.actor.ActorHandle]
+    encoders: list[ray.actor.ActorHandle[Any]]
 
     def __call__(self, frames: np.ndarray) -> Callable[[], np.ndarray]:
         """Hand frames to one of them; what this returns waits for their vectors. Both raise FeaturesError."""
@@ -113,9 +113,9 @@ def encoders_on_gpus(spec: VideoSpec | None, gpus: int, workers: int) -> Iterato
         _kill(encoders)  # Ray Data's plan still refers to them, and would keep the GPUs
 
 
-def _started(encoders: list[ray.actor.ActorHandle], all_of_them: bool) -> list[ray.actor.ActorHandle]:
+def _started(encoders: list[ray.actor.ActorHandle[Any]], all_of_them: bool) -> list[ray.actor.ActorHandle[Any]]:
     """Those that run: all, however long that takes, or those that get a GPU soon that torch can use."""
-    devices: dict[Any, ray.actor.ActorHandle] = {encoder.ready.remote(): encoder for encoder in encoders}
+    devices: dict[Any, ray.actor.ActorHandle[Any]] = {encoder.ready.remote(): encoder for encoder in encoders}
     soon, late = ray.wait(list(devices), num_returns=len(devices), timeout=PATIENCE)
     if late and all_of_them:
         print(f"waiting for {len(late)} GPUs, which others seem to hold", flush=True)
@@ -128,7 +128,7 @@ def _started(encoders: list[ray.actor.ActorHandle], all_of_them: bool) -> list[r
     return [devices[ref] for ref, device in found.items() if all_of_them or device != "cpu"]
 
 
-def _kill(encoders: list[ray.actor.ActorHandle]) -> None:
+def _kill(encoders: list[ray.actor.ActorHandle[Any]]) -> None:
     for encoder in encoders:
         ray.kill(encoder)
 
