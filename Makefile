@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test fast chaos bench lint lock setup screenshot clean help
+.PHONY: demo test fast chaos bench docs lint lock setup screenshot clean help
 
 help:            ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -49,8 +49,11 @@ lint: setup      ## style (ruff) and types (mypy)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: setup      ## pages of the Python interface: docs-out/index.html
+	@$(BIN)/pdoc --output-directory docs-out --docformat google clcr features.store
+
 lock: setup      ## resolve pyproject.toml again into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --upgrade --quiet --output-file requirements.lock
 
 clean:           ## remove what make made
-	rm -rf $(VENV) demo-out
+	rm -rf $(VENV) demo-out docs-out

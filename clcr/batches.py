@@ -87,9 +87,10 @@ def collate(
 ) -> Batch:
     """Make a batch of samples {"clip_id", "features": {modality: (T, *shape)}, "targets": {task: value or None}}.
 
-    Values keep their stored dtype and are padded with zeros to the longest of the batch; a modality that a sample
-    lacks (no key, None, or no tokens) is all padding and not present. The value of events is (bins,) class indices;
-    a clip whose events are not known has -1 for each of its bins, which are predicted all the same.
+    New clips, which have no "targets", are collated too. Values keep their stored dtype and are padded with zeros to
+    the longest of the batch; a modality that a sample lacks (no key, None, or no tokens) is all padding and not
+    present. The value of events is (bins,) class indices; a clip whose events are not known has -1 for each of its
+    bins, which are predicted all the same.
     """
     padded = {m: _pad(samples, m, spec) for m, spec in features.items()}
     return Batch(
@@ -119,7 +120,7 @@ def _pad(samples: Sequence[Mapping[str, Any]], modality: str, spec: FeatureSpec)
 
 
 def _targets(samples: Sequence[Mapping[str, Any]], spec: TaskSpec) -> Tensor:
-    values = [sample["targets"].get(spec.name) for sample in samples]
+    values = [sample.get("targets", {}).get(spec.name) for sample in samples]
     if spec.kind == "events":
         return _padded_bins(values, _bins(samples, spec.name))
     missing = MISSING_CLASS if spec.has_classes else float("nan")
@@ -128,7 +129,7 @@ def _targets(samples: Sequence[Mapping[str, Any]], spec: TaskSpec) -> Tensor:
 
 
 def _bins(samples: Sequence[Mapping[str, Any]], task: str) -> list[int]:
-    values = [sample["targets"].get(task) for sample in samples]
+    values = [sample.get("targets", {}).get(task) for sample in samples]
     return [0 if value is None else len(value) for value in values]
 
 

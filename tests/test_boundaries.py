@@ -40,7 +40,7 @@ FLOORS = {
         ("extract",),  # raw clips are extracted before they are answered
         ("answering",),
         ("evaluation",),
-        ("train", "evaluate", "predict", "explain", "serve", "export"),
+        ("train", "evaluate", "predict", "explain", "serve", "export", "tour"),
     ],
 }
 
