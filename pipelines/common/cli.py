@@ -133,7 +133,7 @@ def parse(config_class: type[Config], args: Sequence[str], description: str = ""
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise JobError(_one_line(errors.getvalue(), [name for name, _ in _options(config_class)])) from None
+        raise JobError(_one_line(errors.getvalue(), [name for name, _ in option_types(config_class)])) from None
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def flatten(config: Any) -> dict[str, Any]:
 def override(config: Config, options: Mapping[str, Any]) -> Config:
     """The config with some options changed, by dotted name. Raises JobError for an unknown name or a wrong value."""
     if unknown := sorted(options.keys() - flatten(config).keys()):
-        raise JobError(f"no option {unknown[0]}{_hint(unknown[0], flatten(config))}")
+        raise JobError(f"no option {unknown[0]}{hint(unknown[0], flatten(config))}")
     changes = {}
     for name, field in _named_fields(type(config)):
         value = getattr(config, field.name)
@@ -249,7 +249,7 @@ def _with_todays_names(config_class: type, args: list[str]) -> list[str]:
     """Options of old names (`clcr.versions`) by the names that they have today."""
     from clcr.versions import RENAMED
 
-    known = {name for name, _ in _options(config_class)}
+    known = {name for name, _ in option_types(config_class)}
     today = {f"--{_hyphened(old)}": f"--{_hyphened(new)}" for old, new in RENAMED.items() if new in known}
     options = [arg.partition("=") for arg in args]
     return [today.get(option.replace("_", "-"), option) + sign + value for option, sign, value in options]
@@ -270,11 +270,11 @@ def _yaml_options(config_class: type, path: str) -> Iterator[str]:
         raise JobError(f"--config {path}: not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise JobError(f"--config {path}: expected `option: value` lines")
-    known = {name.replace("_", "-"): kind for name, kind in _options(config_class)}
+    known = {name.replace("_", "-"): kind for name, kind in option_types(config_class)}
     for name, value in _migrated(dict(_dotted(tree)), known, path).items():
         option = name.replace("_", "-")
         if option not in known:
-            raise JobError(f"--config {path}: unknown option {name}{_hint(option, known)}")
+            raise JobError(f"--config {path}: unknown option {name}{hint(option, known)}")
         if known[option] is bool and not isinstance(value, bool):
             raise JobError(f"--config {path}: {name} is true or false, not {value!r}")
         if known[option] is bool:
@@ -294,7 +294,7 @@ def _migrated(options: dict[str, Any], known: Collection[str], path: str) -> dic
     return {**later, **{name: value for name, value in renamed(options).items() if name != "version"}}
 
 
-def _hint(option: str, known: Iterable[str]) -> str:
+def hint(option: str, known: Iterable[str]) -> str:
     """What may have been meant: options with the same last part first (--width: --model.width), then close names."""
     dashes = "--" if option.startswith("--") else ""
     option, names = option.lstrip("-").replace("_", "-"), [name.replace("_", "-") for name in known]
@@ -312,13 +312,13 @@ def _negated(option: str) -> str:
     return f"--{head}.no-{last}" if head else f"--no-{last}"
 
 
-def _options(config_class: type) -> Iterator[tuple[str, Any]]:
+def option_types(config_class: type) -> Iterator[tuple[str, Any]]:
     """Every option's name, in files and on the command line, and its type; an option of two names comes twice."""
     hints = typing.get_type_hints(config_class)
     for name, field in _named_fields(config_class):
         kind = hints[field.name]
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            yield from ((f"{name}.{k}" if name else k, v) for k, v in _options(kind))
+            yield from ((f"{name}.{k}" if name else k, v) for k, v in option_types(kind))
         else:
             yield name, kind
             yield from ((other, kind) for other in _argument(config_class, field, "name") if other != name)
@@ -358,7 +358,7 @@ def _one_line(box: str, known: Iterable[str]) -> str:
     statement, _, _ = "\n".join(lines[1:]).partition("\n\n")
     text = " ".join(statement.split())
     if text.startswith("Unrecognized") and (word := next((w for w in text.split() if w.startswith("--")), "")):
-        text += _hint("--" + word.partition("=")[0].removeprefix("--").removeprefix("no-"), known)
+        text += hint("--" + word.partition("=")[0].removeprefix("--").removeprefix("no-"), known)
     elif "Missing from" in text:
         text = "missing option " + " ".join(w for w in text.split() if w.startswith("--"))
     return f"{text} (--help lists every option)"
