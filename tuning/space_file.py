@@ -21,8 +21,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from clcr.versions import RENAMED
 from features.files import read_text, write_text
-from pipelines.common.cli import hint
 from pipelines.common.errors import JobError
+from pipelines.common.hints import hint
 from tuning.space import BUDGET_START, OPTION_TYPES, Distribution, Space, convert, holds
 
 # What all trials of a sweep share: their scores could not be compared, nor their epochs.
