@@ -114,6 +114,11 @@ class SweepConfig:
         point, outside = self.searched.inside(values_of(self.recipe))
         return [*([] if outside else [point]), *(self._point(path) for path in self.start_from)]
 
+    @property
+    def left_out(self) -> str:
+        """The option by which the recipe as given lies outside of what is searched; "" where it does not."""
+        return self.searched.inside(values_of(self.recipe))[1]
+
     def _point(self, path: str) -> dict[str, Any]:
         other = parse(Recipe, ["--config", path])
         if other.architecture != self.recipe.architecture and "model" not in self.searched:

@@ -30,7 +30,7 @@ from tuning.schedulers import chosen
 from tuning.space import apply, defaults
 from tuning.study import FROM, ranked, rows
 
-STOPPERS = {"hyperband": "HyperBand", "median": "the median rule"}
+STOPPERS = {"asha": "ASHA", "hyperband": "HyperBand", "median": "the median rule"}
 GIVEN = "given"  # the name of the recipe that the sweep started from
 Row = Mapping[str, Any]  # a trial, as `study.rows` gives it
 
@@ -46,7 +46,6 @@ def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple
     if not scored:
         first = next((f"trial {row['trial']}: {row['error']}" for row in trials), "no trial had the time to end")
         raise JobError(f"all {len(trials)} trials failed, the first is {first}; a further try needs another --out")
-    best = scored[0]
     searched = list(config.searched)
     recipes = {row["trial"]: apply(config.recipe, study.trials[row["trial"]].params) for row in scored}
     front = (
@@ -54,6 +53,8 @@ def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple
         if len(config.wanted) > 1
         else set()
     )
+    # Of several trials with the best value of the first objective, one that no other beats in everything.
+    best = next((row for row in scored if row["trial"] in front), scored[0])
     print_trials(config.wanted, trials, searched, best, front)
     _write_parquet(config.out, trials)
     if front:
@@ -155,11 +156,14 @@ def print_trials(
 
 def summary(config: SweepConfig, trials: Sequence[Row]) -> str:
     """One line: how much the scheduler saved, and how many trials failed."""
-    scheduler = STOPPERS.get(chosen(config.scheduler, config.sampler, config.wanted), "ASHA")
+    scheduler = chosen(config.scheduler, config.sampler, config.wanted)
     stopped = [row for row in trials if row["status"] == "STOPPED"]
     saved = sum(config.recipe.optim.epochs - row["epochs"] for row in stopped)
     failed = sum(row["status"] == "FAILED" for row in trials)
-    return f"{scheduler} stopped {len(stopped)} of {len(trials)} trials and saved {saved} epochs; {failed} failed"
+    if scheduler == "none":
+        return f"{len(trials)} trials, none was to be stopped early; {failed} failed"
+    who = STOPPERS[scheduler]
+    return f"{who} stopped {len(stopped)} of {len(trials)} trials and saved {saved} epochs; {failed} failed"
 
 
 def describe(

@@ -186,9 +186,11 @@ def objectives_of(study: optuna.Study) -> list[Objective]:
 
 def outcome(study: optuna.Study, trial: Trial, epochs: int) -> TrialState:
     """The final state of a trial: FAIL after an error or without a finite score, PRUNED if it was stopped early."""
-    values = [reached(trial).get(objective.metric, math.nan) for objective in objectives_of(study)]
-    if "error" not in trial.user_attrs and not all(map(math.isfinite, values)):
-        trial.set_user_attr("error", "no epoch had a finite validation score")
+    metrics = [objective.metric for objective in objectives_of(study)]
+    missing = [metric for metric in metrics if not math.isfinite(reached(trial).get(metric, math.nan))]
+    if "error" not in trial.user_attrs and missing:
+        what = "validation score" if SCORE in missing else missing[0]
+        trial.set_user_attr("error", f"no epoch had a finite {what}")
     if "error" in trial.user_attrs:
         return TrialState.FAIL
     return TrialState.COMPLETE if complete(trial, epochs) else TrialState.PRUNED

@@ -81,6 +81,8 @@ def search_and_train(config: SweepConfig) -> None:
         file = StudyFile(config.out)
         study, limit = file.open(config.wanted), config.limit
         study.sampler = sampler(config.sampler, config.searched, config.recipe.seed + len(study.trials), limit)
+        if config.left_out:
+            print(f"the recipe as given is not tried: {config.left_out} lies outside of --space", flush=True)
         for other in config.warm_start:
             print(lend(study, other, config), flush=True)
         for point in points:

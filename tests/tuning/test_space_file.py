@@ -1,5 +1,8 @@
 """A space that the user writes: what it draws, what it refuses and where, and which searches it allows."""
 
+import re
+from pathlib import Path
+
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import create_study
@@ -40,6 +43,12 @@ def test_an_entry_becomes_the_distribution_that_the_options_type_asks_for(tmp_pa
     order = list(space)
     assert order.index("model.exchange") < order.index("budget.scale")
     assert order.index("model.levels") < order.index("budget.start.3")
+
+
+def test_the_space_that_the_readme_shows_is_one(tmp_path):
+    readme = (Path(__file__).parents[2] / "tuning/README.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    assert list(written(tmp_path, block).searched.when) == ["budget.scale", "budget.start.3"]
 
 
 def test_whatever_is_drawn_obeys_the_conditions_and_makes_a_recipe(tmp_path):
