@@ -15,7 +15,7 @@ import tyro
 import yaml
 
 from infra import local_cluster
-from pipelines.common.cli import _options, parse
+from pipelines.common.cli import option_types, parse
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests/golden/v1"
@@ -152,7 +152,7 @@ def test_every_job_is_in_a_command_of_a_document():
 @functools.cache
 def known_options():
     """Every option of every job, and of every module that is run by `python -m`, with its switched-off form."""
-    names = {name for script in scripts() for name, _ in _options(job_of(script))}
+    names = {name for script in scripts() for name, _ in option_types(job_of(script))}
     for module in MODULES:
         options = options_of(module)
         for part in getattr(options, "__args__", (options,)):  # of `Verify | Inspect` both

@@ -15,7 +15,7 @@ from features.decode.audio import encode_audio
 from features.decode.specs import AudioSpec
 from features.store import Store
 from features.store.verify import verify
-from pipelines.common.cli import _options, flatten, parse
+from pipelines.common.cli import flatten, option_types, parse
 from pipelines.explain import ExplainConfig
 from pipelines.extract import ExtractConfig
 from pipelines.predict import PredictConfig
@@ -106,7 +106,7 @@ def test_sound_becomes_the_same_log_mel(version):
 @every_version
 @pytest.mark.parametrize("job", JOBS)
 def test_no_option_ever_goes_away(version, job):
-    known = {name.replace("_", "-") for name, _ in _options(JOBS[job])}
+    known = {name.replace("_", "-") for name, _ in option_types(JOBS[job])}
     known |= {old for old, new in RENAMED.items() if new in known}
     assert set(json.loads((version / "options.json").read_text())[job]) <= known
 

@@ -1,6 +1,7 @@
 """The options of the sweep job, and the first points to try, which follow from them."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any
 
 import tyro
@@ -8,7 +9,11 @@ import tyro
 from pipelines.common.cli import parse, require_at_least
 from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
-from tuning.space import defaults, holds, space
+from tuning.objectives import COST, Objective, read_objectives
+from tuning.samplers import SamplerName, count_points, require_able
+from tuning.schedulers import SchedulerName, chosen
+from tuning.space import Space, space, values_of
+from tuning.space_file import read_space
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,26 @@ class SweepConfig:
     hours: float = 0.0
     """hours after the start of the job within which trials may start; 0 = no limit"""
     objectives: tuple[str, ...] = ("score",)
-    """score (maximise the validation score), or score,participation (also minimise the share of exchanged tokens; the
-    result is a Pareto front)"""
+    """what to optimise: score (maximise the validation score), participation (minimise the share of exchanged tokens),
+    or any metric that a trial logs with its direction, such as diag/participation/audio:min or perf/epoch_s:min, at the
+    epoch whose weights are kept. Several give a Pareto front; the first one chooses best.yaml"""
+    space: str = ""
+    """YAML file of the options to search, with ranges, choices and conditions (tuning/README.md shows one); none named
+    = the ranges that the model has by itself"""
+    sampler: SamplerName = "tpe"
+    """what proposes the next point: tpe, gp (Gaussian process), cmaes, nsga2 (for several objectives), random, or grid
+    (every combination of choices and steps once)"""
+    scheduler: SchedulerName = "auto"
+    """what stops weak trials early: asha, hyperband, median (worse than the median of the others), or none; auto = asha
+    for one objective, and none for several and for gp and nsga2, which stopped trials teach nothing"""
+    dry_run: bool = False
+    """print what would be searched and the first five points, and end"""
     search: tuple[str, ...] = ()
     """options or groups of options to search (budget, loss.pr, lr); none named = all that the model has"""
     start_from: tuple[str, ...] = ()
     """YAML files of options to try first, such as the best.yaml of an earlier sweep"""
+    warm_start: tuple[str, ...] = ()
+    """folders of other sweeps, whose finished trials teach the sampler from the beginning; path or URI"""
     final_seeds: int = 3
     """number of seeds with which the best and the given recipe are finally trained and scored on the test split; 0 =
     skip this"""
@@ -42,9 +61,9 @@ class SweepConfig:
     gpus_per_trial: float = 1.0
     """GPUs of each worker of a trial, on a cluster that has any; with a fraction, workers share a GPU"""
     grace_epochs: int = 5
-    """epochs that every trial runs before ASHA may stop it; with two objectives ASHA is not used"""
+    """epochs that every trial runs before the scheduler may stop it"""
     reduction: int = 3
-    """reduction factor of ASHA: at each rung the best one in so many trials continues"""
+    """reduction factor of asha and hyperband: at each rung the best one in so many trials continues"""
     experiment: str = "clcr"
     """MLflow experiment"""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
@@ -55,26 +74,59 @@ class SweepConfig:
         require_at_least(self, least)
         if not self.trials and not self.hours:
             raise JobError("--trials 0: must be 1 or more, or give --hours")
-        if self.objectives not in (("score",), ("score", "participation")):
-            raise JobError(f"--objectives {','.join(self.objectives)}: choose score or score,participation")
+        if self.space and self.search:
+            raise JobError(f"--search {','.join(self.search)}: --space {self.space} names what is searched")
+        searched, objectives = self.searched, self.wanted
         budgeted = self.recipe.architecture == "clcr" and self.recipe.network.model.exchange == "budgeted"
-        if len(self.objectives) > 1 and not budgeted:
+        if (
+            COST in {o.metric for o in objectives}
+            and not budgeted
+            and not searched.keys() & {"model", "model.exchange"}
+        ):
             raise JobError(f"--objectives participation: {self.recipe.architecture} as given has no token budget")
-        space(self.recipe, self.search)
+        require_able(self.sampler, searched, objectives)
+        chosen(self.scheduler, self.sampler, objectives)
+
+    @cached_property
+    def searched(self) -> Space:
+        """What is searched: the file of --space, or what the model has by itself."""
+        return read_space(self.space) if self.space else Space(space(self.recipe, self.search))
+
+    @cached_property
+    def wanted(self) -> list[Objective]:
+        """What is optimised."""
+        return read_objectives(self.objectives)
+
+    @property
+    def limit(self) -> int:
+        """How many trials there are at most; 0 = no limit but --hours. A grid has no more than its points."""
+        if self.sampler != "grid":
+            return self.trials
+        points = count_points(self.searched)
+        return min(self.trials or points, points)
 
     @property
     def first_points(self) -> list[dict[str, Any]]:
-        """Points to try before the sampler draws any: the recipe as given, then those of --start-from."""
-        return [defaults(self.recipe, self.search), *(self._point(path) for path in self.start_from)]
+        """Points to try before the sampler draws any: the recipe as given, then those of --start-from.
+
+        A recipe that lies outside of a space that the user wrote is not tried.
+        """
+        point, outside = self.searched.inside(values_of(self.recipe))
+        return [*([] if outside else [point]), *(self._point(path) for path in self.start_from)]
+
+    @property
+    def left_out(self) -> str:
+        """The option by which the recipe as given lies outside of what is searched; "" where it does not."""
+        return self.searched.inside(values_of(self.recipe))[1]
 
     def _point(self, path: str) -> dict[str, Any]:
         other = parse(Recipe, ["--config", path])
-        if other.architecture != self.recipe.architecture:
+        if other.architecture != self.recipe.architecture and "model" not in self.searched:
             raise JobError(f"--start-from {path}: has model {other.architecture}, not {self.recipe.architecture}")
-        searched, point = space(self.recipe, self.search), defaults(other)
-        for name, distribution in searched.items():
-            if name not in point:
-                raise JobError(f"--start-from {path}: has no {name}, which is searched")
-            if not holds(distribution, point[name]):
-                raise JobError(f"--start-from {path}: {name} {point[name]} lies outside of what is searched")
-        return {name: point[name] for name in searched}
+        values = values_of(other)
+        point, outside = self.searched.inside(values)
+        if outside and outside not in values:
+            raise JobError(f"--start-from {path}: has no {outside}, which is searched")
+        if outside:
+            raise JobError(f"--start-from {path}: {outside} {values[outside]} lies outside of what is searched")
+        return point

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState, create_trial
 from optuna.visualization import matplotlib as plots
 
-from tuning.study import COST, SCORE, reached
+from tuning.objectives import SCORE, Objective
+from tuning.study import objectives_of, own_trials, reached
 
 LEAST = 3  # trials that a picture needs at least
 SHOWN = 8  # options shown in one picture, the most important ones
@@ -23,7 +24,7 @@ LEGEND = 10  # curves that a legend can name at most
 def write_pictures(study: optuna.Study, folder: str | Path) -> list[str]:
     """Write curves, history, parallel coordinates, importance, contour, scatter and Pareto front; returns their names.
 
-    Writes nothing if there are too few trials, or none that differ. A trial that ASHA stopped counts with the best
+    Writes nothing if there are too few trials, or none that differ. A trial that was stopped early counts with the best
     score that it had by then.
     """
     with warnings.catch_warnings(), matplotlib.rc_context({"backend": "Agg", "figure.max_open_warning": 0}):
@@ -36,39 +37,46 @@ def write_pictures(study: optuna.Study, folder: str | Path) -> list[str]:
 
 
 def _figures(study: optuna.Study) -> dict[str, Figure]:
-    scores = scores_of(study)
+    objectives = objectives_of(study)
+    scores = scores_of(study, objectives[0])
     trials = scores.get_trials(deepcopy=False)
-    varied = [n for n in trials[0].params if len({trial.params[n] for trial in trials}) > 1] if trials else []
+    always = [n for n in trials[0].params if all(n in trial.params for trial in trials)] if trials else []
+    varied = [n for n in always if len({trial.params[n] for trial in trials}) > 1]  # without options of a condition
     if len(trials) < LEAST or len(varied) < 2 or len({trial.value for trial in trials}) < 2:
         return {}
+    score = "score" if objectives[0].metric == SCORE else objectives[0].metric.removeprefix("best/")
     importance = optuna.importance.get_param_importances(scores, params=varied)
     first = list(importance)[:SHOWN]
     stopped = len(study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
     note = f"\n{stopped} of {len(trials)} trials were stopped early and count with their best score" if stopped else ""
-    drawn = {
-        "history.png": _drawn(plots.plot_optimization_history, scores, "Best score so far"),
-        "parallel.png": _drawn(plots.plot_parallel_coordinate, scores, "Trials" + note, (15, 6), params=first),
-        "importance.png": _drawn(
-            plots.plot_param_importances, scores, "Importance for the score" + note, params=varied
+
+    def drawn(plot: Callable, title: str, inches: tuple[float, float] = (9, 5), **options: list[str]) -> Figure:
+        return _figure(plot(scores, target_name=objectives[0].metric, **options), title, inches)
+
+    pictures = {
+        "history.png": drawn(plots.plot_optimization_history, f"Best {score} so far"),
+        "parallel.png": drawn(plots.plot_parallel_coordinate, "Trials" + note, (15, 6), params=first),
+        "importance.png": drawn(plots.plot_param_importances, f"Importance for the {score}{note}", params=varied),
+        "contour.png": drawn(plots.plot_contour, score.capitalize() + note, (8, 6), params=contour_pair(importance)),
+        "scatter.png": drawn(
+            plots.plot_slice, f"{score.capitalize()} by option{note}", (2.6 * len(first), 4), params=first
         ),
-        "contour.png": _drawn(plots.plot_contour, scores, "Score" + note, (8, 6), params=contour_pair(importance)),
-        "scatter.png": _drawn(plots.plot_slice, scores, "Score by option" + note, (2.6 * len(first), 4), params=first),
     }
-    if len(study.directions) == 1:
-        drawn["curves.png"] = _figure(plots.plot_intermediate_values(study), "Best score by epoch")
-    else:
-        front = plots.plot_pareto_front(study, target_names=[SCORE, COST])
-        drawn["pareto.png"] = _figure(front, "Score against tokens exchanged", (8, 6))
-    return drawn
+    if len(objectives) == 1:
+        pictures["curves.png"] = _figure(plots.plot_intermediate_values(study), f"Best {score} by epoch")
+    else:  # of four objectives and more the first three
+        names = [objective.metric for objective in objectives[:3]]
+        front = plots.plot_pareto_front(study, target_names=names, targets=lambda trial: trial.values[:3])
+        pictures["pareto.png"] = _figure(front, " against ".join(name.removeprefix("best/") for name in names), (8, 6))
+    return pictures
 
 
-def scores_of(study: optuna.Study) -> optuna.Study:
-    """A copy in memory with the score as its only objective and stopped trials marked complete, as the plots need."""
-    copy = optuna.create_study(direction="maximize")
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-        copy.add_trial(
-            create_trial(params=trial.params, distributions=trial.distributions, value=reached(trial)[SCORE])
-        )
+def scores_of(study: optuna.Study, objective: Objective) -> optuna.Study:
+    """A copy in memory with one objective and stopped trials marked complete, as the plots need."""
+    copy = optuna.create_study(direction=objective.direction)
+    for trial in own_trials(study, TrialState.COMPLETE, TrialState.PRUNED):
+        value = reached(trial)[objective.metric]
+        copy.add_trial(create_trial(params=trial.params, distributions=trial.distributions, value=value))
     return copy
 
 
@@ -78,12 +86,6 @@ def contour_pair(importance: dict[str, float]) -> list[str]:
     budgets = [name for name in ranked if name.startswith("budget.")]
     losses = [name for name in ranked if name.startswith("loss.")]
     return [budgets[0], losses[0]] if budgets and losses else ranked[:2]
-
-
-def _drawn(
-    plot: Callable, study: optuna.Study, title: str, inches: tuple[float, float] = (9, 5), **options: list[str]
-) -> Figure:
-    return _figure(plot(study, target_name=SCORE, **options), title, inches)
 
 
 def _figure(axes: Any, title: str, inches: tuple[float, float] = (9, 5)) -> Figure:

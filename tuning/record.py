@@ -11,16 +11,16 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from pipelines.common.cli import Progress, to_yaml
 from pipelines.tracking import run as tracking
 from pipelines.training.learner import Recipe
+from tuning.objectives import COST, SCORE, shown
 from tuning.space import apply
 from tuning.study import (
-    COST,
     ENDED,
     REACHED,
-    SCORE,
     STATUS,
     StudyFile,
     StudySearch,
     complete,
+    objectives_of,
     outcome,
     reached,
     rows,
@@ -44,7 +44,11 @@ class Record(tune.Callback):
         self.run, self.experiment, self.recipe, self.search, self.file = run, experiment, recipe, search, file
         self.runs: dict[str, tracking.Run] = {}
         done = rows(search.study)
-        self.best = max((row[SCORE] for row in done if row[SCORE] is not None), default=None)
+        self.objectives = objectives_of(search.study)
+        self.first = self.objectives[0]  # whose best is told in lines of progress
+        self.best: float | None = None
+        for row in done:
+            self._count(row[self.first.metric])
         self.progress, self.said = Progress("sweep", trials, len(done), "trials", interval=0), time.monotonic()
         experiment_id, view = run.experiment_id(), "custom_model_development"
         run.ask(lambda client: client.set_experiment_tag(experiment_id, "mlflow.experimentKind", view))
@@ -81,7 +85,7 @@ class Record(tune.Callback):
             asked.set_user_attr("error", result["error"])
             run.log_text(result["traceback"], "error.txt")
             return
-        worth = {name: result[name] for name in (SCORE, COST) if name in result}
+        worth = {name: result[name] for name in (SCORE, COST, *(o.metric for o in self.objectives)) if name in result}
         # The objectives go first: MLflow's parallel coordinates open with the metric that was logged first.
         metrics = worth | {name: value for name, value in result.items() if name.startswith(GROUPS)}
         run.log_metrics(metrics, result["epoch"] - 1)
@@ -89,14 +93,15 @@ class Record(tune.Callback):
             return
         ended = {ENDED: True} if result.get(ENDED) else {}
         asked.set_user_attr(REACHED, {"epoch": result["epoch"], **worth, **ended})
-        if len(self.search.study.directions) == 1:
-            asked.report(result[SCORE], result["epoch"])
-        self.best = result[SCORE] if self.best is None else max(result[SCORE], self.best)
+        value = result.get(self.first.metric)
+        if len(self.objectives) == 1 and value is not None:
+            asked.report(value, result["epoch"])
+        self._count(value)
         if time.monotonic() - self.said > QUIET:
             self._say(0, f"trial {asked.number} at epoch {result['epoch']} of {self.recipe.optim.epochs}")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Record a trial that finished, was stopped early by ASHA, or reported an error."""
+        """Record a trial that finished, was stopped early, or reported an error."""
         release(trial)
         self._end(self.search.asked[trial.trial_id], self.runs[trial.trial_id])
 
@@ -120,8 +125,16 @@ class Record(tune.Callback):
         self.file.save()
         self._say(1, f"trial {asked.number} {STATUS[state].lower()}")
 
+    def _count(self, value: float | None) -> None:
+        """Remember the best value of the first objective; a score that is not finite is none."""
+        if value is not None:
+            self.best = (
+                value if self.best is None else self.first.sign * max(self.first.sign * v for v in (value, self.best))
+            )
+
     def _say(self, ended: int, what: str) -> None:
-        best = "" if self.best is None else f", best val score {self.best:.3f}"
+        name = "val score" if self.first.metric == SCORE else self.first.metric.removeprefix("best/")
+        best = "" if self.best is None else f", best {name} {self.best:.3f}"
         self.said = time.monotonic()
         if self.progress.total:
             return self.progress.update(ended, what + best)
@@ -141,10 +154,10 @@ def describe(trial: optuna.Trial, status: str, recipe: Recipe) -> str:
     epochs, error = reached(trial).get("epoch", 0), trial.user_attrs.get("error")
     how = {
         "FINISHED": f"Trained {epochs} of {recipe.optim.epochs} epochs, to its end.",
-        "STOPPED": f"Stopped by ASHA after {epochs} of {recipe.optim.epochs} epochs.",
+        "STOPPED": f"Stopped early after {epochs} of {recipe.optim.epochs} epochs.",
         "FAILED": f"Failed after {epochs} epochs: {error}",
     }[status]
-    values = [f"| `{name}` | {v:.4g} |" for name, v in reached(trial).items() if name not in ("epoch", ENDED)]
-    point = [f"| `{name}` | {v:.4g} |" for name, v in trial.params.items()]
+    values = [f"| `{name}` | {shown(v)} |" for name, v in reached(trial).items() if name not in ("epoch", ENDED)]
+    point = [f"| `{name}` | {shown(v)} |" for name, v in trial.params.items()]
     table = ["| metric | |", "|---|---|", *values, "", "| searched | |", "|---|---|", *point]
     return f"Trial {trial.number}. {how}\n\n" + "\n".join(table)

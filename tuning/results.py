@@ -20,14 +20,17 @@ from pipelines.common.errors import JobError
 from pipelines.tracking import run as tracking
 from pipelines.tracking import views
 from pipelines.training.learner import Recipe
+from tuning.objectives import COST, SCORE, Objective, shown
 from tuning.options import SweepConfig
 from tuning.pictures import write_pictures
 from tuning.record import NOTE
 from tuning.report import publish
 from tuning.runs import SeedRuns, run_all
+from tuning.schedulers import chosen
 from tuning.space import apply, defaults
-from tuning.study import COST, OBJECTIVES, SCORE, objectives_of, ranked, rows
+from tuning.study import FROM, ranked, rows
 
+STOPPERS = {"asha": "ASHA", "hyperband": "HyperBand", "median": "the median rule"}
 GIVEN = "given"  # the name of the recipe that the sweep started from
 Row = Mapping[str, Any]  # a trial, as `study.rows` gives it
 
@@ -35,25 +38,30 @@ Row = Mapping[str, Any]  # a trial, as `study.rows` gives it
 def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple[str, Recipe]:
     """Write table, trials.parquet, pictures, and best.yaml last; returns the best trial's name and recipe.
 
-    With two objectives best.yaml has the best score, and front/ every recipe of the Pareto front. Raises JobError if
-    every trial failed.
+    With several objectives best.yaml has the best of the first, and front/ every recipe of the Pareto front. Raises
+    JobError if every trial failed.
     """
     trials = rows(study)
-    scored = ranked(trials)
+    scored = ranked(trials, config.wanted[0])
     if not scored:
         first = next((f"trial {row['trial']}: {row['error']}" for row in trials), "no trial had the time to end")
         raise JobError(f"all {len(trials)} trials failed, the first is {first}; a further try needs another --out")
-    best = scored[0]
-    searched = list(study.trials[best["trial"]].params)
-    recipes = {row["trial"]: apply(config.recipe, {name: row[name] for name in searched}) for row in scored}
-    front = {trial.number for trial in study.best_trials} if len(study.directions) > 1 else set()
-    print_trials(trials, searched, best, front)
+    searched = list(config.searched)
+    recipes = {row["trial"]: apply(config.recipe, study.trials[row["trial"]].params) for row in scored}
+    front = (
+        {trial.number for trial in study.best_trials if FROM not in trial.user_attrs}
+        if len(config.wanted) > 1
+        else set()
+    )
+    # Of several trials with the best value of the first objective, one that no other beats in everything.
+    best = next((row for row in scored if row["trial"] in front), scored[0])
+    print_trials(config.wanted, trials, searched, best, front)
     _write_parquet(config.out, trials)
     if front:
         _write_front(config.out, {_name(number): recipes[number] for number in front})
     _write_pictures(config.out, run, study)
     # Named apart from the trials' metrics, so that a comparison does not show the parent as one more trial.
-    totals = {metric.replace("best/", "sweep/best_"): best[metric] for metric in objectives_of(study)}
+    totals = {goal.metric.replace("best/", "sweep/best_"): best[goal.metric] for goal in config.wanted}
     totals |= {"sweep/trials": len(trials), "sweep/epochs": sum(row["epochs"] for row in trials)}
     run.log_metrics(totals, step=len(trials))  # a later start with more trials continues the curve
     run.set_tag("best", json.dumps({"run_id": best["run_id"], "trial": best["trial"]}))
@@ -115,48 +123,60 @@ def comparison(run: tracking.Run, trials: Sequence[Row]) -> str:
     return views.comparison_path(ids, run.experiment_id())
 
 
-def save_view(run: tracking.Run, searched: Collection[str]) -> str:
+def save_view(run: tracking.Run, searched: Collection[str], objectives: Sequence[Objective]) -> str:
     """Keep a view of the trials in MLflow, best first, with what was searched as columns; its path."""
     columns = [f"params.`{name}`" for name in searched]
-    state = views.view(columns, [SCORE, COST], f"tags.`mlflow.parentRunId` = '{run.run_id}'")
+    metrics = [*dict.fromkeys([SCORE, COST, *(objective.metric for objective in objectives)])]
+    state = views.view(columns, metrics, f"tags.`mlflow.parentRunId` = '{run.run_id}'")
     experiment, key = run.experiment_id(), run.run_id[:12]
     run.ask(lambda client: client.set_experiment_tag(experiment, views.SHARED + key, state))
     return views.runs_path(experiment, key)
 
 
-def print_trials(trials: Sequence[Row], searched: Sequence[str], best: Row, front: Collection[int]) -> None:
-    """Print the ten best trials, best first; with two objectives the whole front comes first, marked by stars."""
-    heads = ["exchanged"] if COST in best else []
+def print_trials(
+    objectives: Sequence[Objective], trials: Sequence[Row], searched: Sequence[str], best: Row, front: Collection[int]
+) -> None:
+    """Print the ten best trials, best first; with several objectives the whole front comes first, marked by stars."""
+    names, (first, *_) = {SCORE: "val score", COST: "exchanged"}, objectives
+    heads = [names.get(objective.metric, objective.metric.removeprefix("best/")) for objective in objectives]
     short = [name.replace("budget.", "b.").replace("loss.", "l.").replace("model.", "") for name in searched]
-    table = Table("trial", "val score", *heads, "epochs", *short)
-    order = sorted(trials, key=lambda r: (r["status"] == "FAILED", r["trial"] not in front, -(r[SCORE] or 0)))
+    table = Table("trial", *heads, "epochs", *short)
+    order = sorted(
+        trials,
+        key=lambda r: (r["status"] == "FAILED", r["trial"] not in front, -first.sign * (r[first.metric] or 0)),
+    )
     for row in order[: max(10, len(front))]:
-        metrics = [f"{row[m]:.3f}" if row[m] is not None else "failed" for m in (SCORE, COST) if m in row]
+        metrics = [f"{row[o.metric]:.3f}" if row[o.metric] is not None else "failed" for o in objectives]
         star = " *" if row["trial"] in front else ""
-        values = [f"{row[name]:.3g}" if name in row else "" for name in searched]
+        values = [shown(row[name]) if name in row else "" for name in searched]
         epochs = f"{row['epochs']}{' stopped' if row['status'] == 'STOPPED' else ''}"
         table.add_row(f"{row['trial']}{star}", *metrics, epochs, *values, style="bold" if row is best else "")
     Console(width=max(160, 12 * len(table.columns))).print(table)
 
 
 def summary(config: SweepConfig, trials: Sequence[Row]) -> str:
-    """One line: how much ASHA saved, and how many trials failed."""
+    """One line: how much the scheduler saved, and how many trials failed."""
+    scheduler = chosen(config.scheduler, config.sampler, config.wanted)
     stopped = [row for row in trials if row["status"] == "STOPPED"]
     saved = sum(config.recipe.optim.epochs - row["epochs"] for row in stopped)
     failed = sum(row["status"] == "FAILED" for row in trials)
-    return f"ASHA stopped {len(stopped)} of {len(trials)} trials and saved {saved} epochs; {failed} failed"
+    if scheduler == "none":
+        return f"{len(trials)} trials, none was to be stopped early; {failed} failed"
+    who = STOPPERS[scheduler]
+    return f"{who} stopped {len(stopped)} of {len(trials)} trials and saved {saved} epochs; {failed} failed"
 
 
 def describe(
     config: SweepConfig, run: tracking.Run, trials: Sequence[Row], best: Row, searched: Collection[str]
 ) -> str:
     """The parent run's description, as MLflow shows it."""
-    what = " and ".join(f"`{OBJECTIVES[name][0]}` ({OBJECTIVES[name][1][:3]}.)" for name in config.objectives)
+    table = save_view(run, searched, config.wanted)[1:]
+    what = " and ".join(f"`{objective.metric}` ({objective.direction[:3]}.)" for objective in config.wanted)
     return (
         f"Sweep of `{config.recipe.architecture}` on `{config.store}`, over {what}, on the validation split.\n\n"
         f"{summary(config, trials)}. Best: trial {best['trial']}, score {best[SCORE]:.3f} (`best.yaml`).\n\n"
         f"[Compare the trials]({comparison(run, trials)[1:]}) (parallel coordinates: take the searched options as "
-        f"parameters and `{SCORE}` as the metric), or [see the table, best first]({save_view(run, searched)[1:]}). "
+        f"parameters and `{SCORE}` as the metric), or [see the table, best first]({table}). "
         "Pictures of the search are among the artifacts."
     )
 

@@ -5,14 +5,15 @@ own, so that a comparison tunes every model alike. An option that the recipe swi
 stays off.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import make_dataclass, replace
+from typing import Any, get_args
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from clcr.errors import ConfigError
-from pipelines.common.cli import flatten, override
+from pipelines.common.cli import flatten, option_types, override, parse
 from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
 
@@ -43,6 +44,45 @@ OWN: dict[str, dict[str, Distribution]] = {  # options that one baseline alone h
     "ogm_ge": {"ogm_ge.alpha": FloatDistribution(0.1, 1.0)},
 }
 BUDGET_START = "budget.start"
+OPTION_TYPES: dict[str, Any] = {name: kind for name, kind in option_types(Recipe) if name in flatten(Recipe())}
+
+
+class Space(dict[str, Distribution]):
+    """Distributions by option name, in the order in which they are drawn; `when`: the conditions of some.
+
+    An option is drawn where every option that its condition names has a value that the condition's distribution holds.
+    """
+
+    def __init__(
+        self, distributions: Mapping[str, Distribution], when: Mapping[str, Mapping[str, Distribution]] | None = None
+    ) -> None:
+        super().__init__(distributions)
+        self.when = dict(when or {})
+
+    def active(self, name: str, point: Mapping[str, Any]) -> bool:
+        """Whether an option is drawn, given the values of those before it."""
+        wanted = self.when.get(name, {})
+        return all(other in point and holds(values, point[other]) for other, values in wanted.items())
+
+    def inside(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """The point of this space that has these values, and the name of an option that it cannot have, or ""."""
+        point: dict[str, Any] = {}
+        for name, distribution in self.items():
+            if self.active(name, point):
+                if name not in values or not holds(distribution, values[name]):
+                    return point, name
+                point[name] = values[name]
+        return point, ""
+
+    def points(self, so_far: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        """Every point of a space of choices, whole numbers and steps."""
+        point = dict(so_far or {})
+        name = next((name for name in self if name not in point and self.active(name, point)), None)
+        if name is None:
+            yield point
+            return
+        for value in _values(self[name]):
+            yield from self.points({**point, name: value})
 
 
 def space(recipe: Recipe, search: tuple[str, ...] = ()) -> dict[str, Distribution]:
@@ -77,20 +117,70 @@ def defaults(recipe: Recipe, search: tuple[str, ...] = ()) -> dict[str, Any]:
     return {name: options[name] for name in space(recipe, search)}
 
 
+def values_of(recipe: Recipe) -> dict[str, Any]:
+    """All of a recipe's values as points have them: one `budget.start` for each level, and lists as text."""
+    return {name: _storable(value) for name, value in _options(recipe).items()}
+
+
 def apply(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
-    """The recipe at a point of its space."""
-    options = {name: value for name, value in point.items() if not name.startswith(BUDGET_START)}
-    starts = {name: value for name, value in _options(recipe).items() if name.startswith(f"{BUDGET_START}.")}
-    if starts.keys() & point.keys():
-        options[BUDGET_START] = tuple((starts | dict(point))[name] for name in starts)
+    """The recipe at a point of its space. A start of the budget at a level that it does not have counts for nothing."""
+    options = {
+        name: _parsed(name, value) if isinstance(value, str) else value
+        for name, value in point.items()
+        if not name.startswith(f"{BUDGET_START}.")
+    }
+    starts = options.get(BUDGET_START, recipe.network.budget.start)
+    names = [f"{BUDGET_START}.{level}" for level in range(options.get("model.levels", recipe.network.model.levels))]
+    if point.keys() & set(names):
+        starts = starts * len(names) if len(starts) == 1 else starts
+        options[BUDGET_START] = tuple(map(point.get, names, starts))
     return override(recipe, options)
 
 
 def holds(distribution: Distribution, value: Any) -> bool:
     """Whether the distribution can give this value."""
     if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    return distribution.low <= value <= distribution.high
+        return any(value == choice and type(value) is type(choice) for choice in distribution.choices)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    steps = (value - distribution.low) / distribution.step if distribution.step else 0
+    return distribution.low <= value <= distribution.high and abs(steps - round(steps)) < 1e-8
+
+
+def convert(name: str, value: Any) -> Any:
+    """A value of an option, as YAML has it, in the option's own type; a list becomes text, as a study keeps it.
+
+    Raises JobError for a value that the option cannot have.
+    """
+    return _storable(_parsed(name, value))
+
+
+def _parsed(name: str, value: Any) -> Any:
+    """What the command line makes of an option's value."""
+    kind = OPTION_TYPES.get(name, float)  # float: budget.start.K
+    if kind is bool or isinstance(value, bool):
+        if not isinstance(value, bool) or bool not in (kind, *get_args(kind)):
+            raise JobError(f"cannot be {value!r}")
+        return value
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    try:
+        return parse(make_dataclass("Option", [("value", kind)]), [f"--value={text}"]).value
+    except JobError:
+        raise JobError(f"cannot be {value!r}") from None
+
+
+def _storable(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _values(distribution: Distribution) -> list[Any]:
+    """Every value of a distribution. Raises JobError where there is no end of them."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    if distribution.log or not distribution.step:
+        raise JobError("has no steps")
+    many = math.floor((distribution.high - distribution.low) / distribution.step + 1e-8) + 1
+    return [distribution.low + number * distribution.step for number in range(many)]
 
 
 def _searchable(recipe: Recipe) -> dict[str, Distribution]:

@@ -14,30 +14,24 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
-from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from features.files import open_fs, write_atomic
+from tuning.objectives import BY_SCORE, KNOWN, SCORE, Objective
+from tuning.space import Space
 
-# MLflow's comparison opens with the metric whose name sorts first, so the score of a trial's best checkpoint has it.
-SCORE = "best/score"  # on the validation split
-COST = "best/tokens_exchanged"  # share of tokens that this checkpoint exchanges, mean over levels and modalities
-OBJECTIVES: dict[str, tuple[str, Literal["maximize", "minimize"]]] = {
-    "score": (SCORE, "maximize"),
-    "participation": (COST, "minimize"),
-}
 REACHED = "reached"  # user attribute of a trial: the last epoch that it reported, and its metrics at that time
 ENDED = "ended"  # in REACHED and in a result: the training ended by itself, after all epochs or by --patience
+FROM = "from"  # user attribute of a trial that another study lent: where it comes from
 
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "STOPPED", TrialState.FAIL: "FAILED"}
 NAME = "study.journal"
@@ -60,20 +54,19 @@ class StudyFile:
         self._break_lock()
         self._cut_torn_line()
 
-    def open(self, objectives: tuple[str, ...], seed: int, startup: int) -> optuna.Study:
-        """The study in the journal, or a new one. After a restart the sampler draws other points than before it."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+    def open(self, objectives: Sequence[Objective]) -> optuna.Study:
+        """The study in the journal, or a new one, with Optuna's default sampler."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = optuna.create_study(
                 study_name="sweep",
                 storage=JournalStorage(JournalFileBackend(str(self.path))),
-                directions=[OBJECTIVES[name][1] for name in objectives],
+                directions=[objective.direction for objective in objectives],
                 load_if_exists=True,
             )
-            study.sampler = optuna.samplers.TPESampler(
-                seed=seed + len(study.trials), multivariate=True, constant_liar=True, n_startup_trials=startup
-            )
+            if study.metric_names is None:
+                study.set_metric_names([objective.metric for objective in objectives])
         return study
 
     def save(self) -> None:
@@ -106,9 +99,9 @@ class StudySearch(Searcher):
     trials: how many the study shall hold, 0 = no limit. hours: from now on, 0 = no limit; running trials may finish.
     """
 
-    def __init__(self, study: optuna.Study, space: Mapping[str, BaseDistribution], trials: int, hours: float) -> None:
+    def __init__(self, study: optuna.Study, space: Space, trials: int, hours: float) -> None:
         super().__init__()
-        self.study, self.space = study, dict(space)
+        self.study, self.space = study, space
         self.limit, self.deadline = trials or math.inf, time.monotonic() + 3600 * (hours or math.inf)
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.interrupted = [reopen(study, trial) for trial in running]  # of an earlier start
@@ -119,17 +112,17 @@ class StudySearch(Searcher):
         """Whether no further trial may start."""
         if self.interrupted:
             return False
-        started = len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, *STATUS)))
+        started = len(own_trials(self.study, TrialState.RUNNING, *STATUS))
         return started >= self.limit or time.monotonic() > self.deadline
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray's hint lacks FINISHED
         """The next point to try."""
         if self.over:
             return Searcher.FINISHED
-        trial = self.interrupted.pop(0) if self.interrupted else self.study.ask(self.space)
+        at_once: Any = None if self.space.when else self.space  # conditions are known as values are drawn
+        trial = self.interrupted.pop(0) if self.interrupted else self.study.ask(at_once)
         self.asked[trial_id] = trial
-        # A driver that was killed while it asked left a trial with some parameters: these stay, the others are drawn.
-        return {name: suggest_value(trial, name, distribution) for name, distribution in self.space.items()}
+        return draw(trial, self.space)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Nothing: Record (a callback) tells the study, as it also sees the last result of a trial that ASHA stops."""
@@ -141,6 +134,24 @@ class StudySearch(Searcher):
 def reopen(study: optuna.Study, trial: FrozenTrial) -> Trial:
     """A running trial of an earlier start, ready to be reported to again. Optuna has no public way to do this."""
     return Trial(study, trial._trial_id)
+
+
+def draw(trial: Trial, space: Space) -> dict[str, Any]:
+    """A trial's point: options whose condition does not hold are left out.
+
+    A driver that was killed while it asked left a trial with some parameters: these stay, the others are drawn.
+    """
+    point: dict[str, Any] = {}
+    for name, distribution in space.items():
+        if space.active(name, point):
+            point[name] = suggest_value(trial, name, distribution)
+    return point
+
+
+def own_trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
+    """A study's trials in these states, by number, without those that another study lent; no state named = all."""
+    trials = study.get_trials(deepcopy=False, states=states or None)
+    return [trial for trial in trials if FROM not in trial.user_attrs]
 
 
 def suggest_value(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
@@ -156,7 +167,7 @@ def suggest_value(trial: Trial, name: str, distribution: BaseDistribution) -> An
 
 
 def reached(trial: FrozenTrial | Trial) -> dict[str, Any]:
-    """The last epoch that a trial reported, and SCORE (and COST) at that time; empty before the first."""
+    """The last epoch that a trial reported, and the objectives at that time; empty before the first."""
     return trial.user_attrs.get(REACHED, {})
 
 
@@ -165,16 +176,21 @@ def complete(trial: FrozenTrial | Trial, epochs: int) -> bool:
     return reached(trial).get("epoch") == epochs or reached(trial).get(ENDED, False)
 
 
-def objectives_of(study: optuna.Study) -> list[str]:
-    """The metrics that a study optimises."""
-    return [metric for metric, _ in list(OBJECTIVES.values())[: len(study.directions)]]
+def objectives_of(study: optuna.Study) -> list[Objective]:
+    """What a study optimises. Studies of before they said so optimise the score, or that and the participation."""
+    if study.metric_names is None:
+        return [BY_SCORE, KNOWN["participation"]][: len(study.directions)]
+    directions = [direction.name.lower() for direction in study.directions]
+    return [Objective(*pair) for pair in zip(study.metric_names, directions, strict=True)]  # type: ignore[arg-type]
 
 
 def outcome(study: optuna.Study, trial: Trial, epochs: int) -> TrialState:
-    """The final state of a trial: FAIL after an error or without a finite score, PRUNED if ASHA stopped it early."""
-    values = [reached(trial).get(metric, math.nan) for metric in objectives_of(study)]
-    if "error" not in trial.user_attrs and not all(map(math.isfinite, values)):
-        trial.set_user_attr("error", "no epoch had a finite validation score")
+    """The final state of a trial: FAIL after an error or without a finite score, PRUNED if it was stopped early."""
+    metrics = [objective.metric for objective in objectives_of(study)]
+    missing = [metric for metric in metrics if not math.isfinite(reached(trial).get(metric, math.nan))]
+    if "error" not in trial.user_attrs and missing:
+        what = "validation score" if SCORE in missing else missing[0]
+        trial.set_user_attr("error", f"no epoch had a finite {what}")
     if "error" in trial.user_attrs:
         return TrialState.FAIL
     return TrialState.COMPLETE if complete(trial, epochs) else TrialState.PRUNED
@@ -182,12 +198,14 @@ def outcome(study: optuna.Study, trial: Trial, epochs: int) -> TrialState:
 
 def tell(study: optuna.Study, trial: Trial, state: TrialState) -> None:
     """Record that a trial ended; it is never run again."""
-    values = [reached(trial)[metric] for metric in objectives_of(study)] if state == TrialState.COMPLETE else None
+    complete = state == TrialState.COMPLETE
+    values = [reached(trial)[objective.metric] for objective in objectives_of(study)] if complete else None
     study.tell(trial, values, state, skip_if_finished=True)
 
 
 def rows(study: optuna.Study) -> list[dict[str, Any]]:
     """The trials that ended, in the order of their numbers, as rows of a table."""
+    measured = [objective.metric for objective in objectives_of(study)]
     return [
         {
             "trial": trial.number,
@@ -195,24 +213,14 @@ def rows(study: optuna.Study) -> list[dict[str, Any]]:
             "status": STATUS[trial.state],
             "epochs": reached(trial).get("epoch", 0),
             "error": trial.user_attrs.get("error"),
-            **{metric: reached(trial).get(metric) for metric in objectives_of(study)},
+            **{metric: reached(trial).get(metric) for metric in dict.fromkeys([SCORE, *measured])},
             **trial.params,
         }
-        for trial in study.get_trials(deepcopy=False, states=tuple(STATUS))
+        for trial in own_trials(study, *STATUS)
     ]
 
 
-def ranked(trials: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those of `rows` that did not fail, best first: those that finished, then those that ASHA stopped."""
+def ranked(trials: Iterable[Mapping[str, Any]], by: Objective = BY_SCORE) -> list[Mapping[str, Any]]:
+    """Those of `rows` that did not fail, best first: those that finished, then those that were stopped early."""
     scored = [trial for trial in trials if trial["status"] != "FAILED"]
-    return sorted(scored, key=lambda trial: (trial["status"] != "FINISHED", -trial[SCORE]))
-
-
-def replay(scheduler: TrialScheduler, trials: Iterable[FrozenTrial]) -> None:
-    """Show a new ASHA scheduler the results of an earlier start's trials, so that it decides as the old one would."""
-    no_controller: Any = None  # ASHA asks nothing of it
-    for trial in trials:
-        stand_in: Any = SimpleNamespace(trial_id=f"before-{trial.number}")  # ASHA reads nothing but the id
-        scheduler.on_trial_add(no_controller, stand_in)
-        for epoch, score in sorted(trial.intermediate_values.items()):
-            scheduler.on_trial_result(no_controller, stand_in, {"epoch": epoch, SCORE: score})
+    return sorted(scored, key=lambda trial: (trial["status"] != "FINISHED", -by.sign * trial[by.metric]))

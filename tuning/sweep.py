@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Sweep: search token budgets, loss weights, learning rate and size of a model (Ray Tune, Optuna, ASHA).
+"""Sweep: search token budgets, loss weights, learning rate, size or any other options of a model (Ray Tune, Optuna).
 
 Each trial trains as `pipelines/train.py` does, on the training and validation splits; it has no access to the test
 split. One MLflow run holds the sweep, with a child run for every trial. The job ends with `best.yaml`, which
@@ -12,11 +12,10 @@ import math
 import os
 import shlex
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace as replaced
 from typing import Any
 
-import optuna
 import ray
 import ray.train
 import ray.train.torch
@@ -24,7 +23,6 @@ import torch
 from ray import tune
 from ray.train import LoggingConfig, ScalingConfig
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter
 from ray.util.placement_group import get_current_placement_group
 
@@ -37,15 +35,22 @@ from pipelines.training.learner import Learner
 from pipelines.training.loading import task_specs
 from pipelines.training.run_folder import as_begun, check, claim, open_run, prepare, sole_owner, title
 from pipelines.training.workers import worker_learner
+from tuning.dry_run import print_plan
+from tuning.objectives import COST, SCORE, Objective, kept
 from tuning.options import SweepConfig
 from tuning.record import HELD, Record
 from tuning.results import compare_hint, finish, train_final
-from tuning.space import apply, space
-from tuning.study import COST, ENDED, SCORE, STATUS, StudyFile, StudySearch, replay
+from tuning.samplers import sampler
+from tuning.schedulers import chosen, scheduler
+from tuning.space import apply
+from tuning.space_file import keep_space
+from tuning.study import ENDED, STATUS, StudyFile, StudySearch, own_trials
+from tuning.warm_start import lend
 
 SEARCHED = ("train", "val")  # what a trial may read
 # What may differ from one start to the next: how much is tried, what comes after it, and what it runs on.
-CHANGEABLE: tuple[str, ...] = ("trials", "hours", "start_from", "final_seeds", "concurrency")
+CHANGEABLE: tuple[str, ...] = ("trials", "hours", "start_from", "warm_start", "final_seeds", "concurrency")
+CHANGEABLE += ("space",)  # its content may not: `keep_space` compares it
 CHANGEABLE += ("workers_per_trial", "cpus_per_trial", "gpus_per_trial")
 # Resources of a trial whose workers have the CPUs; Tune refuses a trial that asks for nothing at all.
 DRIVER: dict[str, float] = {"CPU": 0, "memory": 1 << 20}
@@ -56,6 +61,8 @@ def sweep(config: SweepConfig) -> None:
     config = replaced(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
     config = as_begun(config)
     check(config.store, config.recipe)
+    if config.dry_run:
+        return print_plan(config)
     with sole_owner(config.out):
         search_and_train(config)
 
@@ -64,6 +71,7 @@ def search_and_train(config: SweepConfig) -> None:
     """The sweep in its folder, which no other job writes to meanwhile."""
     points = config.first_points
     started = claim(config, may_differ=CHANGEABLE)
+    keep_space(config.out, config.space, started is None)
     uri = prepare(config.out)
     architecture, tasks = config.recipe.architecture, task_specs(Store(config.store), config.recipe.tasks)
     name = f"sweep of {title(config.store, config.recipe)}"
@@ -71,18 +79,23 @@ def search_and_train(config: SweepConfig) -> None:
     run = open_run(config, started, uri, name, tags)
     with run.ending():
         file = StudyFile(config.out)
-        study = file.open(config.objectives, config.recipe.seed, startup=min(10, config.trials // 2 or 10))
+        study, limit = file.open(config.wanted), config.limit
+        study.sampler = sampler(config.sampler, config.searched, config.recipe.seed + len(study.trials), limit)
+        if config.left_out:
+            print(f"the recipe as given is not tried: {config.left_out} lies outside of --space", flush=True)
+        for other in config.warm_start:
+            print(lend(study, other, config), flush=True)
         for point in points:
             study.enqueue_trial(point, skip_if_exists=True)
-        search = StudySearch(study, space(config.recipe, config.search), config.trials, config.hours)
-        many = f"{config.trials} trials" if config.trials else f"{config.hours:g} hours"
-        before = len(study.get_trials(deepcopy=False, states=tuple(STATUS)))
+        search = StudySearch(study, config.searched, limit, config.hours)
+        many = f"{limit} trials" if limit else f"{config.hours:g} hours"
+        before = len(own_trials(study, *STATUS))
         print(
             f"sweep of {many}, {before} done; MLflow run {run.run_id} at {run.uri}\n"
             f"watch it: optuna-dashboard {shlex.quote(str(file.path))}",
             flush=True,
         )
-        record = Record(run, config.experiment, config.recipe, search, file, config.trials)
+        record = Record(run, config.experiment, config.recipe, search, file, limit)
         if not search.over:
             run_trials(config, search, record)
         name, best = finish(config, run, study)
@@ -106,7 +119,15 @@ def run_trials(config: SweepConfig, search: StudySearch, record: Record) -> None
         tune_config=tune.TuneConfig(
             num_samples=-1,  # until the searcher ends the search
             search_alg=ConcurrencyLimiter(search, max_concurrent=concurrency),
-            scheduler=scheduler(config, search.study),
+            scheduler=scheduler(
+                chosen(config.scheduler, config.sampler, config.wanted),
+                config.wanted,
+                config.recipe.optim.epochs,
+                config.grace_epochs,
+                config.reduction,
+                own_trials(search.study, *STATUS),
+                lambda trial_id: search.asked[trial_id].number,
+            ),
             trial_dirname_creator=lambda trial: trial.trial_id,
             reuse_actors=alone,  # spares seconds of imports; Ray Train's driver cannot be reused
         ),
@@ -122,23 +143,6 @@ def run_trials(config: SweepConfig, search: StudySearch, record: Record) -> None
     tuner.fit()
 
 
-def scheduler(config: SweepConfig, study: optuna.Study) -> TrialScheduler:
-    """ASHA, with the results of earlier starts; none with two objectives, where a weak score may be a cheap one."""
-    if len(config.objectives) > 1:
-        return FIFOScheduler()
-    epochs = config.recipe.optim.epochs
-    asha = ASHAScheduler(
-        time_attr="epoch",
-        metric=SCORE,
-        mode="max",
-        max_t=epochs,
-        grace_period=min(config.grace_epochs, epochs),
-        reduction_factor=config.reduction,
-    )
-    replay(asha, study.get_trials(deepcopy=False, states=tuple(STATUS)))
-    return asha
-
-
 def allocate(config: SweepConfig) -> tuple[int, dict[str, float]]:
     """How many trials run at a time, and the resources of each of their workers.
 
@@ -148,7 +152,7 @@ def allocate(config: SweepConfig) -> tuple[int, dict[str, float]]:
     need = {"CPU": config.cpus_per_trial} | ({"GPU": gpu} if gpu else {})
     slots = count_slots(need)
     fitting = slots // config.workers_per_trial
-    concurrency = config.concurrency or min(fitting, config.trials or fitting)
+    concurrency = config.concurrency or min(fitting, config.limit or fitting)
     if concurrency < 1 or concurrency > fitting:
         each = " and ".join(f"{n:g} {name}s" for name, n in need.items())
         raise JobError(
@@ -173,7 +177,7 @@ def run_trial(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> None:
     try:
         recipe = apply(config.recipe, point)
         learner = Learner(config.store, recipe, device="cuda" if gpu else "cpu", splits=SEARCHED)
-        for result in results(learner):
+        for result in results(learner, config.wanted):
             tune.report(result)
     except Exception as error:
         tune.report(failure(error))
@@ -221,17 +225,19 @@ def run_worker(job: Mapping[str, Any]) -> None:
     learner = worker_learner(config.store, job["recipe"], splits=SEARCHED)
     group = get_current_placement_group()
     assert group is not None  # Ray Train places its workers in one
-    for result in results(learner):
+    for result in results(learner, config.wanted):
         ray.train.report(result | {HELD: group.id.hex()})
 
 
-def results(learner: Learner) -> Iterator[dict[str, Any]]:
-    """What a trial reports after each epoch: its metrics, and the score (and cost) of the best epoch so far."""
+def results(learner: Learner, objectives: Sequence[Objective]) -> Iterator[dict[str, Any]]:
+    """What a trial reports after each epoch: its metrics, and the objectives of the best epoch so far."""
     cost: dict[str, float] = {}
     for epoch in learner.fit():
         shares = [value for name, value in epoch.metrics.items() if name.startswith("diag/participation/")]
         if epoch.improved and shares:
-            cost = {COST: sum(shares) / len(shares)}
+            cost |= {COST: sum(shares) / len(shares)}
+        if epoch.improved:
+            cost |= kept(objectives, epoch.metrics)
         worth = {SCORE: learner.trainer.best_score, ENDED: learner.trainer.finished}
         yield {**epoch.metrics, **cost, **worth, "epoch": epoch.number + 1}
 
@@ -244,4 +250,4 @@ def failure(error: Exception) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sweep, SweepConfig, "Search budgets and loss weights on the validation split; ends with best.yaml.")
+    main(sweep, SweepConfig, "Search a model's options on the validation split; ends with best.yaml.")

@@ -1,12 +1,12 @@
 """What every job does before and around its story: options, YAML, one-line errors, progress.
 
 Options come from typed dataclasses (tyro). A YAML file given by `--config` holds the same options by their dotted
-names; what stands on the command line wins over it.
+names. Of several files the later ones win, and what stands on the command line wins over all. `--print-config` prints
+what comes of it as such a file.
 """
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import json
 import math
@@ -18,7 +18,7 @@ import time
 import traceback
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -29,6 +29,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from features.files import require_reachable
 from pipelines.common.compat import run_exit_functions
 from pipelines.common.errors import JobError, explain_storage, fail, find_user_error, is_user_error
+from pipelines.common.hints import hint, one_line
 from pipelines.common.quiet import quieten
 
 Config = TypeVar("Config")
@@ -42,6 +43,13 @@ OPTIONAL_LIST = PrimitiveConstructorSpec(
     instance_from_str=lambda texts: tuple(word for text in texts for word in text.split(",") if word),
     is_instance=lambda value: value is None or isinstance(value, tuple),
     str_from_instance=lambda value: ["none"] if value is None else [",".join(value)],
+)
+
+
+PRINT = "--print-config"
+FILES = (
+    "--config FILE reads options from a YAML file; of several, later ones win, and the command line wins over all. "
+    "--print-config prints all options as such a file, and ends."
 )
 
 
@@ -124,16 +132,22 @@ def take_signals() -> None:
 
 
 def parse(config_class: type[Config], args: Sequence[str], description: str = "") -> Config:
-    """Options to a config. Raises JobError naming the option; `--help` prints and exits 0."""
-    args = _with_todays_names(config_class, _with_config_file(config_class, list(args)))
+    """Options to a config. Raises JobError naming the option; `--help` and `--print-config` print and exit 0."""
+    given = [arg for arg in args if arg != PRINT]
+    options = _with_todays_names(config_class, _with_config_files(config_class, given))
     errors = io.StringIO()
     try:
         with _registry, contextlib.redirect_stderr(errors):
-            return tyro.cli(config_class, args=args, description=description, prog=Path(sys.argv[0]).name)
+            about = f"{description} {FILES}" if description else ""
+            config = tyro.cli(config_class, args=options, description=about, prog=Path(sys.argv[0]).name)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise JobError(_one_line(errors.getvalue(), [name for name, _ in _options(config_class)])) from None
+        raise JobError(one_line(errors.getvalue(), [name for name, _ in option_types(config_class)])) from None
+    if len(given) < len(args):
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -151,7 +165,7 @@ def flatten(config: Any) -> dict[str, Any]:
 def override(config: Config, options: Mapping[str, Any]) -> Config:
     """The config with some options changed, by dotted name. Raises JobError for an unknown name or a wrong value."""
     if unknown := sorted(options.keys() - flatten(config).keys()):
-        raise JobError(f"no option {unknown[0]}{_hint(unknown[0], flatten(config))}")
+        raise JobError(f"no option {unknown[0]}{hint(unknown[0], flatten(config))}")
     changes = {}
     for name, field in _named_fields(type(config)):
         value = getattr(config, field.name)
@@ -234,22 +248,23 @@ class Progress:
         print(f"{line}, {note}" if note else line, flush=True)
 
 
-def _with_config_file(config_class: type, args: list[str]) -> list[str]:
-    """Replace `--config FILE` by the options it holds, put first so that the command line wins."""
-    for i, arg in enumerate(args):
-        if arg == "--config" or arg.startswith("--config="):
-            inline = arg.partition("=")[2]
-            path = inline or (args[i + 1] if i + 1 < len(args) else "")
-            rest = args[:i] + args[i + (1 if inline else 2) :]
-            return list(_yaml_options(config_class, path)) + rest
-    return args
+def _with_config_files(config_class: type, args: Sequence[str]) -> list[str]:
+    """Replace every `--config FILE` by the options it holds, put first in the order of the files."""
+    options: list[str] = []
+    rest, words = [], iter(args)
+    for word in words:
+        if word == "--config" or word.startswith("--config="):
+            options += _yaml_options(config_class, word.partition("=")[2] or next(words, ""))
+        else:
+            rest.append(word)
+    return options + rest
 
 
 def _with_todays_names(config_class: type, args: list[str]) -> list[str]:
     """Options of old names (`clcr.versions`) by the names that they have today."""
     from clcr.versions import RENAMED
 
-    known = {name for name, _ in _options(config_class)}
+    known = {name for name, _ in option_types(config_class)}
     today = {f"--{_hyphened(old)}": f"--{_hyphened(new)}" for old, new in RENAMED.items() if new in known}
     options = [arg.partition("=") for arg in args]
     return [today.get(option.replace("_", "-"), option) + sign + value for option, sign, value in options]
@@ -270,11 +285,11 @@ def _yaml_options(config_class: type, path: str) -> Iterator[str]:
         raise JobError(f"--config {path}: not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise JobError(f"--config {path}: expected `option: value` lines")
-    known = {name.replace("_", "-"): kind for name, kind in _options(config_class)}
+    known = {name.replace("_", "-"): kind for name, kind in option_types(config_class)}
     for name, value in _migrated(dict(_dotted(tree)), known, path).items():
         option = name.replace("_", "-")
         if option not in known:
-            raise JobError(f"--config {path}: unknown option {name}{_hint(option, known)}")
+            raise JobError(f"--config {path}: unknown option {name}{hint(option, known)}")
         if known[option] is bool and not isinstance(value, bool):
             raise JobError(f"--config {path}: {name} is true or false, not {value!r}")
         if known[option] is bool:
@@ -294,31 +309,18 @@ def _migrated(options: dict[str, Any], known: Collection[str], path: str) -> dic
     return {**later, **{name: value for name, value in renamed(options).items() if name != "version"}}
 
 
-def _hint(option: str, known: Iterable[str]) -> str:
-    """What may have been meant: options with the same last part first (--width: --model.width), then close names."""
-    dashes = "--" if option.startswith("--") else ""
-    option, names = option.lstrip("-").replace("_", "-"), [name.replace("_", "-") for name in known]
-    last = option.rpartition(".")[2]
-    same = [name for name in names if name.rpartition(".")[2] == last and name != option]
-    if not same:
-        lasts = {name.rpartition(".")[2]: name for name in reversed(names)}
-        close = difflib.get_close_matches(option, names, n=1) or difflib.get_close_matches(last, lasts, n=1)
-        same = [lasts.get(name, name) for name in close]
-    return f"; did you mean {' or '.join(dashes + name for name in same[:3])}?" if same else ""
-
-
 def _negated(option: str) -> str:
     head, _, last = option.rpartition(".")
     return f"--{head}.no-{last}" if head else f"--no-{last}"
 
 
-def _options(config_class: type) -> Iterator[tuple[str, Any]]:
+def option_types(config_class: type) -> Iterator[tuple[str, Any]]:
     """Every option's name, in files and on the command line, and its type; an option of two names comes twice."""
     hints = typing.get_type_hints(config_class)
     for name, field in _named_fields(config_class):
         kind = hints[field.name]
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            yield from ((f"{name}.{k}" if name else k, v) for k, v in _options(kind))
+            yield from ((f"{name}.{k}" if name else k, v) for k, v in option_types(kind))
         else:
             yield name, kind
             yield from ((other, kind) for other in _argument(config_class, field, "name") if other != name)
@@ -349,19 +351,6 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _one_line(box: str, known: Iterable[str]) -> str:
-    """tyro's framed error as one line: the first statement, and what may have been meant of the options known."""
-    lines = [line.strip(" │╭╮╰╯─|+") for line in box.splitlines()]  # | + - where the terminal has no better
-    lines = ["" if set(line) <= {"-"} else line for line in lines]
-    statement, _, _ = "\n".join(lines[1:]).partition("\n\n")
-    text = " ".join(statement.split())
-    if text.startswith("Unrecognized") and (word := next((w for w in text.split() if w.startswith("--")), "")):
-        text += _hint("--" + word.partition("=")[0].removeprefix("--").removeprefix("no-"), known)
-    elif "Missing from" in text:
-        text = "missing option " + " ".join(w for w in text.split() if w.startswith("--"))
-    return f"{text} (--help lists every option)"
 
 
 @_registry.primitive_rule

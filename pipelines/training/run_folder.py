@@ -170,6 +170,9 @@ def claim(config: JobConfig, may_differ: Sequence[str] = ()) -> dict[str, str] |
         write_text(config.out, "config.yaml", asked)
         return None
     before, now = (_meaning(text) for text in (written, asked))
+    job: Any = type(config)
+    untouched = yaml.safe_load(to_yaml(job(config.store, config.out)))
+    before = {name: value for name, value in untouched.items() if now.get(name) == value} | before  # came later
     compared = sorted((before.keys() | now.keys()) - set(may_differ))
     if changed := [k for k in compared if before.get(k) != now.get(k)]:
         what = ", ".join(f"{k} {before.get(k)} not {now.get(k)}" for k in changed[:4])

@@ -33,6 +33,7 @@ from clcr.config import CLCRConfig, ModelConfig
 from clcr.training import OptimConfig
 from infra.head import ROOT
 from pipelines.training.learner import Learner, Recipe
+from tuning.objectives import BY_SCORE
 from tuning.space import apply, space
 from tuning.study import StudyFile
 from tuning.sweep import SEARCHED
@@ -81,7 +82,7 @@ class Overhead:
         started = time.perf_counter()
         subprocess.run([sys.executable, *job, "--concurrency", "2", "--final-seeds", "0"], cwd=ROOT, check=True)
         seconds = time.perf_counter() - started
-        trials = StudyFile(f"{folder}/sweep").open(("score",), 0, STARTUP).trials
+        trials = StudyFile(f"{folder}/sweep").open([BY_SCORE]).trials
         times = [(t.datetime_start.timestamp(), t.datetime_complete.timestamp()) for t in trials]
         return seconds, [trial.params for trial in trials], times
 

@@ -149,7 +149,7 @@ def write_log_mel(folder):
 
 
 def write_options(folder):
-    from pipelines.common.cli import _options
+    from pipelines.common.cli import option_types
     from pipelines.explain import ExplainConfig
     from pipelines.extract import ExtractConfig
     from pipelines.predict import PredictConfig
@@ -167,7 +167,7 @@ def write_options(folder):
         "tuning/compare.py": CompareConfig,
         "tuning/ablate.py": AblateConfig,
     }
-    names = {job: sorted(name.replace("_", "-") for name, _ in _options(config)) for job, config in jobs.items()}
+    names = {job: sorted(name.replace("_", "-") for name, _ in option_types(config)) for job, config in jobs.items()}
     (folder / "options.json").write_text(json.dumps(names, indent=1) + "\n")
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipelines.common.cli import _options, parse
+from pipelines.common.cli import option_types, parse
 from pipelines.evaluate import EvaluateConfig
 from pipelines.export import ExportConfig
 from pipelines.predict import PredictConfig
@@ -17,7 +17,7 @@ def test_help_names_and_explains_every_option(config, capsys):
         parse(config, ["--help"])
     said = capsys.readouterr().out
     assert stop.value.code == 0
-    for name, _ in _options(config):
+    for name, _ in option_types(config):
         option = re.search(rf"--{name.replace('_', '-')}[ ,]", said)
         assert option, name
         assert len(said[option.start() :].split("\n│ --")[0]) > 60, name

@@ -8,18 +8,20 @@ from optuna.distributions import FloatDistribution
 from clcr.training import OptimConfig
 from pipelines.tracking.run import Run, start_run
 from pipelines.training.learner import Recipe
+from tuning.objectives import BY_SCORE, SCORE
 from tuning.record import Record
-from tuning.study import ENDED, SCORE, StudyFile, StudySearch, rows
+from tuning.space import Space
+from tuning.study import ENDED, StudyFile, StudySearch, rows
 
 pytestmark = pytest.mark.slow
 EPOCHS = 4
-SPACE = {"lr": FloatDistribution(1e-4, 1e-2)}
+SPACE = Space({"lr": FloatDistribution(1e-4, 1e-2)})
 
 
 def driver(folder, parent):
     """A driver's record as it starts, and the one trial that it then runs."""
     file = StudyFile(str(folder))
-    search = StudySearch(file.open(("score",), seed=0, startup=5), SPACE, trials=1, hours=0)
+    search = StudySearch(file.open([BY_SCORE]), SPACE, trials=1, hours=0)
     recipe = Recipe(optim=OptimConfig(epochs=EPOCHS))
     record = Record(Run(parent.uri, parent.run_id), "x", recipe, search, file, trials=1)
     trial = SimpleNamespace(trial_id="a", config=search.suggest("a"), last_result={})

@@ -15,30 +15,33 @@ from ray.tune.search import Searcher
 
 from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
+from tuning.objectives import COST, SCORE, read_objectives
 from tuning.pictures import write_pictures
+from tuning.samplers import sampler
+from tuning.schedulers import replay
+from tuning.space import Space
 from tuning.study import (
-    COST,
     ENDED,
     LOCK_SECONDS,
     REACHED,
-    SCORE,
     StudyFile,
     StudySearch,
     outcome,
     reopen,
-    replay,
     rows,
     suggest_value,
     tell,
 )
 from tuning.sweep import SweepConfig, failure
 
-SPACE = {"x": FloatDistribution(0, 1), "y": FloatDistribution(1e-3, 1, log=True)}
+SPACE = Space({"x": FloatDistribution(0, 1), "y": FloatDistribution(1e-3, 1, log=True)})
 EPOCHS = 9
 
 
 def opened(folder, *more, seed=0):
-    return StudyFile(str(folder)).open(("score", *more), seed, startup=5)
+    study = StudyFile(str(folder)).open(read_objectives(("score", *more)))
+    study.sampler = sampler("tpe", SPACE, seed + len(study.trials), trials=10)
+    return study
 
 
 def run(study, trial, scores, cost=None):
@@ -177,7 +180,7 @@ def test_asha_decides_after_a_restart_as_if_there_had_been_none(tmp_path):
     lived, restarted = asha(), asha()
     for trial in study.trials:
         decisions(lived, str(trial.number), list(trial.intermediate_values.values()))
-    replay(restarted, opened(tmp_path).trials)
+    replay(restarted, opened(tmp_path).trials, SCORE)
     told = [decisions(restarted, f"new-{n}", curve) for n, curve in enumerate(curves[20:])]
     assert told == [decisions(lived, f"new-{n}", curve) for n, curve in enumerate(curves[20:])]
     assert told != [decisions(scheduler, "new", curve) for scheduler, curve in ((asha(), c) for c in curves[20:])]
@@ -210,7 +213,8 @@ def test_pictures_show_stopped_trials_too_and_none_is_drawn_of_too_few(tmp_path)
     [
         ({"trials": 0}, "--trials 0: must be 1 or more, or give --hours"),
         ({"hours": -1.0}, "--hours -1"),
-        ({"objectives": ("participation",)}, "--objectives participation: choose"),
+        ({"objectives": ("tokens",)}, "--objectives tokens: choose"),
+        ({"objectives": ("score", "val/score:max")}, "--objectives score,val/score:max: name one or more metrics"),
         (
             {"objectives": ("score", "participation"), "recipe": Recipe(architecture="concat")},
             "concat as given has no token budget",

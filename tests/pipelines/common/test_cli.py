@@ -107,6 +107,26 @@ def test_the_command_line_wins_over_the_file_wherever_it_stands(tmp_path):
         assert (options.workers, options.dry_run, options.frames.fps) == (3, False, 5)
 
 
+def test_of_several_files_the_later_ones_win_and_the_command_line_over_all(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("store: s\nworkers: 2\ndry_run: true\nframes.fps: 5\n")
+    second.write_text("workers: 3\ndry_run: false\nframes: {fps: 7}\n")
+    both = parse(Options, ["--workers=4", "--config", str(first), f"--config={second}"])
+    assert (both.store, both.workers, both.dry_run, both.frames.fps) == ("s", 4, False, 7)
+    other = parse(Options, ["--config", str(second), "--config", str(first)])
+    assert (other.workers, other.dry_run, other.frames.fps) == (2, True, 5)
+
+
+def test_print_config_prints_what_gives_the_same_options_and_runs_nothing(tmp_path, capsys):
+    args = ["--store", "s", "--workers=4", config_file(tmp_path, "frames.fps: 5\n")]
+    with pytest.raises(SystemExit) as stop:
+        parse(Options, [*args, "--print-config"])
+    assert stop.value.code == 0
+    assert parse(Options, [config_file(tmp_path, capsys.readouterr().out)]) == Options(
+        "s", workers=4, frames=Frames(5.0)
+    )
+
+
 @pytest.mark.parametrize(
     ("args", "culprit"),
     [

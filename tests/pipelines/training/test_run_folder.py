@@ -139,3 +139,16 @@ def test_a_file_by_hand_means_todays_defaults_and_a_jobs_those_of_its_version(tm
         parse(Recipe, ["--config", str(tmp_path / "later.yaml")])
     (tmp_path / "job.yaml").write_text(to_yaml(recipe()))
     assert flatten(parse(Recipe, ["--config", str(tmp_path / "job.yaml")])) == flatten(recipe())
+
+
+def test_a_run_whose_file_lacks_an_option_that_came_later_is_resumed_with_its_default_alone(store, tmp_path):
+    out = tmp_path / "run"
+    config = TrainConfig(store.uri, str(out))
+    claim(config)
+    written = yaml.safe_load((out / "config.yaml").read_text())
+    del written["log_every"], written["patience"]
+    (out / "config.yaml").write_text(yaml.safe_dump(written))
+    with pytest.raises(JobError, match="holds another run .*log_every None not 7"):
+        claim(replace(config, log_every=7))
+    claim(config)
+    assert yaml.safe_load((out / "config.yaml").read_text())["patience"] == 0
