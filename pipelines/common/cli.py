@@ -6,7 +6,6 @@ names; what stands on the command line wins over it.
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import json
 import math
@@ -26,6 +25,7 @@ import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from features.errors import close_names
 from features.files import require_reachable
 from pipelines.common.compat import run_exit_functions
 from pipelines.common.errors import JobError, explain_storage, fail, find_user_error, is_user_error
@@ -281,16 +281,10 @@ def _migrated(options: dict[str, Any], known: Collection[str], path: str) -> dic
 
 
 def _hint(option: str, known: Iterable[str]) -> str:
-    """What may have been meant: options with the same last part first (--width: --model.width), then close names."""
+    """What may have been meant, with the dashes that the option was given with."""
     dashes = "--" if option.startswith("--") else ""
-    option, names = option.lstrip("-").replace("_", "-"), [name.replace("_", "-") for name in known]
-    last = option.rpartition(".")[2]
-    same = [name for name in names if name.rpartition(".")[2] == last and name != option]
-    if not same:
-        lasts = {name.rpartition(".")[2]: name for name in reversed(names)}
-        close = difflib.get_close_matches(option, names, n=1) or difflib.get_close_matches(last, lasts, n=1)
-        same = [lasts.get(name, name) for name in close]
-    return f"; did you mean {' or '.join(dashes + name for name in same[:3])}?" if same else ""
+    close = close_names(option.lstrip("-").replace("_", "-"), [name.replace("_", "-") for name in known])
+    return f"; did you mean {' or '.join(dashes + name for name in close)}?" if close else ""
 
 
 def _negated(option: str) -> str:
