@@ -3,21 +3,23 @@
     standardised = (label - median) / spread        spread: 1.4826 times the median absolute deviation
 
 Median and deviation are those of the training labels, so a few wild labels move neither, and the same labels in
-another unit (degrees, dollars, seconds since 1970) are the same standardised targets. All of this is float64: around a
-time stamp of 1.7e9 float32 has steps of 128 seconds.
+another unit (degrees, dollars, seconds since 1970) are the same standardised targets. The spread is negative where the
+first label that is clearly off the median lies below it: a scale that runs the other way (losses instead of gains) is
+no other target either. All of this is float64: around a time stamp of 1.7e9 float32 has steps of 128 seconds.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from clcr.errors import ConfigError
 from clcr.tasks import TaskSpec
 
 NORMAL = 1.4826  # standard deviations per median absolute deviation, of a normal distribution
+CLEARLY = 0.2718  # spreads off the median; no round number, so that no rounding decides on which side a label is
 
 
 def robust_statistics(labels: ArrayLike) -> tuple[float, float]:
@@ -38,8 +40,14 @@ def robust_statistics(labels: ArrayLike) -> tuple[float, float]:
     return center, spread or float(deviations.mean())
 
 
+def _direction(standardised: NDArray[np.float64]) -> float:
+    """1, or -1 where the first of the standardised labels (n,) that is clearly off the median lies below it."""
+    clear = standardised[np.abs(standardised) > CLEARLY]
+    return -1.0 if len(clear) and clear[0] < 0 else 1.0
+
+
 class Units(nn.Module):
-    """The unit of every numeric task of a model, as buffers: center and spread (numbers,) float64.
+    """The unit of every numeric task of a model, as buffers: center and spread (numbers,) float64; see the module.
 
     Without `fit` they are neutral, and the model learns and answers raw numbers.
     """
@@ -64,11 +72,12 @@ class Units(nn.Module):
             if spread == 0:
                 what = f"every training label is {center:.9g}, so there is nothing to learn"
                 raise ConfigError(f"task {name!r}: {what}; leave the task out")
-            self.center[i], self.spread[i] = center, spread
+            standardised = (np.asarray(labels[name], np.float64).ravel() - center) / spread
+            self.center[i], self.spread[i] = center, spread * _direction(standardised)
 
     def spread_of(self, task: str) -> Tensor | float:
-        """The spread by which a task's errors are divided: () float64; 1 for a task with classes."""
-        return self.spread[self.names.index(task)] if task in self.names else 1.0
+        """The spread by which a task's errors are divided: () float64, above 0; 1 for a task with classes."""
+        return self.spread[self.names.index(task)].abs() if task in self.names else 1.0
 
     def answer(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs of a model with those of numeric tasks, (B, 1), in the unit of the labels and float64."""

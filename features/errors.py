@@ -36,10 +36,20 @@ class SegmentBeyondEnd(MediaError):
     """A segment that starts after its stream has ended, in a file that is whole: that modality is absent there."""
 
 
+def close_names(name: str, known: Iterable[str]) -> list[str]:
+    """Which known names may have been meant: those with the same last part (width: model.width), else a close one."""
+    names, last = list(known), name.rpartition(".")[2]
+    if same := [other for other in names if other.rpartition(".")[2] == last and other != name]:
+        return same[:3]
+    lasts = {other.rpartition(".")[2]: other for other in reversed(names)}
+    close = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(last, lasts, n=1)
+    return [lasts.get(found, found) for found in close]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'label'?)` where one of the known names is close, for the end of a message."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    close = close_names(name, known)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -17,9 +17,9 @@ from features import s3
 from features.errors import FeaturesError, one_line
 
 PROBE = 3.0  # seconds that storage may be away when a job starts
-PLACE = re.compile(
-    r"(.+\.np[yz](?:\?[^#]*)?)(#[^#/]*)|(.+?\.tar(?:\?[^#]*)?)(#.+)", re.DOTALL
-)  # `vectors.npz#key[row]`, `shard.tar#clip.mp4`
+# `shard.tar#clip.mp4`; also of a packed tar, which is then refused by its name
+MEMBER = re.compile(r"(.+?\.(?:tar|tgz|tar\.\w+)(?:\?[^#]*)?)(#.+)", re.DOTALL | re.IGNORECASE)
+ROW = re.compile(r"(.+\.np[yz](?:\?[^#]*)?)(#[^#/]*)", re.DOTALL)  # `vectors.npz#key[row]`
 
 
 def open_fs(uri: str, patience: float = s3.PATIENCE) -> tuple[FileSystem, str]:
@@ -97,10 +97,14 @@ def find_file(fs: FileSystem, path: str) -> pafs.FileInfo:
 
 def split_place(uri: str) -> tuple[str, str]:
     """The file of `vectors.npz#key[row]` or `shard.tar#clip.mp4`, and the rest from # on; "" for a whole file."""
-    match = PLACE.fullmatch(uri)
-    if match is None:
-        return uri, ""
-    return (match[1], match[2]) if match[1] else (match[3], match[4])
+    match = MEMBER.fullmatch(uri) or ROW.fullmatch(uri)
+    return (match[1], match[2]) if match else (uri, "")
+
+
+def split_row(uri: str) -> tuple[str, str]:
+    """As `split_place` of arrays alone: of `shard.tar#vectors.npz#key[row]` the array's file, which is in the tar."""
+    match = ROW.fullmatch(uri)
+    return (match[1], match[2]) if match else (uri, "")
 
 
 def list_files(fs: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:

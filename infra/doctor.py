@@ -14,6 +14,7 @@ from pathlib import Path
 import tyro
 
 SOCKET_PATH, RAY_PATH = 107, 67  # characters that a socket's path may have, and that Ray adds to its folder's
+SHORT_FOLDER = "/tmp/ray"  # where a job lets Ray work instead of in a folder that is too long
 
 
 class Unhealthy(Exception):
@@ -81,7 +82,7 @@ def ray_folder() -> Check:
     longest = SOCKET_PATH - RAY_PATH
     if len(os.fsencode(folder)) > longest:
         found = f"{name}={folder} is too long: sockets below it leave it {longest} characters"
-        return Check("ray's folder", False, found, f"set {name} to a shorter path; jobs use /tmp/ray instead")
+        return Check("ray's folder", False, found, f"set {name} to a shorter path; jobs use {SHORT_FOLDER} instead")
     return Check("ray's folder", True, f"{folder}/ray")
 
 

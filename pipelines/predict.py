@@ -35,7 +35,7 @@ from infra.doctor import ray_access, require, storage
 from pipelines.answering.batches import batch_of
 from pipelines.answering.table import require_distinct_columns, to_table
 from pipelines.common.cli import Progress, main, require_at_least, resolve_uri
-from pipelines.common.cluster import count_slots, start_ray
+from pipelines.common.cluster import processes_for, start_ray
 from pipelines.common.errors import JobError, find_user_error
 from pipelines.training.loading import AHEAD, prefetch
 from pipelines.training.run_folder import sole_owner
@@ -146,11 +146,7 @@ def claim(out: str, trained: TrainedModel, store: Store) -> None:
 
 def run(config: PredictConfig, model: MultimodalModel, store: Store, shards: Mapping[str, int], out: str) -> None:
     """Predict the shards on the whole cluster; shards: how many clips each has."""
-    gpus = config.gpus_per_process if ray.cluster_resources().get("GPU", 0) else 0
-    most = count_slots({"CPU": 1, "GPU": gpus})
-    if not most:
-        raise JobError(f"--gpus-per-process {gpus:g}: no node has room for such a process")
-    workers = min(config.concurrency or most, most, len(shards))
+    workers, gpus = processes_for(len(shards), config.concurrency, config.gpus_per_process)
     progress = Progress("predict", sum(shards.values()))
     ray.data.DataContext.get_current().enable_progress_bars = False
     # Only names travel, one to a block, and no process waits with a second one: that is what its death costs.

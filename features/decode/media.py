@@ -2,7 +2,9 @@
 
 import functools
 import io
+import posixpath
 import tarfile
+import unicodedata
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -65,9 +67,9 @@ def open_source(uri: str) -> Source:
 def _read_member(uri: str, file: str, name: str) -> io.BytesIO:
     """The bytes of one member of a tar, of which only they are read."""
     places = _members(file)
-    if name not in places:
+    if (place := places.get(_normal(name))) is None:
         raise MediaError("open", f"{uri} does not exist: the tar has {len(places)} files, and none of that name")
-    offset, size = places[name]
+    offset, size = place
     if not size:
         raise MediaError("open", f"{uri} is empty (0 bytes); fetch it again")
     filesystem, path = open_fs(file, PATIENCE)
@@ -76,7 +78,7 @@ def _read_member(uri: str, file: str, name: str) -> io.BytesIO:
         return io.BytesIO(stream.read(size))
 
 
-@functools.lru_cache(maxsize=8)  # a manifest's rows have their media in the same few tars
+@functools.lru_cache(maxsize=64)  # a manifest's rows have their media in the same few tars
 def _members(file: str) -> dict[str, tuple[int, int]]:
     """Where each file of a tar lies: `{name: (offset, size)}`, from its headers alone."""
     filesystem, path = open_fs(file, PATIENCE)
@@ -85,7 +87,12 @@ def _members(file: str) -> dict[str, tuple[int, int]]:
         io.BufferedReader(stream, TAR_BUFFER) as buffered,
         tarfile.open(fileobj=buffered, mode="r:") as tar,
     ):
-        return {member.name: (member.offset_data, member.size) for member in tar if member.isfile()}
+        return {_normal(member.name): (member.offset_data, member.size) for member in tar if member.isfile()}
+
+
+def _normal(name: str) -> str:
+    """A member's name however it was written: `tar -cf shard.tar .` puts ./ before it, macOS takes accents apart."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name))
 
 
 def open_container(source: Source, uri: str) -> av.container.InputContainer:

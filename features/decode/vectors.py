@@ -4,6 +4,7 @@
     clips/a1.npy              (T, D) tokens of D numbers, (D,) a single one, or (T, layers, D)
     corpus.npz#audio[17]      row 17 of the array `audio` of all clips: (N, T, D) or (N, D)
     corpus.npy#[17]           the same of a file with one array
+    shard.tar#clips/a1.npy    each of these may lie in a tar: shard.tar#corpus.npz#audio[17]
 
 They are the clip's own: its `start` and `end` do not cut them. A value that is NaN, infinite or beyond the limit is
 broken. It becomes the mean of the clip's other values of that number (0 where there is none), and a clip of which too
@@ -24,7 +25,7 @@ import numpy as np
 from features.decode.media import open_source
 from features.decode.specs import Encoded, VectorSpec
 from features.errors import CorpusError, MediaError, StorageError, one_line
-from features.files import path_of, split_place
+from features.files import path_of, split_place, split_row
 from features.store.spec import Feature
 
 if TYPE_CHECKING:
@@ -100,9 +101,9 @@ def _trim(values: np.ndarray) -> np.ndarray:
 
 def _read(uri: str) -> np.ndarray:
     """(T, D) or (T, layers, D) numbers of one clip. Raises MediaError (stage open or vectors)."""
-    file, place = split_place(uri)
+    file, place = split_row(uri)
     match = re.fullmatch(r"#?([^\[\]]*)(?:\[(\d+)\])?", place)
-    if match is None or not path_of(file).endswith((".npy", ".npz")):
+    if match is None or not _name(file).endswith((".npy", ".npz")):
         raise MediaError("vectors", f"{uri}: name an .npy file, or file.npz#key[row] with a row from 0 on")
     key, row = match[1], match[2]
     try:
@@ -123,9 +124,15 @@ def _read(uri: str) -> np.ndarray:
     return np.asarray(values)
 
 
+def _name(file: str) -> str:
+    """The name that says what an array's file is: its own, or that of a tar's member."""
+    tar, member = split_place(file)
+    return member or path_of(tar)
+
+
 def _load(file: str, key: str) -> np.ndarray:
     source = open_source(file)
-    if path_of(file).endswith(".npy"):
+    if _name(file).endswith(".npy"):
         if key:
             raise MediaError("vectors", f"{file} holds one array and none called {key!r}; write {file}#[row]")
         if isinstance(source, str):

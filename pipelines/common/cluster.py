@@ -77,12 +77,12 @@ def forwarded_variables(address: str) -> dict[str, str]:
 
 def short_ray_folder() -> str | None:
     """A folder for Ray's files where TMPDIR or RAY_TMPDIR is too long for the sockets in it; None where it is not."""
-    from infra.doctor import ray_folder
+    from infra.doctor import SHORT_FOLDER, ray_folder
 
     if (check := ray_folder()).ok:
         return None
-    print(f"note: {check.found}; Ray's files go to /tmp/ray", flush=True)
-    return "/tmp/ray"
+    print(f"note: {check.found}; Ray's files go to {SHORT_FOLDER}", flush=True)
+    return SHORT_FOLDER
 
 
 def count_slots(need: Mapping[str, float]) -> int:
@@ -91,6 +91,19 @@ def count_slots(need: Mapping[str, float]) -> int:
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(math.floor(node.get(name, 0) / n + 1e-6) for name, n in need.items() if n) for node in nodes)
+
+
+def processes_for(parts: int, concurrency: int, gpus_each: float) -> tuple[int, float]:
+    """How many processes answer so many parts (concurrency: 0 = all room), and GPUs of each: 0 where there are none.
+
+    Raises JobError where no node has room for one.
+    """
+    import ray
+
+    gpus = gpus_each if ray.cluster_resources().get("GPU", 0) else 0
+    if not (most := count_slots({"CPU": 1, "GPU": gpus})):
+        raise JobError(f"--gpus-per-process {gpus:g}: no node has room for such a process")
+    return min(concurrency or most, most, parts), gpus
 
 
 def cpus_for(processes: int, need: Mapping[str, float]) -> int:

@@ -1,20 +1,15 @@
 """What the command line says of a mistake: one line, and what may have been meant."""
 
-import difflib
 from collections.abc import Iterable
+
+from features.errors import close_names
 
 
 def hint(option: str, known: Iterable[str]) -> str:
-    """What may have been meant: options with the same last part first (--width: --model.width), then close names."""
+    """What may have been meant, with the dashes that the option was given with."""
     dashes = "--" if option.startswith("--") else ""
-    option, names = option.lstrip("-").replace("_", "-"), [name.replace("_", "-") for name in known]
-    last = option.rpartition(".")[2]
-    same = [name for name in names if name.rpartition(".")[2] == last and name != option]
-    if not same:
-        lasts = {name.rpartition(".")[2]: name for name in reversed(names)}
-        close = difflib.get_close_matches(option, names, n=1) or difflib.get_close_matches(last, lasts, n=1)
-        same = [lasts.get(name, name) for name in close]
-    return f"; did you mean {' or '.join(dashes + name for name in same[:3])}?" if same else ""
+    close = close_names(option.lstrip("-").replace("_", "-"), [name.replace("_", "-") for name in known])
+    return f"; did you mean {' or '.join(dashes + name for name in close)}?" if close else ""
 
 
 def one_line(box: str, known: Iterable[str]) -> str:

@@ -126,13 +126,10 @@ def _answer_on_cluster(
 ) -> Iterator[tuple[str, Logits]]:
     import ray
 
-    from pipelines.common.cluster import count_slots
+    from pipelines.common.cluster import processes_for
 
-    gpus = gpus if ray.cluster_resources().get("GPU", 0) else 0
-    if not (most := count_slots({"CPU": 1, "GPU": gpus})):
-        raise JobError(f"--gpus-per-process {gpus:g}: no node has room for such a process")
-    shards = by_shard(rows)
-    workers, progress = min(concurrency or most, most, len(shards)), Progress("evaluate", len(rows))
+    shards, progress = by_shard(rows), Progress("evaluate", len(rows))
+    workers, gpus = processes_for(len(shards), concurrency, gpus)
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = [{"rows": pickle.dumps([{name: row[name] for name in PLACE} for row in part])} for part in shards.values()]
     done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(

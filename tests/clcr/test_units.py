@@ -38,7 +38,7 @@ def test_standardised_targets_are_the_same_in_every_unit():
     rng = np.random.default_rng(0)
     for _ in range(200):
         labels = rng.normal(size=rng.integers(2, 60)) * 10 ** rng.uniform(-3, 3)
-        scale = 10 ** rng.uniform(-9, 9)
+        scale = rng.choice([-1, 1]) * 10 ** rng.uniform(-9, 9)
         offset = scale * rng.uniform(-1, 1) * 10 ** rng.uniform(0, 6) * np.abs(labels).max()
         plain, other = (Units({"mood": MOOD}) for _ in range(2))
         plain.fit({"mood": labels})

@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import s3 as s3server
+from mediafiles import write_tar
 from s3 import FORWARD, REFUSE, UNAVAILABLE, Proxy
 
 import features.decode.media
@@ -242,3 +243,19 @@ def test_a_file_inside_a_tar_on_s3_is_read_without_the_rest(proxy):
         features.decode.media.open_source(f"{uri}#clips/50.bin")
     assert resolve("shard-000.tar#clips/1.bin", "s3://bucket/folder") == "s3://bucket/folder/shard-000.tar#clips/1.bin"
     assert split_place("a b.tar#c#d.mp4") == ("a b.tar", "#c#d.mp4")
+
+
+@pytest.mark.parametrize("name", ["./clips/é.bin", "clips/e\u0301.bin", "clips/./é.bin"])
+def test_a_member_is_found_however_its_tar_writes_its_name(tmp_path, name):
+    path = write_tar(tmp_path / "A.TAR", {name: b"x"})
+    for asked in ("clips/é.bin", "./clips/é.bin", "clips/e\u0301.bin"):
+        assert features.decode.media.open_source(f"{path}#{asked}").read() == b"x"
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar.xz"])
+def test_a_packed_tar_is_refused_by_what_it_is(tmp_path, name):
+    (tmp_path / "a.bin").write_bytes(b"x")
+    with tarfile.open(tmp_path / name, "w:xz" if name.endswith("xz") else "w:gz") as tar:
+        tar.add(tmp_path / "a.bin", "a.bin")
+    with pytest.raises(MediaError, match=r"the tar does not read: .*; a tar must not be packed"):
+        features.decode.media.open_source(f"{tmp_path / name}#a.bin")

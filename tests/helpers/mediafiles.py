@@ -1,7 +1,9 @@
 """Small real media files, written with PyAV: frames whose brightness is their number, and known sounds."""
 
 import csv
+import io
 import struct
+import tarfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -131,6 +133,16 @@ def damage(data, generator):
         for at in generator.integers(min(len(data), 400), size=8):
             data[at] = generator.integers(256)
     return bytes(data)
+
+
+def write_tar(path, content):
+    """An uncompressed tar of files given as `{name: bytes}`."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in content.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return str(path)
 
 
 def write_manifest(path, rows):

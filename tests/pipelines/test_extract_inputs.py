@@ -7,6 +7,7 @@ import torch
 from inprocess import run_extract
 from mediafiles import numbered, sine, write_manifest, write_media
 from PIL import Image
+from storefiles import LABELS, make_clips, make_spec
 
 from clcr.training import OptimConfig
 from features.corpus.manifest import read_corpus
@@ -15,12 +16,15 @@ from features.decode.specs import EncoderSpec, VectorSpec
 from features.errors import MediaError, StoreError
 from features.store import Store
 from features.store.inspect import inspect
+from features.store.samples import Sample, pack
+from features.store.shards import ShardWriter, create_store
 from features.store.sheet import choose, contact_sheet, write_figure
 from features.store.spec import Feature
 from features.store.verify import verify
 from pipelines.common.cluster import start_ray
 from pipelines.evaluation.strips import alpha_strips
 from pipelines.explain import fold_of, mean_weights
+from pipelines.extract import summarize
 from pipelines.training.learner import Learner, Recipe
 from pipelines.training.loading import LoaderConfig
 
@@ -110,6 +114,34 @@ def test_what_cannot_be_used_says_why_and_names_no_machine(store, folder):
         "5": ("vectors", "face5.npy: a token has shape (4,), the corpus (5,)"),
     }
     assert str(folder) not in (folder / "store/store.json").read_text()
+
+
+def test_the_last_lines_say_of_each_modality_what_is_there_and_what_to_do(tmp_path, capsys):
+    """As after a corpus of 8 clips without sound, with a skeleton that has no rate, in 5 of them with a face."""
+    features = {
+        "video": Feature((4, 4, 3), "uint8", 12.5, {"name": "frames"}),
+        "audio": Feature((8,), "float16", 50.0, {"name": "log_mel"}),
+        "skeleton": Feature((6,), "float32", 0.0, {"name": "vectors"}),
+        "face": Feature((2,), "float32", 10.0, {"name": "vectors"}),
+    }
+    clips = make_clips(8)
+    spec = make_spec(clips, shard_rows=8, features=features)
+    store = create_store(str(tmp_path), spec)
+    with ShardWriter(str(tmp_path), "train-000000", spec, LABELS) as writer:
+        for n, clip in enumerate(clips):
+            values = {"video": np.zeros((3, 4, 4, 3), np.uint8), "skeleton": np.ones((9, 6), np.float32)}
+            values |= {"face": np.ones((2, 2), np.float32)} if n < 5 else {}
+            writer.add(clip, pack(clip, Sample(values, 0.24)))
+        writer.commit()
+    summarize(store, max_failed=0)
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}: 8 rows = 8 indexed + 0 failed",
+        "  video: in 8 of 8 clips, 12.5 tokens per second of uint8 [4, 4, 3]",
+        "  audio: in 0 of 8 clips: leave it out with --modalities video,skeleton,face",
+        "  skeleton: in 8 of 8 clips, tokens without time of float32 [6]; --vectors.rates skeleton=30 gives them 30 per "
+        "second",
+        "  face: in 5 of 8 clips, 10 tokens per second of float32 [2]",
+    ]
 
 
 @pytest.mark.slow

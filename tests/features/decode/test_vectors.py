@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mediafiles import damage, write_manifest
+from mediafiles import damage, write_manifest, write_tar
 
 from features.corpus.manifest import read_corpus
 from features.decode import vectors
@@ -49,6 +49,23 @@ def test_every_way_to_name_an_array_gives_the_clips_tokens(tmp_path, archive):
     assert read(saved(tmp_path / "layers.npy", layers), (2, 3)).values.shape == (4, 2, 3)
     counts = read(saved(tmp_path / "counts.npy", FIVE.astype(np.uint8))).values
     assert counts.dtype == np.float32 and (counts == FIVE).all()
+
+
+def test_arrays_may_lie_in_a_tar(tmp_path, archive):
+    saved(tmp_path / "a.npy", FIVE)
+    saved(tmp_path / "all.npy", np.stack([FIVE, -FIVE]))
+    files = {f"clips/{name}": (tmp_path / name).read_bytes() for name in ("a.npy", "all.npy")}
+    tar = write_tar(tmp_path / "vectors.tar", files | {"a#1.npz": Path(archive).read_bytes()})
+    np.testing.assert_array_equal(read(f"{tar}#clips/a.npy").values, FIVE)
+    np.testing.assert_array_equal(read(f"{tar}#clips/all.npy#[1]").values, -FIVE)
+    np.testing.assert_array_equal(read(f"{tar}#a#1.npz#audio[1]").values, FIVE + 100)
+    with pytest.raises(MediaError, match=r"a\.npz#audio does not exist: the tar has 3 files|a\.npz does not exist"):
+        read(f"{tar}#a.npz#audio")
+    with pytest.raises(MediaError, match=r"name an \.npy file"):
+        read(f"{tar}#clips/a.mp4")
+    place = "v.tar#b.npz#audio[3]"
+    assert resolve(place, "s3://bucket/x?region=eu") == "s3://bucket/x/v.tar?region=eu#b.npz#audio[3]"
+    assert split_place("s3://b/v.tar?region=eu#b.npz#audio[3]") == ("s3://b/v.tar?region=eu", "#b.npz#audio[3]")
 
 
 def test_names_with_a_hash_sign_are_names(tmp_path):

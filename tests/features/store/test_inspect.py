@@ -196,6 +196,28 @@ def test_each_cell_of_the_sheet_names_its_clip_and_draws_it_at_its_time(tmp_path
         assert (right - left) / 4 * pixels.width == pytest.approx(pixels.height, rel=0.06)  # square stays square
 
 
+def test_each_number_of_a_vector_is_drawn_on_its_own_scale_and_sound_on_one_for_all(tmp_path):
+    ramp = np.linspace(0, 1, 10)[:, None]
+    features = {
+        "face": Feature((4,), "float32", 10.0, {"name": "vectors"}),
+        "audio": Feature((4,), "float16", 10.0, {"name": "log_mel"}),
+    }
+    spec = make_spec(clips := make_clips(1), features=features)
+    store = create_store(str(tmp_path), spec)
+    face = np.concatenate([ramp, 1000 * ramp - 5, -1e-3 * ramp, np.full_like(ramp, 7)], axis=1)
+    sound = np.concatenate([ramp, 9 * ramp, ramp, ramp], axis=1)
+    with ShardWriter(str(tmp_path), "train-000000", spec, LABELS) as writer:
+        sample = Sample({"face": face.astype(np.float32), "audio": sound.astype(np.float16)}, 1.0)
+        writer.add(clips[0], pack(clips[0], sample))
+        writer.commit()
+    vectors, mel = (axes.images[0] for axes in contact_sheet(store).axes)
+    rows = np.asarray(vectors.get_array())
+    assert vectors.get_clim() == (0, 1) and mel.get_clim()[1] == pytest.approx(9, abs=0.1)
+    for row, wanted in zip(rows, (ramp, ramp, ramp[::-1], np.full_like(ramp, 0.5)), strict=True):
+        np.testing.assert_allclose(row, wanted[:, 0], atol=1e-5)  # one that stands still is in between
+    np.testing.assert_allclose(np.asarray(mel.get_array())[:2], sound.T[:2], atol=0.01)
+
+
 def test_features_that_are_no_pictures_or_sound_are_named_by_their_shape(tmp_path):
     clips = make_clips(1)
     spec = make_spec(clips, features={"video": Feature((2, 2, 2, 2), "float32", 1.0)})

@@ -5,6 +5,7 @@ import json
 import pytest
 import ray
 
+from infra.doctor import SHORT_FOLDER
 from pipelines.common.cluster import forwarded_variables, start_ray
 from pipelines.common.errors import JobError
 
@@ -51,6 +52,23 @@ def test_workers_of_a_joined_cluster_get_what_lets_them_in(monkeypatch):
     assert "AWS_SECRET_ACCESS_KEY" not in forwarded_variables("auto") and "RAY_ADDRESS" not in forwarded_variables(
         "auto"
     )
+
+
+def test_ray_starts_where_the_temporary_folder_is_too_long_for_its_sockets(monkeypatch, tmp_path, capsys):
+    """A real one; in a folder of that length it would end in a traceback (AF_UNIX path length)."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    folder = tmp_path / ("t" * 60)
+    folder.mkdir()
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.setenv(name, str(folder))
+    try:
+        start_ray(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        assert ray._private.worker._global_node.get_session_dir_path().startswith(f"{SHORT_FOLDER}/session_")
+        assert ray.get(ray.remote(lambda: 1).remote()) == 1
+    finally:
+        ray.shutdown()
+    said = capsys.readouterr().out
+    assert f"note: RAY_TMPDIR={folder} is too long" in said and f"Ray's files go to {SHORT_FOLDER}" in said
 
 
 def raise_or_return(answer):

@@ -11,7 +11,7 @@ from pipelines.common.errors import JobError
 from pipelines.training.learner import Learner, Recipe
 from pipelines.training.run_folder import check
 
-UNITS = [(0.001, 0.0), (100.0, 500.0), (3e8, 1e9), (1e-6, 1.7e9 * 1e-6)]
+UNITS = [(-3.0, 5.0), (0.001, 0.0), (100.0, 500.0), (3e8, 1e9), (1e-6, 1.7e9 * 1e-6)]
 
 
 def labelled(folder, moods, tests=8):
