@@ -2,20 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clcr.aggregation import Synchronise, TaskHeads, TimePooling, co_aggregation
+from clcr.aggregation import Synchronise, TaskHeads, TimePooling, co_aggregation, own_heads
 from clcr.base import MultimodalModel, Output
 from clcr.batches import Batch, FeatureSpec
 from clcr.budget import NoBudget, TokenBudget
 from clcr.config import CLCRConfig, ModelConfig
 from clcr.errors import ConfigError
 from clcr.exchange import CoExchange, places
-from clcr.hierarchy import masked_mean
+from clcr.hierarchy import Tokens, masked_mean
 from clcr.regularizers import Rows, regularizers
 from clcr.subspaces import Subspaces, WholeSpace
 from clcr.tasks import TaskSpec
@@ -143,8 +144,8 @@ class Summary(nn.Module):
         shared, private = [], []
         for m, pooling in zip(flows.shared, self.pooling, strict=True):
             weights = pooling(shares[m], task, (flows.shared[m], flows.u_sh), (flows.private[m], flows.u_pr[m]))
-            shared.append(weights @ flows.shared[m].float() @ flows.u_sh.T)
-            private.append(weights @ flows.private[m].float() @ flows.u_pr[m].T)
+            shared.append(pooling.pool(weights, flows.shared[m], flows.u_sh))
+            private.append(pooling.pool(weights, flows.private[m], flows.u_pr[m]))
         return torch.stack(shared, dim=2), torch.stack(private, dim=2)
 
 
@@ -170,6 +171,12 @@ class CLCR(MultimodalModel):
         self.intra: Any = nn.ModuleList(  # torch has no type for the items of one
             IntraCED(len(features), mean(starts[level] for level in group), config) for group in groups
         )
+        timed = [m for m, spec in features.items() if len(spec.shape) != 2] if model.onward else []
+        self.onward: Any = nn.ModuleList(
+            nn.ModuleDict({m: nn.Linear(width, width, bias=False) for m in timed}) for _ in levels[1:] if timed
+        )
+        for weight in self.onward.parameters():
+            nn.init.zeros_(weight)
         self.summaries = nn.ModuleList(Summary(len(features), len(tasks), model) for _ in used)
         self.shared_norm = nn.LayerNorm(width)
         self.private_norm = nn.LayerNorm(width)
@@ -177,6 +184,7 @@ class CLCR(MultimodalModel):
         self.inter = co_aggregation(model.aggregation, len(used), width)
         outputs = [task.outputs for task in tasks.values()]
         self.heads = TaskHeads(width * (1 + len(features)), width, outputs, model.dropout)
+        self.own_heads = own_heads(len(features), width * len(used), width, outputs, config)
         # Without subspaces there are no flows to keep apart; only the levels' mixing is left to regularise.
         self.loss = replace(config.loss, lambda_intra=0.0, pr=0.0, sp=0.0) if model.exchange == "whole" else config.loss
 
@@ -192,10 +200,11 @@ class CLCR(MultimodalModel):
         valid: list[dict[str, Tensor]],
         present: dict[str, Tensor],
         spans: list[dict[str, Tensor]] | None = None,
+        first: int = 0,
     ) -> list[Flows]:
         """Exchange of given tokens: H[l][m] (B, T, d), valid (B, T), present (B,), of the levels in use.
 
-        spans: (T, 2), the seconds of each token; without them none is near another in time.
+        spans: (T, 2), the seconds of each token; without them none is near another in time. first: their first level.
         """
         tokens = [{m: h[m] for m in self.features} for h in tokens]
         valid = [{m: mask[m] & present[m][:, None] for m in self.features} for mask in valid]
@@ -204,13 +213,24 @@ class CLCR(MultimodalModel):
             spans = [places(span, mask, untimed) for span, mask in zip(spans, valid, strict=True)]
         flows = []
         for intra, group in zip(self.intra, self.groups, strict=True):
-            of_group = ([values[level] for level in group] if values else None for values in (tokens, valid, spans))
-            flows += intra(*of_group)
+            own = [level - first for level in group]
+            if own[0] in range(len(tokens)):
+                flows += intra(*([values[i] for i in own] if values else None for values in (tokens, valid, spans)))
         return flows
+
+    def _heard(self, present: dict[str, Tensor], flows: list[Flows], level: dict[str, Tokens]) -> dict[str, Tensor]:
+        """Exchange the next level of a batch, add it to `flows`; what its tokens heard, as the next stage reads it."""
+        values, valid, spans = ([{m: t[i] for m, t in level.items()}] for i in range(3))
+        maps = self.onward[len(flows)]
+        (flow,) = self.exchange(values, valid, present, spans, first=len(flows))
+        flows.append(flow)
+        return {m: maps[m]((flow.shared[m] - flow.own[m]) @ flow.u_sh.T) for m in maps}
 
     def forward(self, batch: Batch) -> CLCROutput:
         """Predict every task for a batch; regularisers are computed in training mode only."""
-        hierarchy, windows = self.encoder(batch) * self.repeats, Windows.of(self.tasks, batch)
+        flows: list[Flows] = []
+        exchange = partial(self._heard, batch.present, flows) if self.onward else None
+        hierarchy, windows = self.encoder(batch, exchange) * self.repeats, Windows.of(self.tasks, batch)
         # A modality is there if it is declared so and has a token; it speaks in the windows that its tokens cover.
         present = torch.stack([batch.present[m] & hierarchy[0][m].valid.any(dim=1) for m in self.features], dim=1)
         shares = [{m: windows.shares(level[m]) for m in self.features} for level in hierarchy]
@@ -218,7 +238,8 @@ class CLCR(MultimodalModel):
         tokens = [{m: t.values for m, t in level.items()} for level in hierarchy]
         valid = [{m: t.valid for m, t in level.items()} for level in hierarchy]
         spans = [{m: t.spans for m, t in level.items()} for level in hierarchy]
-        flows = self.exchange(tokens, valid, batch.present, spans)
+        rest = slice(len(flows), None)
+        flows += self.exchange(tokens[rest], valid[rest], batch.present, spans[rest], first=len(flows))
         levels = zip(self.summaries, flows, shares, strict=True)
         pooled = [summarise(flow, share, windows.task) for summarise, flow, share in levels]
         mask = speaks[:, :, None, :, None]
@@ -232,7 +253,7 @@ class CLCR(MultimodalModel):
         omega, beta, eta = (windows.task_means(x, speaks) for x in (summary.omega, summary.beta, summary.eta))
 
         means = [flow.means() for flow in flows]
-        losses = {}
+        losses, unimodal = {}, {}
         if self.training:  # a collective in evaluation would hang where workers have unequal numbers of batches
             rows = [torch.stack([_stack(mean[i]) for mean in means], dim=1) for i in range(3)]
             mixed = rows[0]
@@ -240,9 +261,12 @@ class CLCR(MultimodalModel):
                 rows[:2] = (windows.mean(x, speaks) for x in (shared, private))
                 mixed = windows.mean(levelled[0], speaks)
             losses = regularizers(Rows(rows[0], rows[1], rows[2], mixed), omega, present, self.loss)
+            if self.own_heads:  # what each modality says before the exchange
+                unimodal = self.by_themselves(self._before(tokens, shares, windows), windows)
         return CLCROutput(
             logits=dict(zip(self.tasks, logits, strict=True)),
             losses=losses,
+            unimodal=unimodal,
             alpha=[flow.alpha for flow in flows],
             valid=[flow.valid for flow in flows],
             participation=[flow.participation() for flow in flows],
@@ -254,6 +278,21 @@ class CLCR(MultimodalModel):
             eta=eta.mean(dim=1),
             task_omega=dict(zip(self.tasks, omega.unbind(dim=1), strict=True)),
         )
+
+    def _before(
+        self, tokens: list[dict[str, Tensor]], shares: list[dict[str, Tensor]], windows: Windows
+    ) -> list[Tensor]:
+        """Each modality's summaries of its tokens (B, T, d) before any exchange, all levels: (B, N, K * d)."""
+        return [
+            torch.cat(
+                [
+                    summarise.pooling[i].summary(level[m], share[m], windows.task)
+                    for summarise, level, share in zip(self.summaries, tokens, shares, strict=True)
+                ],
+                dim=-1,
+            )
+            for i, m in enumerate(self.features)
+        ]
 
     @torch.no_grad()
     def diagnostics(self, out: Output, batch: Batch) -> dict[str, Tensor]:
