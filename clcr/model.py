@@ -177,7 +177,7 @@ class CLCR(MultimodalModel):
         )
         for weight in self.onward.parameters():
             nn.init.zeros_(weight)
-        self.summaries = nn.ModuleList(Summary(len(features), len(tasks), model) for _ in used)
+        self.summaries: Any = nn.ModuleList(Summary(len(features), len(tasks), model) for _ in used)
         self.shared_norm = nn.LayerNorm(width)
         self.private_norm = nn.LayerNorm(width)
         self.synchronise = Synchronise(len(used), len(features), width) if model.synchronise else None

@@ -1,7 +1,7 @@
 """Whether a trained CLCR's exchange is used: how loud it is, how far in time it reaches, and what it changes."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,8 +73,8 @@ def exchange_use(model: clcr.CLCR, batches: Iterable[Batch]) -> Use:
                     seen[name][key].append(masked_mean(of_heads.mean(dim=1)[..., None], valid[m])[there])
 
     modules = [exchange for _, exchange in found]
-    given: list[dict[str, M.Predictions]] = []
-    alone: list[dict[str, M.Predictions]] = []
+    given: list[Mapping[str, M.Predictions]] = []
+    alone: list[Mapping[str, M.Predictions]] = []
     first = next((name for name, task in model.tasks.items() if task.kind == "classification"), None)
     weights, classes = [], []
     for batch in batches:
@@ -88,9 +88,8 @@ def exchange_use(model: clcr.CLCR, batches: Iterable[Batch]) -> Use:
             real = torch.tensor([bool(clip_id) for clip_id in batch.clip_ids])
             classes.append(batch.targets[first][real])
             weights.append(torch.cat([out.task_omega[first], out.beta], dim=1)[real])
-    use = Use(
-        *({key: torch.cat(v).nanmean().item() for key, v in seen[n].items()} for n in ("size", "distance", "heard"))
-    )
+    means = {n: {key: torch.cat(v).nanmean().item() for key, v in of.items()} for n, of in seen.items()}
+    use = Use(means["size"], means["distance"], means["heard"])
     both, neither = M.concatenate(given), M.concatenate(alone)
     scores = [M.split_metrics(model.tasks, predictions) for predictions in (both, neither)]
     for name, task in model.tasks.items():
@@ -126,7 +125,7 @@ def exchange_figure(model: clcr.CLCR, use: Use) -> Figure:
         worth.bar(places + 0.4 * column - 0.2, [s[column] for s in use.scores.values()], 0.4, label=label)
     worth.set_xticks(places, [f"{t}\n{use.changed[t]:.2g} change" for t in use.scores], fontsize=7)
     worth.set(ylabel="accuracy or skill, test split", title="what does the same model answer without it?")
-    worth.legend(fontsize=8)
+    worth.legend(fontsize=8, loc="lower center")
     if use.weights:
         values = np.stack(list(use.weights.values()))
         image = weights.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
