@@ -93,9 +93,6 @@ class ModelConfig:
     alike: bool = True
     """Queries and keys of the exchange start as what they are made of, so that a token first hears those like itself;
     no: from random maps, whose logits hardly differ."""
-    onward: bool = False
-    """What a token heard at a level is also added to what the encoder's next stage reads, so that deeper levels are
-    made of both modalities; hidden layers of a language model stay as they are."""
     drop_answer: float = 0.0
     """In training, share of clips (of each modality and level) that hear nothing of the others."""
     synchronise: bool = False
@@ -129,9 +126,6 @@ class ModelConfig:
         )
         exchanged = self.exchange_width
         _require(exchanged % self.heads == 0, "model.heads", self.heads, f"must divide the exchange's {exchanged}")
-        _require(
-            not self.onward or self.hierarchy == "levels", "model.onward", self.onward, "needs --model.hierarchy levels"
-        )
         _require_one_of(self.pooling, Pooling, "model.pooling")
         _require_one_of(self.hierarchy, Hierarchy, "model.hierarchy")
         _require_one_of(self.exchange, Exchange, "model.exchange")

@@ -14,7 +14,7 @@ Padding is zeroed before anything looks at a neighbour, and norms are per token:
 """
 
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,9 +37,6 @@ class Tokens(NamedTuple):
     values: Tensor
     valid: Tensor
     spans: Tensor
-
-
-Heard = Generator[Tokens, Tensor | None, None]  # gives the tokens of level after level, takes what they heard
 
 
 class Conv(nn.Module):
@@ -167,15 +164,15 @@ class TemporalHierarchy(nn.Module):
         self.stages = nn.ModuleList(Stage(stride, model) for stride in strides)
         self.levels = nn.ModuleDict({str(stage): Level(model.width, spec.rate > 0) for stage in read})
 
-    def forward(self, features: Features) -> Heard:
-        """Tokens of the levels that are read, shallow to deep; what is sent back, (B, T, d), is added."""
-        x, valid, seconds = self.stem(features.values, features.valid), features.valid, self.seconds
+    def forward(self, features: Features) -> list[Tokens]:
+        """Tokens of the levels that are read, shallow to deep."""
+        x, valid, seconds, outputs = self.stem(features.values, features.valid), features.valid, self.seconds, []
         for index, (stage, stride) in enumerate(zip(self.stages, self.strides, strict=True)):
             x, valid = stage(x, valid)
             seconds = seconds * stride
             if str(index) in self.levels:
-                heard = yield self.levels[str(index)](x, valid, seconds)
-                x = x if heard is None else x + heard
+                outputs.append(self.levels[str(index)](x, valid, seconds))
+        return outputs
 
 
 class LanguageHierarchy(nn.Module):
@@ -191,11 +188,10 @@ class LanguageHierarchy(nn.Module):
         self.stem = LayersStem(layers, dim, model.width, [spread[level] for level in read])
         self.levels = nn.ModuleList(Level(model.width, spec.rate > 0) for _ in read)
 
-    def forward(self, features: Features) -> Heard:
-        """Tokens of the levels that are read, shallow to deep; what is sent back changes none of them."""
+    def forward(self, features: Features) -> list[Tokens]:
+        """Tokens of the levels that are read, shallow to deep."""
         z = self.stem(features.values, features.valid)
-        for i, level in enumerate(self.levels):
-            yield level(z[:, :, i], features.valid, self.seconds)
+        return [level(z[:, :, i], features.valid, self.seconds) for i, level in enumerate(self.levels)]
 
 
 def _strides(rate: float, model: ModelConfig) -> list[int]:
@@ -219,28 +215,20 @@ class SemanticHierarchy(nn.Module):
         self, features: Mapping[str, FeatureSpec], model: ModelConfig, stem: StemConfig, read: Sequence[int]
     ) -> None:
         super().__init__()
-        self.modalities, self.read = tuple(features), len(read)
+        self.modalities = tuple(features)
         self.encoders: Any = nn.ModuleList(  # torch has no type for the items of one
             (LanguageHierarchy if len(spec.shape) == 2 else TemporalHierarchy)(spec, model, stem, read)
             for spec in features.values()
         )
 
-    def forward(
-        self, batch: Batch, exchange: Callable[[dict[str, Tokens]], dict[str, Tensor]] | None = None
-    ) -> list[dict[str, Tokens]]:
-        """-> for every level read the tokens of every modality; those of a modality not present are all padding.
-
-        exchange: called with the tokens of each level but the last; gives what each modality's next stage reads too.
-        """
-        towers: dict[str, Heard] = {}
+    def forward(self, batch: Batch) -> list[dict[str, Tokens]]:
+        """-> for every level read the tokens of every modality; those of a modality not present are all padding."""
+        towers = {}
         for m, encoder in zip(self.modalities, self.encoders, strict=True):
             features = batch.features[m]
             towers[m] = encoder(Features(features.values, features.valid & batch.present[m][:, None]))
-        levels = [{m: next(tower) for m, tower in towers.items()}]
-        for _ in range(self.read - 1):
-            heard = exchange(levels[-1]) if exchange else {}
-            levels.append({m: tower.send(heard.get(m)) for m, tower in towers.items()})
-        return levels
+        levels = range(len(towers[self.modalities[0]]))
+        return [{m: towers[m][level] for m in self.modalities} for level in levels]
 
     @torch.no_grad()
     def fit_statistics(self, batches: Iterable[Batch]) -> None:

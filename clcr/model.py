@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -16,7 +15,7 @@ from clcr.budget import NoBudget, TokenBudget
 from clcr.config import CLCRConfig, ModelConfig
 from clcr.errors import ConfigError
 from clcr.exchange import CoExchange, places
-from clcr.hierarchy import Tokens, masked_mean
+from clcr.hierarchy import masked_mean
 from clcr.regularizers import Rows, regularizers
 from clcr.subspaces import Subspaces, WholeSpace
 from clcr.tasks import TaskSpec
@@ -171,12 +170,6 @@ class CLCR(MultimodalModel):
         self.intra: Any = nn.ModuleList(  # torch has no type for the items of one
             IntraCED(len(features), mean(starts[level] for level in group), config) for group in groups
         )
-        timed = [m for m, spec in features.items() if len(spec.shape) != 2] if model.onward else []
-        self.onward: Any = nn.ModuleList(
-            nn.ModuleDict({m: nn.Linear(width, width, bias=False) for m in timed}) for _ in levels[1:] if timed
-        )
-        for weight in self.onward.parameters():
-            nn.init.zeros_(weight)
         self.summaries: Any = nn.ModuleList(Summary(len(features), len(tasks), model) for _ in used)
         self.shared_norm = nn.LayerNorm(width)
         self.private_norm = nn.LayerNorm(width)
@@ -200,11 +193,10 @@ class CLCR(MultimodalModel):
         valid: list[dict[str, Tensor]],
         present: dict[str, Tensor],
         spans: list[dict[str, Tensor]] | None = None,
-        first: int = 0,
     ) -> list[Flows]:
         """Exchange of given tokens: H[l][m] (B, T, d), valid (B, T), present (B,), of the levels in use.
 
-        spans: (T, 2), the seconds of each token; without them none is near another in time. first: their first level.
+        spans: (T, 2), the seconds of each token; without them none is near another in time.
         """
         tokens = [{m: h[m] for m in self.features} for h in tokens]
         valid = [{m: mask[m] & present[m][:, None] for m in self.features} for mask in valid]
@@ -213,24 +205,13 @@ class CLCR(MultimodalModel):
             spans = [places(span, mask, untimed) for span, mask in zip(spans, valid, strict=True)]
         flows = []
         for intra, group in zip(self.intra, self.groups, strict=True):
-            own = [level - first for level in group]
-            if own[0] in range(len(tokens)):
-                flows += intra(*([values[i] for i in own] if values else None for values in (tokens, valid, spans)))
+            of_group = ([values[level] for level in group] if values else None for values in (tokens, valid, spans))
+            flows += intra(*of_group)
         return flows
-
-    def _heard(self, present: dict[str, Tensor], flows: list[Flows], level: dict[str, Tokens]) -> dict[str, Tensor]:
-        """Exchange the next level of a batch, add it to `flows`; what its tokens heard, as the next stage reads it."""
-        values, valid, spans = ([{m: t[i] for m, t in level.items()}] for i in range(3))
-        maps = self.onward[len(flows)]
-        (flow,) = self.exchange(values, valid, present, spans, first=len(flows))
-        flows.append(flow)
-        return {m: maps[m]((flow.shared[m] - flow.own[m]) @ flow.u_sh.T) for m in maps}
 
     def forward(self, batch: Batch) -> CLCROutput:
         """Predict every task for a batch; regularisers are computed in training mode only."""
-        flows: list[Flows] = []
-        exchange = partial(self._heard, batch.present, flows) if self.onward else None
-        hierarchy, windows = self.encoder(batch, exchange) * self.repeats, Windows.of(self.tasks, batch)
+        hierarchy, windows = self.encoder(batch) * self.repeats, Windows.of(self.tasks, batch)
         # A modality is there if it is declared so and has a token; it speaks in the windows that its tokens cover.
         present = torch.stack([batch.present[m] & hierarchy[0][m].valid.any(dim=1) for m in self.features], dim=1)
         shares = [{m: windows.shares(level[m]) for m in self.features} for level in hierarchy]
@@ -238,8 +219,7 @@ class CLCR(MultimodalModel):
         tokens = [{m: t.values for m, t in level.items()} for level in hierarchy]
         valid = [{m: t.valid for m, t in level.items()} for level in hierarchy]
         spans = [{m: t.spans for m, t in level.items()} for level in hierarchy]
-        rest = slice(len(flows), None)
-        flows += self.exchange(tokens[rest], valid[rest], batch.present, spans[rest], first=len(flows))
+        flows = self.exchange(tokens, valid, batch.present, spans)
         levels = zip(self.summaries, flows, shares, strict=True)
         pooled = [summarise(flow, share, windows.task) for summarise, flow, share in levels]
         mask = speaks[:, :, None, :, None]
