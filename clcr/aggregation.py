@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clcr.config import Aggregation, Pooling
+from clcr.config import Aggregation, CLCRConfig, Pooling
 from clcr.windows import Windows
 
 EPSILON = 1e-6
@@ -32,6 +32,7 @@ class TimePooling(nn.Module):
     """Weights over time for the summary of one modality at one level: (B, N, T), per window, zero outside of it.
 
     `attention`: a learned query per task; a label that is local in time drowns in a mean. `mean`: the paper's.
+    `statistics`: as attention, and a summary also says how much its tokens vary within the window.
     """
 
     undecayed = ("queries",)
@@ -39,7 +40,8 @@ class TimePooling(nn.Module):
     def __init__(self, tasks: int, width: int, pooling: Pooling) -> None:
         super().__init__()
         # Zero queries are the mean over time: the start does not prefer any token.
-        self.queries = nn.Parameter(torch.zeros(tasks, width)) if pooling == "attention" else None
+        self.queries = nn.Parameter(torch.zeros(tasks, width)) if pooling != "mean" else None
+        self.spread = nn.Linear(width, width, bias=False) if pooling == "statistics" else None
 
     def forward(self, shares: Tensor, task: Tensor, *flows: tuple[Tensor, Tensor]) -> Tensor:
         """shares: (B, N, T) how much of each window each token covers; task: (N,) of each window.
@@ -56,7 +58,20 @@ class TimePooling(nn.Module):
     def summary(self, tokens: Tensor, shares: Tensor, task: Tensor) -> Tensor:
         """Tokens (B, T, d) of a basis of their own, pooled: (B, N, d), zero where a window has no token."""
         identity = torch.eye(tokens.shape[-1], device=tokens.device)
-        return self(shares, task, (tokens, identity)) @ tokens.float()
+        return self.pool(self(shares, task, (tokens, identity)), tokens)
+
+    def pool(self, weights: Tensor, tokens: Tensor, basis: Tensor | None = None) -> Tensor:
+        """weights: (B, N, T); tokens: (B, T, k) in basis (d, k) -> their mean in R^d, (B, N, d).
+
+        Of statistics with a map of their standard deviation, which is zero too where a window has no token.
+        """
+        mean = weights @ tokens.float()
+        mean = mean if basis is None else mean @ basis.T
+        if self.spread is None:
+            return mean
+        lifted = tokens.float() if basis is None else tokens.float() @ basis.T
+        variance = (weights @ lifted.square() - mean.square()).clamp(min=EPSILON)
+        return mean + self.spread(variance.sqrt()) * (weights.sum(dim=-1, keepdim=True) > 0)
 
 
 class Synchronise(nn.Module):
@@ -194,3 +209,9 @@ class TaskHeads(nn.Module):
     def forward(self, representation: Tensor, windows: Windows) -> list[Tensor]:
         """representation: (B, N, width_in) -> logits of each task, (B, outputs) or (B, bins, outputs)."""
         return [head(part) for head, part in zip(self.heads, windows.split(representation), strict=True)]
+
+
+def own_heads(modalities: int, width_in: int, width: int, outputs: list[int], config: CLCRConfig) -> nn.ModuleList:
+    """A head for each modality by itself, for the losses of --loss.unimodal; none where their weight is 0."""
+    of = range(modalities if config.loss.unimodal else 0)
+    return nn.ModuleList(TaskHeads(width_in, width, outputs, config.model.dropout) for _ in of)

@@ -17,15 +17,18 @@ from clcr.errors import ConfigError
 from clcr.hierarchy import SemanticHierarchy
 from clcr.tasks import TaskSpec
 from clcr.units import Units
+from clcr.windows import Windows
 
 
 @dataclass
 class Output:
     """logits: (B, outputs) per task, numbers in the unit of their labels (float64); losses: regularisers by name,
-    already weighted (training mode only)."""
+    already weighted; unimodal: logits as each modality by itself gives them, by modality (both in training mode only).
+    """
 
     logits: dict[str, Tensor]
     losses: dict[str, Tensor] = field(default_factory=dict)
+    unimodal: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 class MultimodalModel(nn.Module):
@@ -36,6 +39,7 @@ class MultimodalModel(nn.Module):
     """
 
     recipe: dict[str, Any]  # what `registry.build` built it from
+    own_heads: Any  # a ModuleList of TaskHeads of the models that have heads for each modality by itself
     pooling: Any  # of most models: a ModuleList of TimePooling; torch has no type for the items of one
 
     def __init__(
@@ -114,6 +118,13 @@ class MultimodalModel(nn.Module):
         sample(clips): batches of a seeded sample of that split, the same on every worker.
         """
 
+    def by_themselves(self, summaries: Sequence[Tensor], windows: Windows) -> dict[str, dict[str, Tensor]]:
+        """Logits that each modality's own head (`own_heads`) gives for its summaries (B, N, width), by modality."""
+        return {
+            m: dict(zip(self.tasks, heads(own, windows), strict=True))
+            for m, heads, own in zip(self.features, self.own_heads, summaries, strict=False)
+        }
+
     def diagnostics(self, out: Output, batch: Batch) -> dict[str, Tensor]:
         """What to log beside the losses: (B,) per name, NaN where it is undefined for a sample."""
         return {}
@@ -144,4 +155,5 @@ class MultimodalModel(nn.Module):
 
 def _in_units(model: MultimodalModel, inputs: object, output: Output) -> Output:
     """A forward hook: the same output with numbers in the unit of their labels."""
-    return replace(output, logits=model.units.answer(output.logits))
+    unimodal = {m: model.units.answer(logits) for m, logits in output.unimodal.items()}
+    return replace(output, logits=model.units.answer(output.logits), unimodal=unimodal)

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from clcr.errors import ConfigError
 
-Pooling = Literal["attention", "mean"]
+Pooling = Literal["attention", "mean", "statistics"]
 Hierarchy = Literal["levels", "deepest", "repeated", "mixed"]
 Exchange = Literal["budgeted", "dense", "whole", "none"]
 Space = Literal["coordinates", "lifted", "tokens"]
@@ -53,7 +53,8 @@ class ModelConfig:
     dropout: float = 0.1
     """Dropout in the encoder's blocks, on exchanged tokens and in the heads."""
     pooling: Pooling = "attention"
-    """From tokens to a summary: a learned query per task, or the mean over time (the paper)."""
+    """From tokens to a summary: a learned query per task, the mean over time (the paper), or a learned query and how
+    much the tokens vary in time (statistics)."""
     blocks: int = 1
     """Residual convolutions per stage of the encoder, after its plain one."""
     stride: int = 2
@@ -231,6 +232,9 @@ class LossConfig:
     """Weight, within lambda_inter, of L_mix: levels that contradict each other are not mixed."""
     align: float = 0.0
     """Weight of 1 - CKA between modalities' shared flows before the exchange, so that shared content is (ours)."""
+    unimodal: float = 0.0
+    """Weight of the tasks' losses of one more head for each modality, which reads what that modality says by itself
+    (clcr, concat); answers do not use it."""
     regularised: Regularised = "summaries"
     """What the terms compare: the summaries that the heads read, or the flows' means over time."""
     correlation: Correlation = "cka"
@@ -247,7 +251,7 @@ class LossConfig:
             _require(_not_negative(weight), "loss.task-weights", f"{name}={weight}", "must be a number, 0 or more")
         _require(self.lambda_intra >= 0, "loss.lambda-intra", self.lambda_intra, "must not be negative")
         _require(self.lambda_inter >= 0, "loss.lambda-inter", self.lambda_inter, "must not be negative")
-        for term in ("pr", "sp", "mix", "align"):
+        for term in ("pr", "sp", "mix", "align", "unimodal"):
             _require(getattr(self, term) >= 0, f"loss.{term}", getattr(self, term), "must not be negative")
         _require_one_of(self.correlation, Correlation, "loss.correlation")
         _require_one_of(self.regularised, Regularised, "loss.regularised")

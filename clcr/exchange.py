@@ -112,11 +112,51 @@ class CoExchange(nn.Module):
 
         No pool (other modalities missing, or every token refused): h~ = 0. No spans: no token is nearer than another.
         """
+        values = {m: self._split(self.value(h)) for m, h in shared.items()}
+        exchanged = {}
+        for m, (heard, weight) in self._attend(shared, alpha, valid, spans, values).items():
+            answer = self.dropout(self.out(heard.transpose(1, 2).flatten(2)))
+            exchanged[m] = shared[m] + self._gate(alpha[m], valid[m], weight)[..., None] * answer
+        return exchanged
+
+    @torch.no_grad()
+    def reach(
+        self,
+        shared: dict[str, Tensor],
+        alpha: dict[str, Tensor],
+        valid: dict[str, Tensor],
+        spans: dict[str, Tensor],
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of each token and head, the share of its attention that is not on hearing nothing, and how far it looks.
+
+        Arguments as in `forward` -> by modality (B, heads, T) each; the distance is the root of the mean square, in
+        seconds, NaN where a token, or what it could hear, has no time.
+        """
+        times = {m: spans[m].mean(dim=-1).expand(len(h), -1).to(h.dtype) for m, h in shared.items()}
+        moments = {
+            m: torch.stack([t**0, t, t**2], dim=-1)[:, None].expand(-1, self.heads, -1, -1) for m, t in times.items()
+        }
+        reached = {}
+        for m, (heard, _) in self._attend(shared, alpha, valid, spans, moments).items():
+            share, first, second = heard.unbind(dim=-1)
+            t = times[m][:, None]
+            square = (second - 2 * t * first + t**2 * share) / share.clamp(min=SMALLEST)
+            reached[m] = share, square.clamp(min=0).sqrt()
+        return reached
+
+    def _attend(
+        self,
+        shared: dict[str, Tensor],
+        alpha: dict[str, Tensor],
+        valid: dict[str, Tensor],
+        spans: dict[str, Tensor] | None,
+        values: dict[str, Tensor],
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """By modality what its tokens take of the others' values (B, heads, T, e), and how much each value counts."""
         near = self._near(spans, shared) if spans else None
         queries = {m: self._split(self.query(h)) for m, h in shared.items()}
         keys = {m: self._split(self.key(h)) for m, h in shared.items()}
-        values = {m: self._split(self.value(h)) for m, h in shared.items()}
-        exchanged = {}
+        heard = {}
         for m in shared:
             others = [n for n in shared if n != m]
             there = torch.cat([valid[n] for n in others], dim=1)
@@ -130,9 +170,8 @@ class CoExchange(nn.Module):
                 between,
                 None if self.null is None else self.null[:, None] + _log_pool(there, between),
             )
-            answer = self.dropout(self.out(answer.transpose(1, 2).flatten(2)))
-            exchanged[m] = shared[m] + self._gate(alpha[m], valid[m], weight)[..., None] * answer
-        return exchanged
+            heard[m] = answer, weight
+        return heard
 
     def _gate(self, alpha: Tensor, valid: Tensor, pool: Tensor) -> Tensor:
         """How much of its answer each token takes: (B, T), nothing where there is no pool."""
@@ -173,13 +212,13 @@ def attend(
 ) -> Tensor:
     """Attention in which key j counts weight[j] times: softmax(q k / sqrt(d) + near_q near_k + log weight) v.
 
-    query: (B, h, Tq, d); key, value: (B, h, Tk, d); weight: (B, Tk) >= 0; near: ([B,] h, Tq, e) and ([B,] h, Tk, e);
-    null: (B, h or 1, Tq or 1), logit of one more key of value 0. A row of zeros gives a finite, meaningless result: the
-    caller drops it. All biases travel as more coordinates of query and key: an additive mask with a gradient would
-    rule out the fused attention kernels.
+    query: (B, h, Tq, d); key: (B, h, Tk, d); value: (B, h, Tk, any); weight: (B, Tk) >= 0; near: ([B,] h, Tq, e) and
+    ([B,] h, Tk, e); null: (B, h or 1, Tq or 1), logit of one more key of value 0. A row of zeros gives a finite,
+    meaningless result: the caller drops it. All biases travel as more coordinates of query and key: an additive mask
+    with a gradient would rule out the fused attention kernels.
     """
     batch, heads, length, width = query.shape
-    root = width**0.5
+    root, taken = width**0.5, value.shape[-1]
     bias = torch.where(weight > 0, weight.clamp(min=SMALLEST).log(), REFUSED).to(key.dtype)
     more_query = [query, query.new_full((*query.shape[:3], 1), root)]
     more_key = [key, bias[:, None, :, None].expand(-1, heads, -1, -1)]
@@ -194,5 +233,5 @@ def attend(
             key.new_ones(1, 1), (query.shape[-1] - 1, 0, key.shape[2], 0)
         )
         value = F.pad(value, (0, 0, 0, 1))
-    value = F.pad(value, (0, query.shape[-1] - width))  # the fused kernels want one head size
-    return F.scaled_dot_product_attention(query, key, value, scale=1 / root)[..., :width]
+    value = F.pad(value, (0, query.shape[-1] - taken))  # the fused kernels want one head size
+    return F.scaled_dot_product_attention(query, key, value, scale=1 / root)[..., :taken]

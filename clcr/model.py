@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clcr.aggregation import Synchronise, TaskHeads, TimePooling, co_aggregation
+from clcr.aggregation import Synchronise, TaskHeads, TimePooling, co_aggregation, own_heads
 from clcr.base import MultimodalModel, Output
 from clcr.batches import Batch, FeatureSpec
 from clcr.budget import NoBudget, TokenBudget
@@ -143,8 +143,8 @@ class Summary(nn.Module):
         shared, private = [], []
         for m, pooling in zip(flows.shared, self.pooling, strict=True):
             weights = pooling(shares[m], task, (flows.shared[m], flows.u_sh), (flows.private[m], flows.u_pr[m]))
-            shared.append(weights @ flows.shared[m].float() @ flows.u_sh.T)
-            private.append(weights @ flows.private[m].float() @ flows.u_pr[m].T)
+            shared.append(pooling.pool(weights, flows.shared[m], flows.u_sh))
+            private.append(pooling.pool(weights, flows.private[m], flows.u_pr[m]))
         return torch.stack(shared, dim=2), torch.stack(private, dim=2)
 
 
@@ -170,13 +170,14 @@ class CLCR(MultimodalModel):
         self.intra: Any = nn.ModuleList(  # torch has no type for the items of one
             IntraCED(len(features), mean(starts[level] for level in group), config) for group in groups
         )
-        self.summaries = nn.ModuleList(Summary(len(features), len(tasks), model) for _ in used)
+        self.summaries: Any = nn.ModuleList(Summary(len(features), len(tasks), model) for _ in used)
         self.shared_norm = nn.LayerNorm(width)
         self.private_norm = nn.LayerNorm(width)
         self.synchronise = Synchronise(len(used), len(features), width) if model.synchronise else None
         self.inter = co_aggregation(model.aggregation, len(used), width)
         outputs = [task.outputs for task in tasks.values()]
         self.heads = TaskHeads(width * (1 + len(features)), width, outputs, model.dropout)
+        self.own_heads = own_heads(len(features), width * len(used), width, outputs, config)
         # Without subspaces there are no flows to keep apart; only the levels' mixing is left to regularise.
         self.loss = replace(config.loss, lambda_intra=0.0, pr=0.0, sp=0.0) if model.exchange == "whole" else config.loss
 
@@ -232,7 +233,7 @@ class CLCR(MultimodalModel):
         omega, beta, eta = (windows.task_means(x, speaks) for x in (summary.omega, summary.beta, summary.eta))
 
         means = [flow.means() for flow in flows]
-        losses = {}
+        losses, unimodal = {}, {}
         if self.training:  # a collective in evaluation would hang where workers have unequal numbers of batches
             rows = [torch.stack([_stack(mean[i]) for mean in means], dim=1) for i in range(3)]
             mixed = rows[0]
@@ -240,9 +241,12 @@ class CLCR(MultimodalModel):
                 rows[:2] = (windows.mean(x, speaks) for x in (shared, private))
                 mixed = windows.mean(levelled[0], speaks)
             losses = regularizers(Rows(rows[0], rows[1], rows[2], mixed), omega, present, self.loss)
+            if self.own_heads:  # what each modality says before the exchange
+                unimodal = self.by_themselves(self._before(tokens, shares, windows), windows)
         return CLCROutput(
             logits=dict(zip(self.tasks, logits, strict=True)),
             losses=losses,
+            unimodal=unimodal,
             alpha=[flow.alpha for flow in flows],
             valid=[flow.valid for flow in flows],
             participation=[flow.participation() for flow in flows],
@@ -254,6 +258,21 @@ class CLCR(MultimodalModel):
             eta=eta.mean(dim=1),
             task_omega=dict(zip(self.tasks, omega.unbind(dim=1), strict=True)),
         )
+
+    def _before(
+        self, tokens: list[dict[str, Tensor]], shares: list[dict[str, Tensor]], windows: Windows
+    ) -> list[Tensor]:
+        """Each modality's summaries of its tokens (B, T, d) before any exchange, all levels: (B, N, K * d)."""
+        return [
+            torch.cat(
+                [
+                    summarise.pooling[i].summary(level[m], share[m], windows.task)
+                    for summarise, level, share in zip(self.summaries, tokens, shares, strict=True)
+                ],
+                dim=-1,
+            )
+            for i, m in enumerate(self.features)
+        ]
 
     @torch.no_grad()
     def diagnostics(self, out: Output, batch: Batch) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Tasks: what is predicted for a clip, and the loss of each kind over the targets that are known."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -43,6 +44,11 @@ class TaskSpec:
     def outputs(self) -> int:
         """Width of the task's logits."""
         return len(self.classes) if self.has_classes else 1
+
+    @property
+    def missing(self) -> float:
+        """The target that says that it is not known."""
+        return MISSING_CLASS if self.has_classes else math.nan
 
     def known(self, target: Tensor) -> Tensor:
         """Which targets are known: bool, of the target's shape."""

@@ -198,6 +198,8 @@ class Trainer:
                     for name, weight in zip(self.tasks, weights, strict=True)
                 }
                 terms = tasks | {f"train/loss_{name}": value / len(parts) for name, value in out.losses.items()}
+                for m, logits_of in out.unimodal.items():
+                    terms[f"train/loss_unimodal_{m}"] = self._unimodal(m, logits_of, part, weights)
                 loss = sum(terms.values())
                 # Times one exactly; but a loss that is not finite makes every gradient so, and the norm below.
                 (loss * (loss.detach() * 0 + 1)).backward()
@@ -308,6 +310,15 @@ class Trainer:
     def _loss(self, task: str, logits: Tensor, target: Tensor) -> Tensor:
         """A task's loss, summed over known targets: ()."""
         return task_loss(self.tasks[task], logits, target, self.model.units.spread_of(task))[0]
+
+    def _unimodal(self, modality: str, logits: Mapping[str, Tensor], part: Batch, weights: Tensor) -> Tensor:
+        """The tasks' losses of one modality's own logits, over the clips that have it, weighted: ()."""
+        there, total = part.present[modality], torch.zeros((), device=self.device)
+        for (name, task), weight in zip(self.tasks.items(), weights, strict=True):
+            target = part.targets[name]
+            target = target.where(there.reshape(-1, *[1] * (target.ndim - 1)), task.missing)
+            total = total + self._loss(name, logits[name], target) * weight
+        return self.model.config.loss.unimodal * total
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
         """Workers exchange gradients in the last pass of a step only."""

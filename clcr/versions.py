@@ -31,6 +31,7 @@ EARLIER: dict[int, dict[str, Any]] = {
         "budget.scale": 4.0,
         "budget.lr_scale": 1.0,
         "loss.align": 0.0,
+        "loss.unimodal": 0.0,
         "loss.regularised": "means",
         "mm_orient.sage": "relu",
         "mm_orient.attention": "two_stage",

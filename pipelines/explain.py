@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""Explain: what a trained CLCR attends to, as three pictures in the run's folder and in its MLflow run.
+"""Explain: what a trained CLCR attends to, as four pictures in the run's folder and in its MLflow run.
 
 levels.png         the levels that each task is answered from, and the weights of the modalities, on the test split
+exchange.png       whether the exchange is used: how loud, from how far in time, and what the model answers without it
 participation.png  the share of tokens that take part, by level and modality, over training
 clips.png          some clips: which tokens the budget admits, under their frames and log-mel
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +16,13 @@ import yaml
 from mlflow.exceptions import MlflowException
 
 import clcr
+from clcr.batches import Batch
 from features.files import open_fs, read_json, read_text, resolve
 from features.store import Store
 from features.store.sheet import contact_sheet, write_figure
 from pipelines.common.cli import main, require_at_least, resolve_uri
 from pipelines.common.errors import JobError
+from pipelines.evaluation.exchange import exchange_figure, exchange_use
 from pipelines.evaluation.strips import alpha_strips
 from pipelines.tracking import run as tracking
 from pipelines.tracking.figures import participation_figure, weights_figure
@@ -55,6 +59,7 @@ def explain(config: ExplainConfig) -> None:
     assert isinstance(model, clcr.CLCR)  # load_model gives no other
     figures = {
         "levels.png": weights_figure(*mean_weights(model, store, fold)),
+        "exchange.png": exchange_figure(model, exchange_use(model, test_batches(model, store, fold))),
         "clips.png": contact_sheet(store, config.clips, config.seed, "test", alpha_strips(model), fold),
     }
     out, run = resolve("explained", folder), find_run(folder)
@@ -105,16 +110,21 @@ def fold_of(folder: str) -> int | None:
     return yaml.safe_load(read_text(folder, "config.yaml") or "{}").get("loader.fold")
 
 
+def test_batches(model: clcr.CLCR, store: Store, fold: int | None = None) -> Iterator[Batch]:
+    """The test split, once."""
+    options = LoaderConfig(fold=fold)
+    loader = SplitLoader(store, "test", model.features, model.tasks, options, batch_size=BATCH, seed=0, rank=0, world=1)
+    return loader.batches(0)
+
+
 @torch.no_grad()
 def mean_weights(
     model: clcr.CLCR, store: Store, fold: int | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Over the test split: level weights omega (clips, K) by task, and beta and eta (clips,) by modality."""
-    options = LoaderConfig(fold=fold)
-    loader = SplitLoader(store, "test", model.features, model.tasks, options, batch_size=BATCH, seed=0, rank=0, world=1)
     omega: dict[str, list[np.ndarray]] = {task: [] for task in model.tasks}
     weights: dict[str, list[np.ndarray]] = {f"{w} {m}": [] for w in ("beta", "eta") for m in model.features}
-    for batch in loader.batches(0):
+    for batch in test_batches(model, store, fold):
         out, real = model(batch), torch.tensor([bool(clip_id) for clip_id in batch.clip_ids])
         for task, values in out.task_omega.items():
             omega[task].append(values[real].numpy())

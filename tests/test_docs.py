@@ -237,9 +237,7 @@ def test_readme_is_short_and_every_room_has_one():
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
-def test_the_words_are_plain(path, request):
-    if relative(path) == "clcr/README.md":
-        request.applymarker(pytest.mark.xfail(reason="it is rewritten with the results of issue 20", strict=False))
+def test_the_words_are_plain(path):
     prose = re.sub(r"`[^`]*`", "", " ".join(without_blocks(path).split()))
     found = {match.group(): better for bad, better in BAD.items() if (match := re.search(bad, prose, re.IGNORECASE))}
     assert not found

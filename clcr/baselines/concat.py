@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from clcr.aggregation import TaskHeads, TimePooling
+from clcr.aggregation import TaskHeads, TimePooling, own_heads
 from clcr.base import MultimodalModel, Output
 from clcr.batches import Batch, FeatureSpec
 from clcr.config import CLCRConfig
@@ -25,6 +25,7 @@ class Concat(MultimodalModel):
         self.pooling = nn.ModuleList(TimePooling(len(tasks), width, model.pooling) for _ in features)
         outputs = [task.outputs for task in tasks.values()]
         self.heads = TaskHeads(width * len(features), width, outputs, model.dropout)
+        self.own_heads = own_heads(len(features), width, width, outputs, config)
 
     def forward(self, batch: Batch) -> Output:
         """Predict every task for a batch."""
@@ -35,4 +36,5 @@ class Concat(MultimodalModel):
             for tokens, pooling in zip(deepest.values(), self.pooling, strict=True)
         ]
         logits = self.heads(torch.cat(summaries, dim=-1), windows)
-        return Output(logits=dict(zip(self.tasks, logits, strict=True)))
+        unimodal = self.by_themselves(summaries, windows) if self.training else {}
+        return Output(logits=dict(zip(self.tasks, logits, strict=True)), unimodal=unimodal)

@@ -4,7 +4,8 @@
         --common "epochs=40 model.width=64 lr=2e-3" --seeds 1,2 "clcr" "clcr model.exchange=none" "concat"
 
 A recipe is a model's name and options by dotted name. --folds: `inner` leaves out one group (subject) of the training
-split at a time and never opens the others: recipes are chosen there. `outer` leaves out one fold of the corpus, chooses
+split at a time and never opens the others: recipes are chosen there; `parts` does so with four random parts of it,
+where clips have no group. `outer` leaves out one fold of the corpus, chooses
 the epoch on the next and tests it. `official` takes the corpus's splits. --summary prints means and paired tests.
 
 Trains by the project's own loop (clcr.training.Trainer) on samples held in memory. A row is a run: `val` is the
@@ -38,6 +39,7 @@ from pipelines.training.loading import feature_specs, task_specs
 
 KEY = ["corpus", "folds", "recipe", "fold", "seed"]
 COLUMNS = ["commit", "command", *KEY, "epochs", "val", "last", "test", "alone", "participation", "seconds"]
+PARTS = 4
 Sample = dict[str, Any]
 
 
@@ -84,6 +86,14 @@ def divisions(rows: list[dict], folds: str) -> Iterator[tuple[str, list[str]]]:
         training = sorted({row["group"] for row in rows if row["split"] in ("train", "val")})
         for left_out in training:
             yield left_out, [_part(row["group"], training, left_out) for row in rows]
+    elif folds == "parts":
+        opened = [row["split"] in ("train", "val") for row in rows]
+        part = np.random.default_rng(0).permutation(len(rows)) % PARTS
+        for left_out in range(PARTS):
+            yield (
+                str(left_out),
+                [("val" if p == left_out else "train") if o else "" for o, p in zip(opened, part, strict=True)],
+            )
     else:
         known = sorted({row["fold"] for row in rows})
         for number, fold in enumerate(known):
@@ -164,7 +174,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", help="feature store")
     parser.add_argument("--out", type=Path, required=True, help="csv of results; runs that it holds are not run again")
-    parser.add_argument("--folds", choices=("inner", "outer", "official"), default="inner")
+    parser.add_argument("--folds", choices=("inner", "parts", "outer", "official"), default="inner")
     parser.add_argument("--only", default="", help="these folds alone, separated by commas")
     parser.add_argument("--common", default="", help="options of every recipe")
     parser.add_argument("--seeds", default="1")

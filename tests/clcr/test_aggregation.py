@@ -72,3 +72,16 @@ def test_every_window_is_asked_by_the_query_of_its_own_task():
     pooling.queries.copy_(torch.eye(8)[[0, 2]] * 20)
     weights = pooling(torch.ones(1, 3, 3), torch.tensor([0, 1, 1]), (tokens, torch.eye(8)))
     assert weights.argmax(dim=-1).tolist() == [[0, 2, 2]]
+
+
+def test_pooled_statistics_tell_what_varies_within_a_window_from_what_does_not():
+    pooling = TimePooling(1, 8, "statistics")
+    still, task = torch.randn(2, 1, 8).expand(-1, 10, -1), torch.tensor([0])
+    moving = still + torch.tensor([1.0, -1.0]).repeat(5)[:, None]  # the same mean
+    shares = torch.ones(2, 1, 10)
+    shares[1] = 0
+    quiet, loud = pooling.summary(still, shares, task), pooling.summary(moving, shares, task)
+    assert torch.allclose(quiet[0], still[0, :1], atol=0.01) and (loud - quiet)[0].norm() > 0.5
+    assert not loud[1].any()  # no token in the window
+    loud.sum().backward()
+    assert all(p.grad.isfinite().all() for p in pooling.parameters())

@@ -131,3 +131,18 @@ def test_a_token_hears_other_modalities_only():
     after = exchange(moved, alpha, valid)
     assert torch.allclose(after["a"][:, 0], before["a"][:, 0])
     assert not torch.allclose(after["b"], before["b"])
+
+
+def test_reach_is_how_much_a_head_hears_and_from_how_far_in_time():
+    starts = torch.arange(10.0)
+    spans = dict.fromkeys("ab", torch.stack([starts, starts + 1], dim=1))
+    shared, valid = {m: torch.randn(2, 10, 8) for m in "ab"}, dict.fromkeys("ab", torch.ones(2, 10, dtype=torch.bool))
+    full = {m: mask.float() for m, mask in valid.items()}
+    close, blind = (CoExchange(8, 2, 0.0, nearest=gain, farthest=gain) for gain in (3.0, 0.0))
+    share, far = close.reach(shared, full, valid, spans)["a"]
+    assert share.shape == far.shape == (2, 2, 10) and 0.5 < share.mean() < 0.95
+    assert far.mean() < 0.5 < 2 < blind.reach(shared, full, valid, spans)["a"][1].mean()
+    quiet, _ = close.reach(shared, {**full, "b": full["b"] * 0.01}, valid, spans)["a"]
+    assert quiet.mean() < 0.1
+    ten = {**shared, "b": shared["b"] * 0 + shared["b"][:, :1]}  # what is heard is the same wherever it comes from
+    assert torch.allclose(blind.reach(ten, full, valid, spans)["a"][1][0, 0, 0], (starts**2).mean().sqrt(), rtol=1e-3)

@@ -1,6 +1,7 @@
 """The training loop alone: going on from any step, gradients summed over passes, stopping early and in time."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,3 +126,23 @@ def test_an_infinite_label_is_blamed_on_its_clip_and_leaves_the_weights_alone(ma
 def test_options_below_zero_are_refused_by_name(option):
     with pytest.raises(ConfigError, match=f"--{option.replace('_', '-')} -1"):
         OptimConfig(**{option: -1})
+
+
+@pytest.mark.parametrize("name", ["clcr", "concat"])
+def test_heads_of_each_modality_learn_from_the_clips_that_have_it_and_answer_nothing(make, name):
+    weighted, loader = trainer(make, name, loss={"unimodal": 0.5}), Batches(make)
+    model, batch = weighted.model, loader.made[0]
+    assert not model.eval()(batch).unimodal
+    answers = model(batch).logits
+    with torch.no_grad():
+        for parameter in model.own_heads.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(logits, answers[task]) for task, logits in model(batch).logits.items())
+    model.train()
+    losses = weighted.train_step(batch)
+    own = {losses.pop(f"train/loss_unimodal_{m}") for m in make.features}
+    assert all(value > 0 for value in own)
+    rest = sum(value for term, value in losses.items() if term != "train/loss")
+    assert losses["train/loss"] == pytest.approx(rest + sum(own), rel=1e-5)
+    deaf = replace(batch, present={**batch.present, "audio": torch.zeros_like(batch.present["audio"])})
+    assert weighted.train_step(deaf)["train/loss_unimodal_audio"] == 0

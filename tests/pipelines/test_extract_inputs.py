@@ -138,8 +138,8 @@ def test_the_last_lines_say_of_each_modality_what_is_there_and_what_to_do(tmp_pa
         f"{tmp_path}: 8 rows = 8 indexed + 0 failed",
         "  video: in 8 of 8 clips, 12.5 tokens per second of uint8 [4, 4, 3]",
         "  audio: in 0 of 8 clips: leave it out with --modalities video,skeleton,face",
-        "  skeleton: in 8 of 8 clips, tokens without time of float32 [6]; --vectors.rates skeleton=30 gives them 30 per "
-        "second",
+        "  skeleton: in 8 of 8 clips, tokens without time of float32 [6]; --vectors.rates skeleton=30 gives them 30 "
+        "per second",
         "  face: in 5 of 8 clips, 10 tokens per second of float32 [2]",
     ]
 

@@ -25,7 +25,8 @@ from clcr.training import OptimConfig
 from pipelines.common.cli import run_job, to_yaml
 from pipelines.common.cluster import count_slots, cpus_for, retry_start
 from pipelines.common.errors import JobError
-from pipelines.explain import ExplainConfig, explain, load_model, mean_weights
+from pipelines.evaluation.exchange import exchange_use
+from pipelines.explain import ExplainConfig, explain, load_model, mean_weights, test_batches
 from pipelines.tracking.registry import load_model as load_registered
 from pipelines.train import CHANGEABLE, TrainConfig, train
 from pipelines.training.learner import Learner, Recipe
@@ -105,7 +106,7 @@ def test_the_model_folder_gives_the_model_back(trained, store):
 
 def test_explain_draws_what_the_model_attends_to_into_the_run(trained, store, capsys):
     explain(ExplainConfig(run=trained.out, store=store.uri, clips=2))
-    names = {"levels.png", "participation.png", "clips.png"}
+    names = {"levels.png", "exchange.png", "participation.png", "clips.png"}
     said = capsys.readouterr().out.split()
     assert {Path(line).name for line in said} == names and all(Path(line).stat().st_size > 10_000 for line in said)
     logged = client(trained).list_artifacts(
@@ -119,6 +120,16 @@ def test_explained_weights_sum_to_one_over_every_test_clip(trained, store):
     clips = len(store.index("test"))
     assert all(o.shape == (clips, 3) and abs(o.sum(axis=1) - 1).max() < 1e-5 for o in omega.values())
     assert set(weights) == {"beta video", "beta audio", "eta video", "eta audio"}
+
+
+def test_what_the_exchange_is_used_for_is_measured_with_it_and_without(trained, store):
+    model = load_model(trained.out).model
+    use = exchange_use(model, test_batches(model, store))
+    assert set(use.size) == {f"{level} {m}" for level in range(3) for m in ("video", "audio")}
+    assert all(size > 0 for size in use.size.values()) and all(0 < share <= 1 for share in use.heard.values())
+    assert all(0 <= seconds < 3 for seconds in use.distance.values())
+    assert use.scores.keys() == model.tasks.keys() == use.changed.keys()
+    assert all(abs(row[:3].sum() - 1) < 1e-4 and abs(row[3:].sum() - 1) < 1e-4 for row in use.weights.values())
 
 
 def test_explain_needs_a_finished_run_and_a_store_that_its_model_can_read(trained, store, tmp_path):
@@ -141,7 +152,7 @@ def test_a_run_that_has_outlived_its_mlflow_is_drawn_all_the_same(trained, store
     explain(ExplainConfig(run=str(tmp_path / "run"), store=store.uri, clips=1))
     first, *drawn = capsys.readouterr().out.splitlines()
     assert "without participation.png and MLflow" in first
-    assert [Path(line).name for line in drawn] == ["levels.png", "clips.png"]
+    assert [Path(line).name for line in drawn] == ["levels.png", "exchange.png", "clips.png"]
 
 
 def test_running_it_again_trains_nothing_and_says_so(trained, capsys):
