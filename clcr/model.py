@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +141,8 @@ class Summary(nn.Module):
         shares: (B, N, T) per modality, how much of a window a token covers; task: (N,) of each window.
         """
         shared, private = [], []
-        for m, pooling in zip(flows.shared, self.pooling, strict=True):
+        for m, module in zip(flows.shared, self.pooling, strict=True):
+            pooling = cast(TimePooling, module)
             weights = pooling(shares[m], task, (flows.shared[m], flows.u_sh), (flows.private[m], flows.u_pr[m]))
             shared.append(pooling.pool(weights, flows.shared[m], flows.u_sh))
             private.append(pooling.pool(weights, flows.private[m], flows.u_pr[m]))

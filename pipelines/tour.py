@@ -31,6 +31,7 @@ answers = pd.DataFrame(model.predict(samples))
 print(answers.head())
 
 # %% One prediction: which level and which modality it is read from, for each task.
+assert isinstance(model, clcr.CLCR), "of all models only this one has levels and a budget"
 with torch.no_grad():
     out = model(collate(samples[:1], model.features, model.tasks))
 for task, omega in out.task_omega.items():
