@@ -13,7 +13,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from features.files import read_text
-from pipelines.common.cli import JobError, parse, resolve_uri
+from pipelines.common.cli import parse, resolve_uri
+from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
 from tuning.options import SweepConfig
 from tuning.space import OPTION_TYPES, apply, values_of

@@ -148,7 +148,7 @@ def test_a_run_whose_file_lacks_an_option_that_came_later_is_resumed_with_its_de
     written = yaml.safe_load((out / "config.yaml").read_text())
     del written["log_every"], written["patience"]
     (out / "config.yaml").write_text(yaml.safe_dump(written))
-    with pytest.raises(JobError, match="holds another run .*log_every None not 7"):
+    with pytest.raises(JobError, match=r"holds another run .*log_every None not 7"):
         claim(replace(config, log_every=7))
     claim(config)
     assert yaml.safe_load((out / "config.yaml").read_text())["patience"] == 0
