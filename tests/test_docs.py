@@ -25,7 +25,8 @@ MODULES = ["features.store", "features.synthetic", "features.noise", "features.d
 MODULES += [f"tests.benchmarks.{path.stem}" for path in sorted((ROOT / "tests/benchmarks").glob("[!_]*.py"))]
 FOREIGN = {  # options of programs that are not ours, named in the text
     "--working-dir", "--address", "--head", "--follow", "--no-wait", "--num-cpus", "--nodes", "--gpus-per-node",
-    "--config", "--help", "--no-deps", "--backend-store-uri", "--artifacts-destination", "--allowed-hosts",
+    "--config", "--print-config", "--help", "--no-deps", "--backend-store-uri", "--artifacts-destination",
+    "--allowed-hosts",
 }  # fmt: skip
 BAD = {  # what words.md says not to write, and what to write instead
     r"\bgo(es|ing)? on where\b|\b(then|it|again|jobs?|command|runs?|training) goe?s? on\b|\bto go on\b|\bgone on\b":
@@ -118,7 +119,9 @@ def check_local_cluster(arguments):
 
 
 def written(word):
-    """A YAML file that a command reads and another one writes: a sweep's best recipe stands for it."""
+    """A YAML file that a command reads and another one writes: a sweep's best recipe, or its space, stands for it."""
+    if Path(word).name == "space.yaml":
+        return str(ROOT / "tests/helpers/space.yaml")
     if word.endswith(".yaml") and not (ROOT / word).exists():
         return str(GOLDEN / "best.yaml")
     return word
