@@ -30,14 +30,19 @@ def project(activation: Tensor, budget: Tensor | float, valid: Tensor | None = N
 
     activation: (..., T) any real; budget: tokens, a number, (...,) or (..., 1); valid: (..., T) bool, padding is 0 in
     the result. Computed in float32 at least, returned in the activation's dtype. Exact gradient in both arguments.
-    Raises ValueError if a budget is negative.
+    Raises ValueError if a budget is negative and on the CPU: no other device is asked.
     """
     a = activation.to(torch.promote_types(activation.dtype, torch.float32))
-    budget = torch.as_tensor(budget, dtype=a.dtype, device=a.device)
-    budget = (budget if budget.ndim == a.ndim else budget[..., None]).expand(*a.shape[:-1], 1)
-    if not torch.compiler.is_compiling() and bool((budget < 0).any()):
+    budget = budget.to(a) if isinstance(budget, Tensor) else a.new_full((), budget)
+    if budget.device.type == "cpu" and not torch.compiler.is_compiling() and bool((budget < 0).any()):
         raise ValueError(f"the budget is negative ({budget.min().item():g}): no vector of weights fits it")
+    budget = (budget if budget.ndim == a.ndim else budget[..., None]).expand(*a.shape[:-1], 1)
     valid = torch.ones_like(a, dtype=torch.bool) if valid is None else valid
+    return _project(a, budget, valid).to(activation.dtype)
+
+
+def _project(a: Tensor, budget: Tensor, valid: Tensor) -> Tensor:
+    """The same of floats (..., T) and budgets (..., 1) that are not negative; asks nothing of what they hold."""
     with torch.no_grad():
         active = _excess(a, budget, valid).tokens > 0
         tau = torch.where(active, _threshold(a.where(valid, 0.0), budget, valid), 0.0)
@@ -46,7 +51,7 @@ def project(activation: Tensor, budget: Tensor | float, valid: Tensor | None = N
     a = a - tau
     excess = _excess(a, budget, valid)
     rest = (excess.tokens / excess.interior.sum(-1, keepdim=True).clamp(min=1)).where(active, 0.0)
-    return torch.where(excess.interior, (a - rest).clamp(0, 1), excess.full.to(a.dtype)).to(activation.dtype)
+    return torch.where(excess.interior, (a - rest).clamp(0, 1), excess.full.to(a.dtype))
 
 
 class _Excess(NamedTuple):
@@ -121,7 +126,7 @@ class TokenBudget(nn.Module):
         tokens = valid.sum(dim=1).float()
         budget = torch.minimum(self.gamma * torch.sigmoid(self.rho) * tokens, tokens)
         active = (activation * valid).sum(dim=1) > budget
-        return Admission(project(activation, budget, valid), active)
+        return Admission(_project(activation, budget[:, None], valid), active)
 
 
 class NoBudget(nn.Module):

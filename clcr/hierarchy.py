@@ -148,7 +148,7 @@ class Level(nn.Module):
         edges = torch.arange(z.shape[1] + 1, device=z.device, dtype=torch.float64) * seconds_per_token
         spans = torch.stack([edges[:-1], edges[1:]], dim=1)
         if not self.timed:
-            spans = torch.tensor([-math.inf, math.inf], device=z.device, dtype=torch.float64).expand_as(spans)
+            spans = torch.stack([torch.full_like(edges[1:], end) for end in (-math.inf, math.inf)], dim=1)
         return Tokens(h * valid[..., None], valid, spans)
 
 

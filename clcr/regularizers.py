@@ -14,6 +14,7 @@ Rows come from all workers, gathered with gradient: every worker has the same va
 workers - what DistributedDataParallel does - gives the gradient of a single process with all rows.
 """
 
+from functools import reduce
 from itertools import combinations, permutations
 from typing import NamedTuple
 
@@ -91,16 +92,21 @@ MEASURES = {"cka": (_centred_gram, _cosine), "whitened": (_whitened_rows, _cross
 
 
 def gather_rows(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (B, ...) and their mask (B, ...) of all workers, with gradient; unequal batches are padded."""
+    """Rows (B, ...) and their mask (B, ...) of all workers, with gradient.
+
+    Unequal batches are padded on the CPU; on another device, which would have to be asked, every worker gives as many
+    rows, as the loaders see to.
+    """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return rows, mask
     from torch.distributed.nn.functional import all_gather  # exists only where torch was built with distributed
 
-    largest = torch.tensor(len(rows), device=rows.device)
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
-    missing = int(largest) - len(rows)
-    rows = F.pad(rows, [0, 0] * (rows.ndim - 1) + [0, missing])
-    mask = F.pad(mask, [0, 0] * (mask.ndim - 1) + [0, missing])
+    if rows.device.type == "cpu":
+        largest = torch.tensor(len(rows))
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        missing = int(largest) - len(rows)
+        rows = F.pad(rows, [0, 0] * (rows.ndim - 1) + [0, missing])
+        mask = F.pad(mask, [0, 0] * (mask.ndim - 1) + [0, missing])
     masks = [torch.empty_like(mask, dtype=torch.uint8) for _ in range(dist.get_world_size())]
     dist.all_gather(masks, mask.to(torch.uint8))
     return torch.cat(all_gather(rows.contiguous())), torch.cat(masks).bool()
@@ -183,9 +189,16 @@ def _dependence(
     on = [frozenset({m, n}) for (*_, m), (*_, n) in pairs]  # a pair is compared on the samples that have both
     places = {key: i for i, key in enumerate(dict.fromkeys((f, o) for p, o in zip(pairs, on, strict=True) for f in p))}
     rows = torch.stack([flows[:, kind, level, m] for (kind, level, m), _ in places])
-    mask = torch.stack([present[:, list(both)].all(dim=1) for _, both in places])
+    mask = torch.stack([reduce(torch.logical_and, [present[:, m] for m in sorted(both)]) for _, both in places])
     found = represent(rows, mask)
     left, right = ([places[pair[side], both] for pair, both in zip(pairs, on, strict=True)] for side in (0, 1))
-    values = compare(found[left], found[right], mask[left]).clamp(min=0).split([len(term) for term in terms.values()])
+    values = compare(_rows(found, left), _rows(found, right), _rows(mask, left)).clamp(min=0)
     # A single level has no inter-level pairs, and a mean of nothing is NaN.
-    return {name: value.sum() / max(1, len(value)) for name, value in zip(terms, values, strict=True)}
+    sizes = [len(term) for term in terms.values()]
+    return {name: value.sum() / max(1, len(value)) for name, value in zip(terms, values.split(sizes), strict=True)}
+
+
+def _rows(stacked: Tensor, which: list[int]) -> Tensor:
+    """Some of its first axis. A list as an index would be copied to the device, which waits for it."""
+    parts = stacked.unbind()
+    return torch.stack([parts[i] for i in which])

@@ -55,6 +55,17 @@ class TaskSpec:
         return target != MISSING_CLASS if self.has_classes else ~target.isnan()
 
 
+def target_losses(spec: TaskSpec, logits: Tensor, target: Tensor, spread: Tensor | float = 1.0) -> Tensor:
+    """The loss of every target, of the target's shape, 0 where it is not known; arguments as in task_loss."""
+    if spec.has_classes:
+        flat = logits.float().flatten(0, -2), target.flatten()
+        return F.cross_entropy(*flat, ignore_index=MISSING_CLASS, reduction="none").view(target.shape)
+    known = spec.known(target)
+    # NaN times 0 is NaN: replaced before it is masked.
+    error = ((logits.squeeze(-1).double() - target.double().where(known, 0.0)) / spread).abs().float()
+    return error * known
+
+
 def task_loss(spec: TaskSpec, logits: Tensor, target: Tensor, spread: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
     """Sum of the task's loss over the known targets, and their count (divide by the global count).
 
@@ -62,10 +73,4 @@ def task_loss(spec: TaskSpec, logits: Tensor, target: Tensor, spread: Tensor | f
     float64 with NaN missing. Cross-entropy for classes, absolute error for numbers (the field reports MAE), in units
     of `spread`: logits and targets are in the unit of the labels, and only their difference fits into float32.
     """
-    known = spec.known(target)
-    if spec.has_classes:
-        flat = logits.float().flatten(0, -2), target.flatten()
-        return F.cross_entropy(*flat, ignore_index=MISSING_CLASS, reduction="sum"), known.sum()
-    # NaN times 0 is NaN: replaced before it is masked.
-    error = ((logits.squeeze(-1).double() - target.double().where(known, 0.0)) / spread).abs().float()
-    return (error * known).sum(), known.sum()
+    return target_losses(spec, logits, target, spread).sum(), spec.known(target).sum()

@@ -3,13 +3,16 @@
 Data-parallel when torch.distributed is initialised. Losses are sums over known targets divided by the global count,
 so the number of workers does not change the objective. The order of the data belongs to the loader; everything random
 here follows from (seed, step, rank), so a run goes on from any step as if it had never stopped.
+
+A step asks the device nothing: whether it was finite is decided there, and one that was not, like all after it, changes
+no weight. It is named at the next check: when a log or a checkpoint is due, after UNREAD steps, at an epoch's end.
 """
 
 import hashlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -23,10 +26,12 @@ from clcr import metrics as M
 from clcr.base import MultimodalModel
 from clcr.batches import Batch
 from clcr.errors import ConfigError, DivergedError
-from clcr.tasks import TaskSpec, task_loss
+from clcr.steps import Losses, Step, blame, read
+from clcr.tasks import TaskSpec, target_losses
 from clcr.versions import completed_weights
 
 NAMED = 16  # clips that an error names
+UNREAD = 50  # steps after which what they showed is read in any case
 
 
 @dataclass(frozen=True)
@@ -117,17 +122,20 @@ class Trainer:
             group["lr"] = config.lr * group.pop("lr_scale", 1.0)  # the schedule multiplies each group's own
         self.optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+            self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9, fused=True)
         else:
             self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, _warmup_cosine(config.epochs * steps_per_epoch, config.warmup)
         )
+        # The fused optimisers of torch leave everything as it is where this is 1.
+        self.stopped = self.optimizer.found_inf = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
         self.next_epoch, self.done = 0, 0  # the epoch under way, and how many of its steps are done
         self.sums: dict[str, float] = defaultdict(float)  # this worker's part of their losses' sums, and of their time
+        self.unread: list[Step] = []
         self.best_score, self.best_epoch = -math.inf, -1
         self.best_weights: dict[str, Tensor] = {}
-        forward = torch.compile(self.model) if config.compile else self.model
+        forward = torch.compile(self.model, dynamic=True) if config.compile else self.model  # batches differ in shape
         self.forward: Any = DistributedDataParallel(forward) if self.world > 1 else forward
 
     @property
@@ -146,7 +154,8 @@ class Trainer:
     ) -> Iterator[Epoch]:
         """Train and validate; yields after every epoch, so that the caller may report, save or stop.
 
-        after_step: called after every step with this worker's losses of it; `state_dict` may be taken there too.
+        after_step: called after every step with this worker's losses of it, which stay on the device until they are
+        looked at; `state_dict` may be taken there too.
         """
         while not self.finished:
             measured = self.train_epoch(train.batches(self.next_epoch, self.done), after_step)
@@ -171,30 +180,45 @@ class Trainer:
         for batch in batches:
             waited = time.perf_counter() - clock
             torch.manual_seed(mixed_seed(self.seed, self.step, self.rank))  # dropout, and the shift of frames
-            losses = self.train_step(batch.to(self.device))
+            step = self.advance(batch.to(self.device))
+            self.unread.append(step)
             self.done += 1
             now = time.perf_counter()
             self.sums["samples"] += sum(map(bool, batch.clip_ids))
-            for name, value in (losses | {"waited": waited, "seconds": now - clock + after}).items():
+            for name, value in {"waited": waited, "seconds": now - clock + after}.items():
                 self.sums[name] += value / self.world  # their number may change before the epoch ends
             if after_step:
-                after_step(losses)
+                after_step(step.losses)
+            if len(self.unread) >= UNREAD:
+                self.check()
             clock = time.perf_counter()
             after = clock - now  # counts as time of the next step, which has not waited for it
+        self.check()
+        self.sums["seconds"] += (time.perf_counter() - clock) / self.world  # until the device was done
         return self._epoch_means()
 
-    def train_step(self, batch: Batch) -> dict[str, float]:
-        """Forward, backward, update on one batch; returns the step's losses by tracking name."""
+    def train_step(self, batch: Batch) -> Losses:
+        """`advance`, read at once: raises DivergedError where this very step is not finite."""
+        step = self.advance(batch)
+        self._require_finite([step])
+        return step.losses
+
+    def advance(self, batch: Batch) -> Step:
+        """Forward, backward, update on one batch, all given to the device without waiting for it.
+
+        Where the loss or a gradient is not finite neither this step nor a later one changes any weight.
+        """
         parts = batch.split(self.config.micro_batch) if self.config.micro_batch else [batch]
         weights = self._task_weights(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        losses, logits = [], []
+        losses, finite = [], []
         for number, part in enumerate(parts):
             with self._synchronised(number + 1 == len(parts)):
                 with self._autocast():
                     out = self.forward(part)
+                own = {name: self._losses(name, out.logits[name], part.targets[name]) for name in self.tasks}
                 tasks = {
-                    f"train/loss_{name}": self._loss(name, out.logits[name], part.targets[name]) * weight
+                    f"train/loss_{name}": own[name].sum() * weight
                     for name, weight in zip(self.tasks, weights, strict=True)
                 }
                 terms = tasks | {f"train/loss_{name}": value / len(parts) for name, value in out.losses.items()}
@@ -204,22 +228,33 @@ class Trainer:
                 # Times one exactly; but a loss that is not finite makes every gradient so, and the norm below.
                 (loss * (loss.detach() * 0 + 1)).backward()
             losses.append(torch.stack([loss, *terms.values()]).detach())
-            logits.append({name: x.detach() for name, x in out.logits.items()})
+            each = [values.detach().isfinite().view(len(part), -1).all(dim=1) for values in own.values()]
+            finite.append(torch.stack(each).all(dim=0))
         # The norm is that of the gradient averaged over workers: all see the same, and stop together.
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
-        *values, norm = torch.cat([torch.stack(losses).sum(0), norm[None]]).tolist()
-        if not math.isfinite(norm):
-            raise self._diverged(values[0], norm, parts, logits)
+        torch.maximum(self.stopped, (~norm.isfinite()).to(self.stopped.dtype), out=self.stopped)
         self.optimizer.step()
         self.schedule.step()
-        return dict(zip(["train/loss", *terms], values, strict=True))
+        values = Losses(["train/loss", *terms], torch.stack(losses).sum(0))
+        return Step(self.step, values, norm, batch.clip_ids, torch.cat(finite))
+
+    def check(self) -> None:
+        """Read what the steps since the last check showed. Every worker must call it, after the same step.
+
+        Raises DivergedError for the first of them that was not finite.
+        """
+        steps, self.unread = self.unread, []
+        self._require_finite(steps)
+        for step in steps:
+            for name, value in step.losses.items():
+                self.sums[name] += value / self.world
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> tuple[dict[str, M.Predictions], dict[str, float]]:
         """Predictions of every clip by task, gathered over workers, and the means of the model's diagnostics."""
         self.forward.eval()
         parts: list[Mapping[str, M.Predictions]] = []
-        sums: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
+        sums: dict[str, Tensor] = {}  # of every diagnostic its sum and how many clips have it
         for batch in batches:
             batch = batch.to(self.device)
             with self._autocast():
@@ -230,12 +265,12 @@ class Trainer:
                     for name, task in self.tasks.items()
                 }
             )
-            real = torch.tensor([bool(clip_id) for clip_id in batch.clip_ids], device=self.device)  # no padding
+            real = torch.tensor([bool(clip_id) for clip_id in batch.clip_ids]).to(self.device)  # no padding
             for name, value in self.model.diagnostics(out, batch).items():
-                known = value[real & ~value.isnan()].double()  # NaN: a modality that the clip lacks
-                total, count = sums[name]
-                sums[name] = total + known.sum().item(), count + len(known)
-        gathered = _gather((M.concatenate(parts), dict(sums)))
+                known = real & ~value.isnan()  # NaN: a modality that the clip lacks
+                found = torch.stack([value.double().where(known, 0.0).sum(), known.sum()])
+                sums[name] = sums[name] + found if name in sums else found
+        gathered = _gather((M.concatenate(parts), {name: found.tolist() for name, found in sums.items()}))
         means = {
             f"diag/{name}": sum(s[name][0] for _, s in gathered) / max(1, sum(s[name][1] for _, s in gathered))
             for name in sums
@@ -252,12 +287,17 @@ class Trainer:
         self.model.load_state_dict(self.best_weights)
 
     def mean_over_workers(self, losses: Mapping[str, float]) -> dict[str, float]:
-        """A step's losses over all workers. Every worker must call it."""
+        """A step's losses over all workers. Every worker must call it. Raises as `check` does."""
+        self.check()
         shares = _gather(dict(losses))
         return {name: sum(share[name] for share in shares) / self.world for name in losses}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a run needs to go on from here, on any number of workers. Every worker must call it."""
+        """Everything that a run needs to go on from here, on any number of workers. Every worker must call it.
+
+        Raises as `check` does: a run that has diverged is not saved.
+        """
+        self.check()
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -276,6 +316,8 @@ class Trainer:
         self.model.load_state_dict(completed_weights(state["model"], fresh))
         for part in ("optimizer", "schedule"):
             getattr(self, part).load_state_dict(state[part])
+        for group in self.optimizer.param_groups:
+            group |= {"fused": True, "foreach": None}  # an earlier version's SGD was not
         for name in ("next_epoch", "done", "best_score", "best_epoch", "best_weights"):
             setattr(self, name, state[name])
         if self.best_weights:
@@ -304,12 +346,12 @@ class Trainer:
         if self.world > 1:
             dist.all_reduce(counts)
         # DistributedDataParallel averages gradients over workers; the world size undoes it.
-        own = torch.tensor([self.model.config.loss.task_weight(name) for name in self.tasks], device=counts.device)
+        own = torch.stack([counts.new_full((), self.model.config.loss.task_weight(name)) for name in self.tasks])
         return own * self.world / counts.clamp(min=1)
 
-    def _loss(self, task: str, logits: Tensor, target: Tensor) -> Tensor:
-        """A task's loss, summed over known targets: ()."""
-        return task_loss(self.tasks[task], logits, target, self.model.units.spread_of(task))[0]
+    def _losses(self, task: str, logits: Tensor, target: Tensor) -> Tensor:
+        """A task's loss of every target, 0 where it is not known."""
+        return target_losses(self.tasks[task], logits, target, self.model.units.spread_of(task))
 
     def _unimodal(self, modality: str, logits: Mapping[str, Tensor], part: Batch, weights: Tensor) -> Tensor:
         """The tasks' losses of one modality's own logits, over the clips that have it, weighted: ()."""
@@ -324,26 +366,13 @@ class Trainer:
         """Workers exchange gradients in the last pass of a step only."""
         return nullcontext() if last or self.world == 1 else self.forward.no_sync()
 
-    def _diverged(
-        self, loss: float, norm: float, parts: Sequence[Batch], logits: Sequence[Mapping[str, Tensor]]
-    ) -> DivergedError:
-        """What to say, the same on every worker: the clips whose own loss is not finite, else all."""
-        clips, own = [], []
-        for part, given in zip(parts, logits, strict=True):
-            for row, clip_id in enumerate(part.clip_ids):
-                one = slice(row, row + 1)
-                losses = [self._loss(name, given[name][one], part.targets[name][one]) for name in self.tasks]
-                clips += [clip_id] * bool(clip_id)
-                own += [clip_id] * bool(clip_id and not torch.stack(losses).isfinite().all())
-        shares = _gather((loss, clips, own))
-        named = [c for *_, own in shares for c in own] or [c for _, clips, _ in shares for c in clips]
-        more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
-        total = sum(loss for loss, *_ in shares) / self.world
-        what = f"the loss is {total}" if not math.isfinite(total) else f"the gradient's norm is {norm}"
-        return DivergedError(
-            f"step {self.step}: {what} on clips {', '.join(named[:NAMED])}{more}: check those clips' features and "
-            "labels, or lower --lr"
-        )
+    def _require_finite(self, steps: list[Step]) -> None:
+        for step, norm in zip(steps, read(steps), strict=True):
+            if not math.isfinite(norm):
+                clips = [clip_id for clip_id in step.clip_ids if clip_id]
+                own = [c for c, good in zip(step.clip_ids, step.finite.tolist(), strict=True) if c and not good]
+                shares = _gather((step.losses["train/loss"], clips, own))
+                raise DivergedError(blame(shares, step.number, norm, NAMED))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")

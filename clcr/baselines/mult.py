@@ -158,4 +158,4 @@ class Mult(MultimodalModel):
 
 
 def _rows(stacked: Tensor, which: list[int]) -> Tensor:
-    return stacked if len(which) == len(stacked) else stacked[which]
+    return stacked if len(which) == len(stacked) else torch.stack([stacked[i] for i in which])
