@@ -170,8 +170,6 @@ def _network_size(asked: Asked | None, size: int) -> int:
 
 def _require_encoder(modality: str, plain: str, encoder: str, weights: str, layers: tuple[int, ...]) -> None:
     known = [plain, *forms(modality)]
-    if modality == "image":
-        known.insert(1, "resnet18")
     if encoder not in known and not (kind_of(encoder) and KINDS[kind_of(encoder)].form in known):
         raise ValueError(f"--{modality}.encoder {encoder} is none of {', '.join(known)}")
     takes = kind_of(encoder) in TAKES_WEIGHTS

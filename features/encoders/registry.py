@@ -13,24 +13,42 @@ from features.errors import FeaturesError
 
 
 class Kind(NamedTuple):
-    """A kind of encoder. module: holds make(asked) -> Encoder; needs: the library; of: the modalities it is for."""
+    """A kind of encoder, and what `list` says of it.
 
+    form: as an option names it; module: holds make(asked) -> Encoder; of: the modalities it is for; needs: a library,
+    which extra installs; rate: tokens per second; token: one token's shape; licence: of its weights.
+    """
+
+    form: str
     module: str
+    of: tuple[str, ...]
     needs: str
     extra: str
-    of: tuple[str, ...]
-    form: str
+    rate: str
+    token: str
+    licence: str
     what: str
 
 
 PICTURES = ("video", "image")
+FPS, THEIRS = "--video.fps", "the model's own"
 KINDS = {
-    "resnet18": Kind("resnet18", "torchvision", "", ("video",), "resnet18", "the last pooling of ResNet-18"),
-    "hf": Kind(
-        "hf", "transformers", "text", (*PICTURES, "audio"), "hf:NAME[@revision]", "layers of a Hugging Face model"
+    "resnet18": Kind(
+        "resnet18", "resnet18", PICTURES, "torchvision", "pipeline", FPS, "512", THEIRS, "ResNet-18's last pooling"
     ),
-    "python": Kind("python", "", "", (*PICTURES, "audio", "text"), "python:package.module:factory", "one of your own"),
-}
+    "hf": Kind(
+        "hf:NAME[@revision]", "hf", (*PICTURES, "audio", "text"), "transformers", "text", "the model's",
+        "layers x width", THEIRS, "layers of a Hugging Face model: a folder, or a name on the hub",
+    ),
+    "torchvision": Kind(
+        "torchvision:NAME", "torchvision", PICTURES, "torchvision", "pipeline", FPS, "stages x width", THEIRS,
+        "stages of a convolutional network",
+    ),
+    "python": Kind(
+        "python:package.module:factory", "python", (*PICTURES, "audio", "text"), "", "", "its own", "its own",
+        "your own", "an encoder of your own",
+    ),
+}  # fmt: skip
 TAKES_WEIGHTS = ("resnet18", "torchvision")
 
 

@@ -163,7 +163,9 @@ def _on_cpus(networks: Mapping[str, Asked], what: str, actors: list[ray.actor.Ac
     return SharedNetworks(list(actors), tuple(networks), f"{what} on the CPUs of {len(hosts)} hosts", nodes)
 
 
-def _started(encoders: list[ray.actor.ActorHandle[Any]], what: str, all_of_them: bool) -> list[ray.actor.ActorHandle[Any]]:
+def _started(
+    encoders: list[ray.actor.ActorHandle[Any]], what: str, all_of_them: bool
+) -> list[ray.actor.ActorHandle[Any]]:
     """Those that run: all, however long that takes, or those that get a GPU soon that torch can use."""
     devices: dict[Any, ray.actor.ActorHandle[Any]] = {encoder.ready.remote(): encoder for encoder in encoders}
     soon, late = ray.wait(list(devices), num_returns=len(devices), timeout=PATIENCE)

@@ -80,6 +80,18 @@ def _own(modality, name):
     return lambda folder: Asked(f"python:encoders_of_one:{name}", modality)
 
 
+def _vision(modality, **options):
+    def make(folder):
+        from torchvision.models import get_model
+
+        if not (weights := folder / "mobilenet.pth").exists():
+            torch.manual_seed(0)
+            torch.save(get_model("mobilenet_v3_small").state_dict(), weights)
+        return Asked("torchvision:mobilenet_v3_small", modality, str(weights), **options)
+
+    return make
+
+
 KINDS = {
     "video python": _own("video", "Colours"),
     "video python window": _own("video", "Motion"),
@@ -93,5 +105,7 @@ KINDS = {
     "audio whisper stride": _of("audio", "whisper", **LAYERS, stride=0.4),
     "audio ast": _of("audio", "ast", **LAYERS),
     "image clip": _of("image", "clip", **LAYERS, grid=2),
+    "video torchvision": _vision("video", **LAYERS),
+    "image torchvision": _vision("image", grid=2),
     "image vit": _of("image", "vit", grid=1),
 }

@@ -48,10 +48,11 @@ def folder(tmp_path_factory):
 def spec_of(asked):
     """The options of a job that names this encoder."""
     common = {"encoder": asked.name, "layers": asked.layers}
+    pictures = {**common, "weights": asked.weights}
     return EncoderSpec(
-        VideoSpec(**common, fps=FPS, size=32, stride=int(asked.stride)) if asked.modality == "video" else None,
+        VideoSpec(**pictures, fps=FPS, size=32, stride=int(asked.stride)) if asked.modality == "video" else None,
         AudioSpec(**common, span=asked.span, stride=asked.stride) if asked.modality == "audio" else None,
-        image=ImageSpec(**common, grid=asked.grid) if asked.modality == "image" else None,
+        image=ImageSpec(**pictures, grid=asked.grid) if asked.modality == "image" else None,
     )
 
 
@@ -144,7 +145,7 @@ def test_its_options_are_read_back_from_a_store_and_its_place_is_nowhere_in_it(f
     if asked.name.startswith("hf:"):
         with pytest.raises(FeaturesError, match=rf"from files \(sha256 .*name them with --{modality}.encoder hf:PLACE"):
             spec_of_store(spec.features())
-    assert spec_of_store(spec.features(), {modality: asked.name}).features() == spec.features()
+    assert spec_of_store(spec.features(), {modality: asked.weights or asked.name}).features() == spec.features()
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8])
