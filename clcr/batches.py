@@ -14,7 +14,7 @@ from clcr.tasks import MISSING_CLASS, TaskSpec
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What one token of a modality is: (D,) a vector, (H, W, 3) a uint8 frame, (L, D) hidden layers of one word.
+    """What one token of a modality is: (D,) a vector, (H, W, 3) a uint8 frame, (L, D) hidden layers of one token.
 
     rate: tokens per second (0 for a modality without time, such as a still image).
     """

@@ -4,8 +4,8 @@
 
 Video and sound pass a temporal convolution network of K stages whose receptive field grows stage by stage (local
 appearance, then parts and rhythm, then context); stage l gives Z[l,m]. Language gives hidden layers of its encoder
-instead, an early one to a late one. P is a learned linear map of sinusoids of the token's own time in seconds, the
-same whatever the length of the batch.
+instead, an early one to a late one, and so does any modality of which a store holds a network's layers, (T, L, D). P is
+a learned linear map of sinusoids of the token's own time in seconds, the same whatever the length of the batch.
 
 Neighbouring tokens of fast inputs (log-mel at 100 Hz) are averaged before the first stage, so that the shallow level
 has at most `max_rate` tokens per second; each later stage averages `stride` tokens into one, so exchange gets cheaper
@@ -175,8 +175,8 @@ class TemporalHierarchy(nn.Module):
         return outputs
 
 
-class LanguageHierarchy(nn.Module):
-    """Hidden layers of a language model, early to late: each is a level, no convolution."""
+class LayersHierarchy(nn.Module):
+    """Hidden layers of an encoder of text, sound or pictures, early to late: each is a level, no convolution."""
 
     def __init__(self, spec: FeatureSpec, model: ModelConfig, stem: StemConfig, read: Sequence[int]) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ class SemanticHierarchy(nn.Module):
         super().__init__()
         self.modalities = tuple(features)
         self.encoders: Any = nn.ModuleList(  # torch has no type for the items of one
-            (LanguageHierarchy if len(spec.shape) == 2 else TemporalHierarchy)(spec, model, stem, read)
+            (LayersHierarchy if len(spec.shape) == 2 else TemporalHierarchy)(spec, model, stem, read)
             for spec in features.values()
         )
 

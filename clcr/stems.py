@@ -1,6 +1,6 @@
 """Stems: stored feature values of one modality -> token features, (B, T, *shape) -> (B, T, width).
 
-Vectors are standardised and projected; hidden layers of a language model likewise, one layer per level; frames go
+Vectors are standardised and projected; hidden layers of a network likewise, one layer per level; frames go
 through linear patches, a small convolutional trunk or ResNet-18. What labels a clip is often what moves in it: with
 `motion` the clip's mean is removed and temporal differences are added, while the mean itself (a voice's timbre; of
 frames a coarse copy: static colour, layout) is added to every token, so nothing is thrown away.
@@ -134,7 +134,7 @@ class VectorStem(nn.Module):
 
 
 class LayersStem(nn.Module):
-    """Hidden layers of a language model: (B, T, L, D) -> (B, T, picks, width), each pick projected by its own map."""
+    """Hidden layers of a network: (B, T, L, D) -> (B, T, picks, width), each pick projected by its own map."""
 
     def __init__(self, layers: int, dim: int, width: int, picks: list[int]) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +20,20 @@ from features.store.samples import PackedSample, Sample, pack, unpack
 from features.store.shards import Earlier, Failure, ShardWriter, read_earlier
 
 Outcome = tuple[Clip, PackedSample | Failure]
-Embed = Callable[[np.ndarray], Callable[[], np.ndarray]]  # takes frames at once, then waits for their vectors
-PREFETCH = 4  # clips that may be decoded while the vectors of others are waited for
+PREFETCH = 4  # clips that may be decoded while the tokens of others are waited for
+
+
+class Embed(Protocol):
+    """Networks that run elsewhere, shared by many decoders."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those that it has a network for."""
+        ...
+
+    def __call__(self, modality: str, values: np.ndarray) -> Callable[[], np.ndarray]:
+        """Takes what was decoded of a clip at once, and gives what waits for its tokens."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,8 +41,8 @@ class Extraction:
     """What a worker has to know: which store, from which corpus (its schema and folder), how to encode.
 
     timeout: seconds that one clip may take; memory_gb: GB that one clip may take. retry: classes of failures to try
-    again where a shard is committed already; None writes every shard anew. embed: takes decoded frames to where their
-    network runs, several at a time; None runs it where they are decoded.
+    again where a shard is committed already; None writes every shard anew. embed: takes what was decoded to where its
+    network runs, several clips at a time; None runs networks where clips are decoded.
     """
 
     store_uri: str
@@ -82,8 +95,8 @@ class Extraction:
     def _encode(self, clips: Iterable[tuple[Clip, dict[str, str]]]) -> Iterator[Outcome]:
         if self.embed is None:
             return isolated_encoder(self.encoder, self.timeout, self.memory_gb).encode(clips)
-        decoded = isolated_encoder(self.encoder.with_pixels(), self.timeout, self.memory_gb).encode(clips)
-        return embedded(decoded, self.embed)
+        raw = replace(self.encoder, raw=self.embed.modalities)
+        return embedded(isolated_encoder(raw, self.timeout, self.memory_gb).encode(clips), self.embed)
 
     def _portable(self, failure: Failure, clip: Clip) -> Failure:
         """The failure with files named as the manifest has them: a store's bytes know nothing of the machine."""
@@ -95,23 +108,29 @@ class Extraction:
 
 
 def embedded(decoded: Iterable[Outcome], embed: Embed) -> Iterator[Outcome]:
-    """Each clip, in order, with the vectors of its frames in their place; some more decode while a network has them."""
+    """Each clip, in order, with its tokens in the place of what was decoded; some more decode meanwhile."""
     waiting: deque[Callable[[], Outcome]] = deque()
     for clip, outcome in decoded:
-        waiting.append(_with_vectors(clip, outcome, embed))
+        waiting.append(_with_tokens(clip, outcome, embed))
         if len(waiting) > PREFETCH:
             yield waiting.popleft()()
     for finish in waiting:
         yield finish()
 
 
-def _with_vectors(clip: Clip, outcome: PackedSample | Failure, embed: Embed) -> Callable[[], Outcome]:
-    if isinstance(outcome, Failure) or "video" not in outcome.tokens:
+def _with_tokens(clip: Clip, outcome: PackedSample | Failure, embed: Embed) -> Callable[[], Outcome]:
+    if isinstance(outcome, Failure) or not set(embed.modalities) & outcome.tokens.keys():
         return lambda: (clip, outcome)
     features, duration, quality = unpack(outcome.payload), outcome.duration, outcome.quality
     del features["json"]
-    vectors = embed(features.pop("video"))  # from here on nobody holds the frames but the network
-    return lambda: (clip, pack(clip, Sample({**features, "video": vectors()}, duration, quality)))
+    # From here on nobody holds what was decoded but the network.
+    tokens = {name: embed(name, features.pop(name)) for name in embed.modalities if name in features}
+
+    def finish() -> Outcome:
+        features.update({name: wait() for name, wait in tokens.items()})
+        return clip, pack(clip, Sample(features, duration, quality))
+
+    return finish
 
 
 @functools.lru_cache(maxsize=1)

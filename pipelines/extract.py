@@ -8,10 +8,9 @@ extracts the clips by which the manifest has grown (`--extend`).
 """
 
 import itertools
-import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import pyarrow.compute as pc
 import ray
@@ -45,8 +44,9 @@ from features.store.shards import (
 from infra.doctor import ray_access, require, storage
 from pipelines.common.cli import OPTIONAL_LIST, Progress, main, require_at_least, resolve_uri
 from pipelines.common.cluster import start_ray
-from pipelines.common.embedding import encoders_on_gpus
+from pipelines.common.embedding import shared_networks
 from pipelines.common.errors import JobError
+from pipelines.common.networks import resolved
 from pipelines.training.like import require_default, spec_like, with_places
 
 LOOKED_AT = 500  # clips whose headers say whether there is sound at all; of a larger corpus nobody looks
@@ -82,8 +82,8 @@ class ExtractConfig:
     concurrency: int = 0
     """decoding processes over the whole cluster; 0 = one per CPU"""
     gpus: int = -1
-    """GPUs that --video.encoder resnet18 takes, each for frames of many clips at a time; -1 = those that are free;
-    where there is none, or for 0, each decoding process runs the network itself (vectors differ in their last bits)"""
+    """GPUs for the networks of video, sound and images, each for many clips at a time; -1 = those that are free; where
+    there is none, or for 0, they run on CPUs (numbers differ in their last bits)"""
     timeout: float = 120.0
     """seconds that one clip may take before it counts as failed"""
     memory_gb: float = 4.0
@@ -194,11 +194,11 @@ def plan_encoders(config: ExtractConfig, corpus: Corpus, sources: Collection[str
     if unknown := sorted(name for name, _, _ in (r.partition("=") for r in config.vectors.rates) if name not in given):
         raise JobError(f"--vectors.rates {unknown[0]}: {corpus.uri} has no column {unknown[0]}{VECTORS} with values")
     spec = EncoderSpec(
-        video=resolved(config.video, "video") if "video" in wanted - given else None,
-        audio=config.audio if "audio" in wanted - given else None,
+        video=resolved("video", config.video) if "video" in wanted - given else None,
+        audio=resolved("audio", config.audio) if "audio" in wanted - given else None,
         quality=config.quality,
-        image=resolved(config.image, "image") if "image" in wanted - given else None,
-        text=with_folder(config.text) if "text" in wanted - given else None,
+        image=resolved("image", config.image) if "image" in wanted - given else None,
+        text=resolved("text", config.text) if "text" in wanted - given else None,
         vectors=config.vectors if wanted & given else None,
     )
     declared = {"text": text.find_feature(spec.text)} if spec.text is not None else {}
@@ -240,27 +240,6 @@ def may_have_sound(uri: str) -> bool:
         return has_sound(uri)
     except FeaturesError:
         return True
-
-
-Pictures = TypeVar("Pictures", VideoSpec, ImageSpec)
-
-
-def resolved(spec: Pictures, modality: str) -> Pictures:
-    """The same spec with a weights file that every process finds, looked at once before any starts."""
-    if spec.encoder != "resnet18":
-        return spec
-    from features.decode.image import load_resnet18
-
-    if spec.weights.endswith((".pth", ".pt", ".safetensors")):
-        spec = replace(spec, weights=resolve_uri(f"--{modality}.weights", spec.weights))
-    load_resnet18(spec.weights)
-    return spec
-
-
-def with_folder(spec: TextSpec) -> TextSpec:
-    """The same spec with a folder that every process finds; a name on the hub stays as it is."""
-    is_folder = spec.encoder.startswith(("/", ".", "~")) or os.path.isdir(spec.encoder)
-    return replace(spec, encoder=resolve_uri("--text.encoder", spec.encoder)) if is_folder else spec
 
 
 def require_time(corpus: Corpus, encoder: EncoderSpec, tasks: Iterable[Task]) -> None:
@@ -321,7 +300,7 @@ def run(
     ray.data.DataContext.get_current().enable_progress_bars = False
     # Only names travel, one to a block: a block is what a dead worker costs.
     shards = ray.data.from_items([{"shard": name} for name in pending], override_num_blocks=len(pending))
-    with encoders_on_gpus(encoder.video, config.gpus, workers) as embed:
+    with shared_networks(encoder, config.gpus, workers) as embed:
         bare, retry = replace(corpus, table=None), config.retry_failed
         extraction = Extraction(store.uri, bare, encoder, config.timeout, config.memory_gb, retry, embed)
         # Tasks rather than actors: those of a node that died run elsewhere, wherever a CPU is free.

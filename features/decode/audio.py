@@ -33,6 +33,7 @@ from features.decode.media import (
 )
 from features.decode.probe import declared_end, is_declared_filled, sound_stream
 from features.decode.specs import AudioSpec
+from features.encoders.registry import find_encoder
 from features.errors import MediaError, SegmentBeyondEnd, one_line
 
 PREROLL = 0.5  # s decoded before a segment: AAC and MP3 frames need the ones before them
@@ -55,29 +56,37 @@ class Sound(NamedTuple):
 
 
 @dataclass
-class LogMel:
-    """values: (T, mels) float16; duration: seconds of sound; quality: the sound's columns of QUALITY_SCHEMA."""
+class Tokens:
+    """values: (T, mels) float16, or (N,) float32 samples for a network; duration: seconds of sound.
+
+    quality: the sound's columns of QUALITY_SCHEMA.
+    """
 
     values: np.ndarray
     duration: float
     quality: Mapping[str, float | None]
 
 
-def encode_audio(uri: str, spec: AudioSpec, start: float | None = None, end: float | None = None) -> LogMel | None:
+def encode_audio(uri: str, spec: AudioSpec, start: float | None = None, end: float | None = None) -> Tokens | None:
     """The log-mel frames of a clip's sound, or of its segment from start to end (s); None where it has no sound.
 
+    For a network, its samples at the rate that the network takes.
     Raises MediaError (stage open or audio).
     """
     sound = decode_sound(uri, start, end)
     if sound is None:
         return None
-    values = log_mel(sound.samples, sound.rate, spec)
+    if (asked := spec.asked()) is None:
+        values = log_mel(sound.samples, sound.rate, spec)
+    else:
+        values = resample(torch.from_numpy(sound.samples), sound.rate, find_encoder(asked).sample_rate).numpy()
     if not np.isfinite(values).all():
         raise MediaError("audio", f"{uri}: the sound is louder than log-mel frames can hold; it is damaged")
-    edges = np.round(np.arange(len(values)) * spec.hop * sound.rate).astype(int)
+    frames = max(1, round(len(sound.samples) / sound.rate / spec.hop))
+    edges = np.round(np.arange(frames) * spec.hop * sound.rate).astype(int)
     loudest = np.maximum.reduceat(np.abs(sound.samples), edges)
     quality = {"decoded_audio": sound.decoded, "silence": float((loudest < QUIET).mean())}
-    return LogMel(values, len(sound.samples) / sound.rate, quality)
+    return Tokens(values, len(sound.samples) / sound.rate, quality)
 
 
 def decode_sound(uri: str, start: float | None = None, end: float | None = None) -> Sound | None:

@@ -52,14 +52,18 @@ def encode_clip(clip: Clip, media: Mapping[str, str], spec: EncoderSpec) -> Samp
 def prepare(spec: EncoderSpec) -> None:
     """Load the networks that a spec needs, once per process, so that no clip's time or memory pays for that."""
     if spec.text is not None:
-        from features.decode.text import load_encoder
+        from features.decode.text import load
 
-        load_encoder(spec.text.encoder)
-    for pictures in (spec.video, spec.image):
-        if pictures is not None and pictures.encoder == "resnet18":
-            from features.decode.image import load_resnet18
+        load(spec.text)
+    if spec.image is not None and spec.image.encoder == "resnet18":
+        from features.decode.image import load_resnet18
 
-            load_resnet18(pictures.weights)
+        load_resnet18(spec.image.weights)
+    for modality, asked in spec.networks().items():
+        if modality not in spec.raw:
+            from features.encoders.running import runner_alone
+
+            runner_alone(asked)
 
 
 def _modalities(
@@ -84,15 +88,21 @@ def _modalities(
 
 def _encode_video(uri: str, clip: Clip, spec: EncoderSpec) -> Encoded | None:
     assert spec.video is not None
-    frames = decode_frames(uri, spec.video, clip.start, clip.end)
+    frames = decode_frames(uri, spec.video.frames(), clip.start, clip.end)
     if frames is None:
         return None
     spec.quality.check(uri, frames.quality)
-    if spec.video.encoder != "resnet18":
-        return Encoded(frames.values, frames.duration, frames.quality)
-    from features.decode.image import embed_frames
+    return Encoded(_through_network("video", frames.values, spec), frames.duration, frames.quality)
 
-    return Encoded(embed_frames(frames.values, spec.video.weights), frames.duration, frames.quality)
+
+def _through_network(modality: str, values: np.ndarray, spec: EncoderSpec) -> np.ndarray:
+    """What the modality's network makes of decoded values; the values, where it has none or runs elsewhere."""
+    asked = spec.networks().get(modality)
+    if asked is None or modality in spec.raw:
+        return values
+    from features.encoders.running import runner_alone
+
+    return runner_alone(asked).one(values)
 
 
 def _encode_sound(uri: str, clip: Clip, spec: EncoderSpec) -> Encoded | None:
@@ -101,14 +111,15 @@ def _encode_sound(uri: str, clip: Clip, spec: EncoderSpec) -> Encoded | None:
     if sound is None:
         return None
     spec.quality.check(uri, sound.quality)
-    return Encoded(sound.values, sound.duration, sound.quality)
+    return Encoded(_through_network("audio", sound.values, spec), sound.duration, sound.quality)
 
 
 def _encode_image(uri: str, spec: EncoderSpec) -> Encoded:
     from features.decode.image import encode_image
 
     assert spec.image is not None
-    return encode_image(uri, spec.image)
+    image = encode_image(uri, spec.image)
+    return image._replace(values=_through_network("image", image.values, spec))
 
 
 def _encode_text(text: str, spec: EncoderSpec) -> Encoded | None:

@@ -18,11 +18,13 @@ from features.decode.specs import (
     VideoSpec,
     resolve_decoder,
 )
+from features.encoders.registry import is_digest, kind_of
 from features.errors import FeaturesError
 from features.store.quality import QualitySpec
 from features.store.spec import Feature
 
 Options = TypeVar("Options", VideoSpec, AudioSpec, ImageSpec, TextSpec, VectorSpec, QualitySpec)
+NETWORKS: dict[str, type] = {"video": VideoSpec, "audio": AudioSpec, "image": ImageSpec, "text": TextSpec}
 PLACES = {"video": "--video.weights", "image": "--image.weights", "text": "--text.encoder"}
 
 
@@ -39,7 +41,12 @@ def spec_of_store(features: Mapping[str, Feature], places: Mapping[str, str] | N
         kind = encoder.get("name")
         if "quality" in encoder:
             found["quality"] = _options(QualitySpec, encoder["quality"])
-        if name == "video" and kind in ("frames", "resnet18"):
+        if "encoder" in encoder and name in NETWORKS:
+            options = dict(encoder, encoder=_network(name, encoder, places.get(name, "")))
+            if "weights" in encoder:
+                options["weights"] = _weights(name, encoder, places.get(name, ""))
+            found[name] = _options(NETWORKS[name], _with_auto(options))
+        elif name == "video" and kind in ("frames", "resnet18"):
             found["video"] = _video(encoder, places.get("video", ""))
         elif name == "audio" and kind == "log_mel":
             found["audio"] = _options(AudioSpec, encoder)
@@ -73,21 +80,37 @@ def _video(encoder: Mapping[str, Any], place: str) -> VideoSpec:
     options = dict(encoder, encoder="pixels" if encoder["name"] == "frames" else encoder["name"])
     if options["encoder"] != "pixels":
         options["weights"] = _weights("video", encoder, place)
-    if options.get("decoder") == resolve_decoder("auto"):
-        options["decoder"] = "auto"  # which also reads what the store's decoder alone does not
-    return _options(VideoSpec, options)
+    return _options(VideoSpec, _with_auto(options))
+
+
+def _with_auto(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoder auto where it stands for the store's: it also reads what the store's decoder alone does not."""
+    is_auto = options.get("decoder") == resolve_decoder("auto")
+    return dict(options, decoder="auto") if is_auto else dict(options)
+
+
+def _network(modality: str, encoder: Mapping[str, Any], place: str) -> str:
+    """The name of an encoder of the contract: the store's, or the place of its file or folder that the caller knows."""
+    name = encoder["encoder"]
+    if kind_of(place):
+        return place
+    if is_digest(name.partition(":")[2]):
+        raise FeaturesError(
+            f"feature {modality} was made by {encoder['name']} from files (sha256 {name.partition(':')[2][:12]}): "
+            f"name them with --{modality}.encoder {encoder['name']}:PLACE"
+        )
+    return name
 
 
 def _weights(modality: str, encoder: Mapping[str, Any], place: str) -> str:
     """Where a network's weights are: torchvision's name for them, or the place that the caller knows."""
     wanted = encoder.get("weights", "")
-    is_digest = len(wanted) == 64 and set(wanted) <= set("0123456789abcdef")
-    if is_digest and not place:
+    if is_digest(wanted) and not place:
         raise FeaturesError(
             f"feature {modality} was made by {encoder['name']} with weights from a file (sha256 {wanted[:12]}): "
             f"name that file with {PLACES[modality]}"
         )
-    return place if is_digest else wanted
+    return place if is_digest(wanted) else wanted
 
 
 def _options(kind: type[Options], values: Mapping[str, Any]) -> Options:

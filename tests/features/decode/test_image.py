@@ -9,8 +9,10 @@ from safetensors.torch import save_file
 
 from features.corpus.manifest import Clip
 from features.decode.clip import encode_clip
-from features.decode.image import decode_image, embed_frames, encode_image, load_resnet18
+from features.decode.image import decode_image, encode_image, load_resnet18
 from features.decode.specs import EncoderSpec, ImageSpec, VideoSpec
+from features.encoders import Asked
+from features.encoders.running import runner_alone
 from features.errors import FeaturesError, MediaError
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [90, 90, 90]]], np.uint8)  # 2 x 2
@@ -118,6 +120,11 @@ def test_regions_by_resnet_average_to_its_own_global_vector(quarters, weights, e
     with torch.no_grad():
         vector = net.eval()(normalize(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))[None])[0]
     np.testing.assert_allclose(tokens.mean(axis=0), vector.numpy(), rtol=2e-3, atol=2e-3)
+
+
+def embed_frames(frames, weights):
+    """Frames through ResNet-18, as a decoding process has them."""
+    return runner_alone(Asked("resnet18", "video", weights)).one(frames)
 
 
 def test_a_frames_vector_does_not_depend_on_the_frames_beside_it(weights):

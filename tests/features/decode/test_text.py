@@ -16,6 +16,7 @@ from features.corpus.manifest import is_text_file, read_corpus
 from features.decode import text
 from features.decode.isolation import IsolatedEncoder
 from features.decode.specs import EncoderSpec, TextSpec, VideoSpec
+from features.encoders import hub
 from features.errors import FeaturesError, MediaError
 
 ROOT = Path(__file__).parents[3]
@@ -33,7 +34,7 @@ def other(tmp_path_factory):
     from transformers import AutoTokenizer, BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("encoder")
-    tokenizer = AutoTokenizer.from_pretrained(text._packaged())
+    tokenizer = AutoTokenizer.from_pretrained(hub.packaged())
     sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -44,7 +45,7 @@ def reference(words, folder=None):
     """Every hidden state of a text by transformers alone: (layers + 1, T, D)."""
     from transformers import AutoModel, AutoTokenizer
 
-    folder = folder or text._packaged()
+    folder = folder or hub.packaged()
     tokens = AutoTokenizer.from_pretrained(folder)(words, return_tensors="pt")
     with torch.no_grad():
         return torch.cat(AutoModel.from_pretrained(folder).eval()(**tokens, output_hidden_states=True).hidden_states)
@@ -98,7 +99,7 @@ def test_wrong_options_are_refused():
 
 
 def test_without_the_package_the_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(text.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FeaturesError, match=r"pip install 'clcr-pipeline\[text\]', or leave text out by --modalities"):
         text.find_feature(TextSpec())
 

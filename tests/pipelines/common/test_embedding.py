@@ -13,12 +13,13 @@ from inprocess import run_extract
 from mediafiles import numbered, write_manifest, write_media
 from torchvision.models import resnet18
 
-from features.decode.specs import VideoSpec
+from features.decode.specs import EncoderSpec, VideoSpec
+from features.encoders import Asked
 from features.errors import FeaturesError
 from features.store import Store
 from features.store.verify import verify
 from pipelines.common.cluster import start_ray
-from pipelines.common.embedding import FrameEncoder, OnGpus, encoders_on_gpus
+from pipelines.common.embedding import CPU_BATCH, NetworkActor, SharedNetworks, shared_networks
 from pipelines.common.errors import JobError
 
 CLIPS = [np.random.default_rng(n).integers(0, 256, (n, 32, 32, 3), np.uint8) for n in (5, 150, 3, 1)]
@@ -48,26 +49,27 @@ def with_gpu(no_shared_ray):
 
 
 def test_clips_that_wait_go_through_together_and_neighbours_change_no_bit(folder):
-    encoder, passes = FrameEncoder(str(folder / "resnet.pth")), []
-    encoder.net.register_forward_hook(lambda net, x, out: passes.append(len(x[0])))
+    encoder, passes = actor(folder), []
+    net = encoder.runners["video"].encoder.net
+    net.register_forward_hook(lambda net, x, out: passes.append(len(x[0])))
 
     async def embed(clips):
-        return await asyncio.gather(*(encoder.embed(clip) for clip in clips))
+        return await asyncio.gather(*(encoder.embed("video", clip) for clip in clips))
 
     together = asyncio.run(embed(CLIPS))
     assert [vectors.shape for vectors in together] == [(len(clip), 512) for clip in CLIPS]
-    assert passes == [128] * 3  # the first clip alone, then the three that waited meanwhile, 154 frames in two batches
+    assert passes == [CPU_BATCH] * (1 + 10)  # the first clip alone, then the three that waited meanwhile, 154 frames
     for clip, vectors in zip(CLIPS, together, strict=True):
         np.testing.assert_array_equal(asyncio.run(embed([clip]))[0], vectors)
-    torch.nn.init.constant_(encoder.net[0].weight, 0)
+    torch.nn.init.constant_(net[0].weight, 0)
     assert np.abs(asyncio.run(embed(CLIPS[:1]))[0].astype(float) - together[0]).max() > 1e-2
 
 
 def test_an_error_reaches_each_clip_that_waits_and_the_next_is_encoded(folder):
-    encoder = FrameEncoder(str(folder / "resnet.pth"))
+    encoder = actor(folder)
 
     async def embed(clips):
-        return await asyncio.gather(*(encoder.embed(clip) for clip in clips), return_exceptions=True)
+        return await asyncio.gather(*(encoder.embed("video", clip) for clip in clips), return_exceptions=True)
 
     outcomes = asyncio.run(embed([CLIPS[0], CLIPS[2], CLIPS[3][:, :, :, :2]]))
     assert [isinstance(outcome, Exception) for outcome in outcomes] == [False, True, True]
@@ -76,25 +78,25 @@ def test_an_error_reaches_each_clip_that_waits_and_the_next_is_encoded(folder):
 
 @pytest.mark.slow
 def test_an_encoder_that_dies_starts_anew(folder, with_gpu):
-    spec = VideoSpec(size=32, encoder="resnet18", weights=str(folder / "resnet.pth"))
-    for none in (VideoSpec(size=32), -1), (spec, 0), (None, -1):
-        with encoders_on_gpus(*none, workers=2) as on_gpus:
+    spec = resnet(folder)
+    for none in (EncoderSpec(VideoSpec(size=32), None), -1), (spec, 0), (EncoderSpec(None, None), -1):
+        with shared_networks(*none, workers=2) as on_gpus:
             assert on_gpus is None
-    with encoders_on_gpus(spec, 1, workers=2) as on_gpus:
-        before = on_gpus(CLIPS[0])()
-        ray.kill(on_gpus.encoders[0], no_restart=False)
-        np.testing.assert_array_equal(on_gpus(CLIPS[0])(), before)
+    with shared_networks(spec, 1, workers=2) as on_gpus:
+        before = on_gpus("video", CLIPS[0])()
+        ray.kill(on_gpus.actors[0], no_restart=False)
+        np.testing.assert_array_equal(on_gpus("video", CLIPS[0])(), before)
 
 
 @pytest.mark.slow
 def test_only_gpus_that_are_free_and_work_are_taken_unasked(folder, with_gpu, monkeypatch, capsys):
-    spec = VideoSpec(size=32, encoder="resnet18", weights=str(folder / "resnet.pth"))
-    with encoders_on_gpus(spec, -1, workers=2) as on_gpus:
+    spec = resnet(folder)
+    with shared_networks(spec, -1, workers=2) as on_gpus:
         assert (on_gpus is None) == (not torch.cuda.is_available())
     said = capsys.readouterr().out
     assert torch.cuda.is_available() or "Ray has a GPU where torch sees none" in said
     monkeypatch.setattr("pipelines.common.embedding.PATIENCE", 5)
-    with encoders_on_gpus(spec, 1, workers=1), encoders_on_gpus(spec, -1, workers=1) as second:
+    with shared_networks(spec, 1, workers=1), shared_networks(spec, -1, workers=1) as second:
         assert second is None
 
 
@@ -103,18 +105,18 @@ def test_an_encoder_that_is_lost_for_good_costs_its_answer_and_one_that_cannot_s
     folder, with_gpu, monkeypatch
 ):
     monkeypatch.setattr("pipelines.common.embedding.PATIENCE", 3)
-    spec = VideoSpec(size=32, encoder="resnet18", weights=str(folder / "resnet.pth"))
-    with encoders_on_gpus(spec, 1, workers=1) as on_gpus:
-        nowhere = ray.remote(num_gpus=2, num_cpus=0)(FrameEncoder).remote(spec.weights)
-        answers = [OnGpus([nowhere, on_gpus.encoders[0]])(CLIPS[3]) for _ in range(2)]
+    spec = resnet(folder)
+    with shared_networks(spec, 1, workers=1) as on_gpus:
+        nowhere = ray.remote(num_gpus=2, num_cpus=0)(NetworkActor).remote(spec.networks())
+        answers = [SharedNetworks([nowhere, on_gpus.actors[0]], ("video",), "")("video", CLIPS[3]) for _ in range(2)]
         for answer in answers:
             assert answer().shape == (1, 512)
         monkeypatch.setattr("pipelines.common.embedding.TRIES", 1)
         with pytest.raises(FeaturesError, match="no answer for 3 s"):
-            OnGpus([nowhere])(CLIPS[3])()
-    wrong = VideoSpec(size=32, encoder="resnet18", weights=str(folder / "gone.pth"))
+            SharedNetworks([nowhere], ("video",), "resnet18")("video", CLIPS[3])()
+    wrong = resnet(folder, "gone.pth")
     said = r"does not start on a GPU: .*weights .*gone.pth are none"
-    with pytest.raises(JobError, match=said), encoders_on_gpus(wrong, 1, workers=1):
+    with pytest.raises(JobError, match=said), shared_networks(wrong, 1, workers=1):
         pass
 
 
@@ -123,7 +125,7 @@ def test_the_job_stores_the_same_with_a_gpu_however_clips_are_grouped(folder, wi
     one, two, cpu = (stored(folder, name, *options) for name, options in {
         "one": ["--gpus=1"], "two": ["--gpus=1", "--shard-rows=2", "--concurrency=2"], "cpu": ["--gpus=0"]
     }.items())  # fmt: skip
-    assert capsys.readouterr().out.count("ResNet-18 on 1 GPUs") == 2
+    assert capsys.readouterr().out.count("resnet18 on 1 GPUs") == 2
     assert one.keys() == two.keys() == cpu.keys() == {"0", "1", "2", "4", "5", "6"}
     for clip_id, (video, quality) in one.items():
         np.testing.assert_array_equal(video, two[clip_id][0])
@@ -134,6 +136,16 @@ def test_the_job_stores_the_same_with_a_gpu_however_clips_are_grouped(folder, wi
 def test_more_gpus_than_there_are_is_one_line(folder, tmp_path, with_gpu, capsys):
     assert extracted(folder, tmp_path / "store", "--gpus=2") != 0
     assert "--gpus 2: the cluster has 1" in capsys.readouterr().err
+
+
+def resnet(folder, weights="resnet.pth"):
+    """Frames of 32 pixels through ResNet-18."""
+    return EncoderSpec(VideoSpec(size=32, encoder="resnet18", weights=str(folder / weights)), None)
+
+
+def actor(folder):
+    """ResNet-18's actor, in this process."""
+    return NetworkActor({"video": Asked("resnet18", "video", str(folder / "resnet.pth"))})
 
 
 def stored(folder, name, *options):

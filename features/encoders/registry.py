@@ -1,0 +1,113 @@
+"""Which encoder a name stands for: one line per kind. What a kind needs is imported where it is asked for."""
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from features.encoders.contract import Asked, Encoder
+from features.errors import FeaturesError
+
+
+class Kind(NamedTuple):
+    """A kind of encoder, and what `list` says of it.
+
+    form: as an option names it; module: holds make(asked) -> Encoder; of: the modalities it is for; needs: a library,
+    which extra installs; rate: tokens per second; token: one token's shape; licence: of its weights.
+    """
+
+    form: str
+    module: str
+    of: tuple[str, ...]
+    needs: str
+    extra: str
+    rate: str
+    token: str
+    licence: str
+    what: str
+
+
+PICTURES = ("video", "image")
+FPS, THEIRS = "--video.fps", "the model's own"
+KINDS = {
+    "resnet18": Kind(
+        "resnet18", "resnet18", PICTURES, "torchvision", "pipeline", FPS, "512", THEIRS, "ResNet-18's last pooling"
+    ),
+    "hf": Kind(
+        "hf:NAME[@revision]", "hf", (*PICTURES, "audio", "text"), "transformers", "text", "the model's",
+        "layers x width", THEIRS, "layers of a Hugging Face model: a folder, or a name on the hub",
+    ),
+    "torchvision": Kind(
+        "torchvision:NAME", "torchvision", PICTURES, "torchvision", "pipeline", FPS, "stages x width", THEIRS,
+        "stages of a convolutional network",
+    ),
+    "python": Kind(
+        "python:package.module:factory", "python", (*PICTURES, "audio", "text"), "", "", "its own", "its own",
+        "your own", "an encoder of your own",
+    ),
+}  # fmt: skip
+TAKES_WEIGHTS = ("resnet18", "torchvision")
+
+
+def kind_of(name: str) -> str:
+    """The kind that a name begins with, "" where it is none of KINDS."""
+    kind = name.partition(":")[0]
+    return kind if kind in KINDS and (kind == name or ":" in KINDS[kind].form) else ""
+
+
+def forms(modality: str) -> list[str]:
+    """What --MODALITY.encoder takes, beside what needs no network."""
+    return [kind.form for kind in KINDS.values() if modality in kind.of]
+
+
+@functools.lru_cache(maxsize=16)
+def find_encoder(asked: Asked) -> Encoder:
+    """The encoder that options name, its weights not loaded. Raises FeaturesError where there is none such."""
+    kind = KINDS[kind_of(asked.name)]
+    if kind.needs and importlib.util.find_spec(kind.needs) is None:
+        extra = f"pip install 'clcr-pipeline[{kind.extra}]'"
+        raise FeaturesError(f"{asked.option} needs the package {kind.needs}: {extra}")
+    encoder = importlib.import_module(f"features.encoders.{kind.module}").make(asked)
+    if problem := _problem(encoder, asked):
+        raise FeaturesError(f"{asked.option}: {problem}")
+    return encoder
+
+
+def _problem(encoder: Encoder, asked: Asked) -> str:
+    """What of the contract an encoder does not keep, "" where it keeps it."""
+    if not 1 <= len(encoder.shape) <= 2 or min(encoder.shape) < 1:
+        return f"shape {encoder.shape} must be (D,) or (L, D)"
+    if min(encoder.window, encoder.hop, encoder.tokens, encoder.batch) < 1:
+        return "window, hop, tokens and batch must be 1 or more"
+    if asked.modality == "audio" and encoder.sample_rate < 1:
+        return "an encoder of sound must say its sample_rate"
+    if asked.modality == "image" and encoder.window > 1:
+        return f"it sees {encoder.window} frames at once: it is for --video.encoder"
+    return ""
+
+
+def identity_of(asked: Asked) -> dict[str, Any]:
+    """What a store's spec says of an encoder: enough to make the same numbers again, and no path of any machine."""
+    encoder, kind = find_encoder(asked), kind_of(asked.name)
+    if kind == "resnet18":  # as stores have it since before there were others
+        return {"name": kind, "weights": weights_id(asked.weights)}
+    options: Mapping[str, Any] = {"layers": list(asked.layers), "span": asked.span, "stride": asked.stride}
+    said = {name: value for name, value in options.items() if value}
+    return {"name": kind, "encoder": asked.name, **said, **encoder.identity}
+
+
+def is_digest(name: str) -> bool:
+    """Whether a name is a sha256."""
+    return len(name) == 64 and set(name) <= set("0123456789abcdef")
+
+
+@functools.lru_cache(maxsize=8)
+def weights_id(weights: str) -> str:
+    """What names weights whatever the machine: the sha256 of a file, or torchvision's name."""
+    if not os.path.isfile(weights):
+        return weights
+    with open(weights, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,37 @@
+"""The networks that encode clips, as a job's options name them: found and looked at once, before anything starts."""
+
+import os
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from features.decode.specs import AudioSpec, ImageSpec, TextSpec, VideoSpec
+from features.encoders import find_encoder
+from pipelines.common.cli import resolve_uri
+
+Options = TypeVar("Options", VideoSpec, AudioSpec, ImageSpec, TextSpec)
+WEIGHTS = (".pth", ".pt", ".safetensors")
+
+
+def resolved(modality: str, spec: Options) -> Options:
+    """The same options with files and folders that every process finds. Raises FeaturesError for no network."""
+    option, changes = f"--{modality}.encoder", dict[str, Any]()
+    kind, _, place = spec.encoder.partition(":")
+    if kind == "onnx" or (kind == "hf" and _is_folder(place)):
+        changes["encoder"] = f"{kind}:{resolve_uri(option, place)}"
+    elif modality == "text" and _is_folder(spec.encoder):
+        changes["encoder"] = resolve_uri(option, spec.encoder)
+    weights = getattr(spec, "weights", "")
+    if weights.endswith(WEIGHTS):
+        changes["weights"] = resolve_uri(f"--{modality}.weights", weights)
+    spec = replace(spec, **changes)
+    if "resnet18" in (spec.encoder, spec.encoder.removeprefix("torchvision:")):
+        from features.decode.image import load_resnet18
+
+        load_resnet18(getattr(spec, "weights", ""))
+    elif (asked := spec.asked()) is not None:
+        find_encoder(asked)
+    return spec
+
+
+def _is_folder(name: str) -> bool:
+    return name.startswith(("/", ".", "~")) or os.path.isdir(name)

@@ -1,0 +1,111 @@
+"""One small encoder of every kind, its weights random and made here from a config: `KINDS[name](folder) -> Asked`."""
+
+import json
+
+import torch
+
+from features.encoders import Asked
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+SIGHT = {**SMALL, "image_size": 32, "patch_size": 8}
+CONVOLUTIONS = {"conv_dim": [8, 8, 8], "conv_kernel": [10, 8, 4], "conv_stride": [5, 8, 8]}  # 320 samples to a token
+WAVES = {**SMALL, **CONVOLUTIONS, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "vocab_size": 4}
+OWN = '''
+import numpy as np
+from features.encoders import Encoder
+
+class Colours(Encoder):
+    identity, shape = {"version": 1}, (6,)
+    def __call__(self, frames):
+        return np.concatenate([frames.mean((1, 2)), frames.std((1, 2))], axis=1)
+
+class Motion(Encoder):
+    """Three frames at once, a token for each."""
+    identity, shape, window = {"version": 1}, (1, 2), 3
+    def __call__(self, clips):
+        steps = np.abs(np.diff(clips.astype(float), axis=1)).mean((1, 2, 3, 4))
+        return np.stack([steps, clips[:, 1].mean((1, 2, 3))], 1)[:, None]
+
+class Loudness(Encoder):
+    identity, shape, sample_rate, window, hop, tokens = {"version": 1}, (1,), 8000, 1600, 800, 2
+    def __call__(self, sound):
+        return np.abs(sound[:, 400:1200]).reshape(len(sound), 2, 400).max(2)[:, :, None]
+'''
+
+
+def _model(config_class, model_class, preprocessing=None, **options):
+    def save(folder):
+        import transformers
+
+        torch.manual_seed(0)
+        model = getattr(transformers, model_class)(getattr(transformers, config_class)(**options))
+        model.save_pretrained(folder)
+        if preprocessing:
+            (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+        return f"hf:{folder}"
+
+    return save
+
+
+MODELS = {
+    "clip": _model("CLIPConfig", "CLIPModel", vision_config=SIGHT, text_config={**SMALL, "vocab_size": 9}),
+    "clip_vision": _model("CLIPVisionConfig", "CLIPVisionModel", **SIGHT),
+    "siglip": _model("SiglipVisionConfig", "SiglipVisionModel", **SIGHT),
+    "dinov2": _model("Dinov2Config", "Dinov2Model", {"crop_size": {"height": 24, "width": 24}}, **SIGHT),
+    "vit": _model("ViTConfig", "ViTModel", {"image_mean": [0.1, 0.2, 0.3]}, **SIGHT),
+    "videomae": _model("VideoMAEConfig", "VideoMAEModel", **SIGHT, num_frames=8, tubelet_size=2),
+    "wav2vec2": _model("Wav2Vec2Config", "Wav2Vec2Model", **WAVES),
+    "hubert": _model("HubertConfig", "HubertModel", {"do_normalize": False}, **WAVES),
+    "wavlm": _model("WavLMConfig", "WavLMModel", **WAVES),
+    "whisper": _model(
+        "WhisperConfig", "WhisperModel", d_model=16, encoder_layers=3, encoder_attention_heads=2, encoder_ffn_dim=32,
+        decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32, vocab_size=9, num_mel_bins=16,
+        max_source_positions=50, pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0,
+    ),
+    "ast": _model("ASTConfig", "ASTModel", **SMALL, num_mel_bins=32, max_length=96),
+}  # fmt: skip
+LAYERS = {"layers": (1, 3)}
+
+
+def _of(modality, model, **options):
+    def make(folder):
+        place = folder / model
+        name = f"hf:{place}" if place.exists() else MODELS[model](place)
+        return Asked(name, modality, **options)
+
+    return make
+
+
+def _own(modality, name):
+    return lambda folder: Asked(f"python:encoders_of_one:{name}", modality)
+
+
+def _vision(modality, **options):
+    def make(folder):
+        from torchvision.models import get_model
+
+        if not (weights := folder / "mobilenet.pth").exists():
+            torch.manual_seed(0)
+            torch.save(get_model("mobilenet_v3_small").state_dict(), weights)
+        return Asked("torchvision:mobilenet_v3_small", modality, str(weights), **options)
+
+    return make
+
+
+KINDS = {
+    "video python": _own("video", "Colours"),
+    "video python window": _own("video", "Motion"),
+    "audio python": _own("audio", "Loudness"),
+    **{f"video {model}": _of("video", model, **LAYERS) for model in ("clip", "clip_vision", "siglip", "dinov2", "vit")},
+    "video videomae": _of("video", "videomae", **LAYERS),
+    "video videomae stride": _of("video", "videomae", **LAYERS, stride=4),
+    **{f"audio {model}": _of("audio", model, **LAYERS, span=1.0) for model in ("wav2vec2", "hubert", "wavlm")},
+    "audio wav2vec2 stride": _of("audio", "wav2vec2", **LAYERS, span=1.0, stride=0.2),
+    "audio whisper": _of("audio", "whisper", **LAYERS),
+    "audio whisper stride": _of("audio", "whisper", **LAYERS, stride=0.4),
+    "audio ast": _of("audio", "ast", **LAYERS),
+    "image clip": _of("image", "clip", **LAYERS, grid=2),
+    "video torchvision": _vision("video", **LAYERS),
+    "image torchvision": _vision("image", grid=2),
+    "image vit": _of("image", "vit", grid=1),
+}
