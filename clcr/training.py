@@ -26,6 +26,7 @@ from clcr import metrics as M
 from clcr.base import MultimodalModel
 from clcr.batches import Batch
 from clcr.errors import ConfigError, DivergedError
+from clcr.schedule import warmup_cosine
 from clcr.steps import Losses, Step, blame, read
 from clcr.tasks import TaskSpec, target_losses
 from clcr.versions import completed_weights
@@ -120,16 +121,16 @@ class Trainer:
         groups = model.parameter_groups(config.weight_decay)
         for group in groups:
             group["lr"] = config.lr * group.pop("lr_scale", 1.0)  # the schedule multiplies each group's own
-        self.optimizer: torch.optim.Optimizer
+        self.optimizer: Any  # found_inf is in no type hint
         if config.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9, fused=True)
         else:
             self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, _warmup_cosine(config.epochs * steps_per_epoch, config.warmup)
+            self.optimizer, warmup_cosine(config.epochs * steps_per_epoch, config.warmup)
         )
         # The fused optimisers of torch leave everything as it is where this is 1.
-        self.stopped = self.optimizer.found_inf = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
+        self.stopped = self.optimizer.found_inf = torch.zeros((), device=self.device)
         self.next_epoch, self.done = 0, 0  # the epoch under way, and how many of its steps are done
         self.sums: dict[str, float] = defaultdict(float)  # this worker's part of their losses' sums, and of their time
         self.unread: list[Step] = []
@@ -355,12 +356,9 @@ class Trainer:
 
     def _unimodal(self, modality: str, logits: Mapping[str, Tensor], part: Batch, weights: Tensor) -> Tensor:
         """The tasks' losses of one modality's own logits, over the clips that have it, weighted: ()."""
-        there, total = part.present[modality], torch.zeros((), device=self.device)
-        for (name, task), weight in zip(self.tasks.items(), weights, strict=True):
-            target = part.targets[name]
-            target = target.where(there.reshape(-1, *[1] * (target.ndim - 1)), task.missing)
-            total = total + self._loss(name, logits[name], target) * weight
-        return self.model.config.loss.unimodal * total
+        each = [self._losses(name, logits[name], part.targets[name]) for name in self.tasks]
+        losses = torch.stack([x.view(len(part), -1).sum(dim=1) for x in each]) * part.present[modality]
+        return self.model.config.loss.unimodal * (losses.sum(dim=1) * weights).sum()
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
         """Workers exchange gradients in the last pass of a step only."""
@@ -386,17 +384,6 @@ def mixed_seed(*parts: int) -> int:
 def _exact(task: TaskSpec, logits: Tensor) -> Tensor:
     """Logits as predictions keep them: float32, of numbers float64."""
     return logits.float() if task.has_classes else logits.double()
-
-
-def _warmup_cosine(total: int, warmup: float) -> Any:
-    rise = max(1, round(total * warmup))
-
-    def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
-
-    return factor
 
 
 def _gather(value: Any) -> list[Any]:
