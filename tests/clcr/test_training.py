@@ -139,7 +139,7 @@ def test_heads_of_each_modality_learn_from_the_clips_that_have_it_and_answer_not
             parameter.add_(1)
     assert all(torch.equal(logits, answers[task]) for task, logits in model(batch).logits.items())
     model.train()
-    losses = weighted.train_step(batch)
+    losses = dict(weighted.train_step(batch))
     own = {losses.pop(f"train/loss_unimodal_{m}") for m in make.features}
     assert all(value > 0 for value in own)
     rest = sum(value for term, value in losses.items() if term != "train/loss")
