@@ -40,6 +40,7 @@ from pipelines.training.run_folder import (
     finish,
     open_run,
     prepare,
+    print_inputs,
     sole_owner,
     title,
     track_result,
@@ -91,6 +92,7 @@ def train(config: TrainConfig) -> None:
         started = claim(config, may_differ=CHANGEABLE)
         if (finished := read_json(config.out, "metrics.json")) is not None:
             return show_finished(config, started, finished)
+        print_inputs(config.store, config.recipe)
         uri = prepare(config.out)
         run = open_training_run(config, started, uri)
         print(
