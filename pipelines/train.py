@@ -40,6 +40,7 @@ from pipelines.training.run_folder import (
     finish,
     open_run,
     prepare,
+    print_inputs,
     sole_owner,
     title,
     track_result,
@@ -91,6 +92,7 @@ def train(config: TrainConfig) -> None:
         started = claim(config, may_differ=CHANGEABLE)
         if (finished := read_json(config.out, "metrics.json")) is not None:
             return show_finished(config, started, finished)
+        print_inputs(config.store, config.recipe)
         uri = prepare(config.out)
         run = open_training_run(config, started, uri)
         print(
@@ -138,7 +140,7 @@ def launch(config: TrainConfig, run: tracking.Run) -> None:
         try:
             with plain_train_driver(own_cluster()):
                 result: Any = trainer().fit()
-                diverged = result.return_value
+                problem = result.return_value
         except TrainingFailedError as error:
             if known := find_user_error(error):
                 raise known from error
@@ -147,8 +149,8 @@ def launch(config: TrainConfig, run: tracking.Run) -> None:
                 raise
             print(f"a worker or host died ({_last_line(error)}): resuming from the last checkpoint", flush=True)
         else:
-            if diverged:
-                raise JobError(diverged)
+            if problem:
+                raise JobError(problem)
             return
 
 
@@ -192,7 +194,7 @@ def newest_checkpoint(out: str) -> str | None:
 def train_worker(job: Mapping[str, Any]) -> str | None:
     """What each worker runs. Rank 0 alone writes: to MLflow, and at the end to the output folder.
 
-    Returns why training cannot go on, where trying again would not help.
+    Returns why training cannot go on, or its result was not tracked, where trying again would not help.
     """
     config, run = job["config"], job["run"]
     torch.set_num_threads(job["cpus"])
@@ -234,7 +236,10 @@ def train_worker(job: Mapping[str, Any]) -> str | None:
         return str(error)
     metrics, predictions, diagnostics = learner.test()
     if rank == 0:
-        finish(learner, config.out, run, metrics, predictions, diagnostics)
+        try:
+            finish(learner, config.out, run, metrics, predictions, diagnostics)
+        except JobError as error:  # raised here, it would come with Ray's traceback of the worker
+            return str(error)
     return None
 
 

@@ -44,13 +44,15 @@ AnyStream = TypeVar("AnyStream", bound=Stream)
 
 # stated: a packet's time is its frame's. ordered: the file states when packets are decoded, and FFmpeg made up when
 # they are shown: the frames, in the order in which they come out, have these times in their order. fields: a packet may
-# be one field of a frame: what is shown at a time is the last frame at or before it.
+# be one field of a frame, or none at all: what is shown at a time is the last frame at or before it.
 Timing = Literal["stated", "ordered", "fields"]
 
 COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
 GUESSED = ("aac", "ac3", "eac3", "amr", "h264", "hevc", "mp3")  # bare streams: FFmpeg guesses a duration from the size
 EARLIER = 10.0  # s that a file is sought to before a segment whose key frame a first seek did not find
 TICK = 1e-3  # s; decord rounds times to milliseconds, and a target often falls exactly on a frame's edge
+# Codecs of which a packet may say that the picture before stays, or change only what others refer to: it shows nothing.
+SPARSE = ("mpeg4", "h263", "flv", "vp8", "theora", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2")
 PROGRESSIVE = 1  # FFmpeg's orders of fields: unknown, none, and the four that there are
 OPENING = 64  # packets among which the first frame that decodes says how the picture is turned
 
@@ -92,7 +94,7 @@ class Shown:
     times: when frames appear, sorted; end: when the last one goes; first: when the stream begins. share: how much of
     what the file declares is there, None where it declares nothing; declared: where it says that the stream ends.
     format: FFmpeg's name of the container; stream: the stream's number; alone: it is the only one with pictures.
-    seekable: segments need not be read from the file's beginning.
+    seekable: segments need not be read from the file's beginning. sparse: a packet of its codec may show nothing.
     """
 
     times: np.ndarray
@@ -106,6 +108,7 @@ class Shown:
     seekable: bool
     orientation: Orientation
     timing: Timing
+    sparse: bool
 
 
 def picture_stream(source: Source, uri: str, container: InputContainer) -> VideoStream | None:
@@ -236,9 +239,11 @@ def frame_times(
             share = min(1.0, max(share, (len(stamps) + read.hidden) / stream.frames))
         alone, number = len(container.streams.video) == 1, stream.index
         name, seekable = container.format.name, seekable and timing != "ordered"
+        sparse = stream.codec_context.name in SPARSE
     if not len(stamps):
         raise MediaError("video", f"{uri} holds no video frame; it is damaged or incomplete, fetch it again")
-    return Shown(stamps, end, first, share, declared, name, number, alone, seekable, opening.orientation, timing)
+    turned = opening.orientation
+    return Shown(stamps, end, first, share, declared, name, number, alone, seekable, turned, timing, sparse)
 
 
 def _longest(container: InputContainer) -> float:

@@ -63,7 +63,7 @@ def exact_pictures(
 
     margin: s before the first one that the file is sought to; infinite: it is read from its beginning. No picture
     where the first key frame from there on comes too late. Raises FFmpegError where a packet does not decode, Mistimed
-    where the frames come out in another order than that of their times, or where packets turn out to be fields.
+    where the frames come out in another order than that of their times, or where packets turn out to be no frames.
     """
     nothing = scale.nothing()
     with open_container(source, uri) as container:
@@ -77,7 +77,7 @@ def exact_pictures(
         begun = not wanted[0] > margin  # by a key frame: some indexes call others one, whose pictures are wrong
         if not begun:
             container.seek(first - round(margin / float(tick_of(stream))), stream=stream)
-        interlaced, before = False, None
+        sparse, before = shown.sparse, None
         for packet in stamped(container, stream, uri) if shown.timing == "ordered" else container.demux(stream):
             stamp = stamp_of(packet)
             if key is None and packet.is_keyframe:
@@ -102,14 +102,14 @@ def exact_pictures(
                     continue
                 if shown.timing == "stated" and before is not None and now < before:
                     raise Mistimed("ordered")
-                before, interlaced = now, interlaced or frame.interlaced_frame
+                before, sparse = now, sparse or frame.interlaced_frame
                 screen.show(now, frame)
             if screen.full:
                 break
         screen.close()
     if shown.timing == "fields":
         return screen.stacked() if screen.stamps and screen.stamps[0] <= first and not screen.corrupt else nothing
-    if shown.timing == "stated" and screen.stamps != screen.ticks and interlaced and not screen.corrupt:
+    if shown.timing == "stated" and screen.stamps != screen.ticks and sparse and not screen.corrupt:
         raise Mistimed("fields")
     return screen.stacked() if screen.stamps == screen.ticks and not screen.corrupt else nothing
 

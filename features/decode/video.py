@@ -145,14 +145,18 @@ def _exact_pictures(
 
 
 def _decord_agrees(shown: Shown) -> bool:
-    """Whether decord takes the same stream and the same times; of MPEG's program streams it repeats frames."""
-    return shown.alone and shown.timing == "stated" and shown.format != "mpeg"
+    """Whether decord takes the same stream, and each packet for the frame that it is.
+
+    In MPEG's streams it loses its way when it seeks, and where a packet shows nothing it counts on as if it did.
+    """
+    alone = shown.alone and shown.timing == "stated"
+    return alone and not shown.sparse and shown.format not in ("mpeg", "mpegts")
 
 
 def _require_decord(uri: str, shown: Shown) -> None:
     """Raise MediaError where decord alone would give other pictures: it turns those of an mp4, and mirrors none."""
     turns = shown.orientation.is_rotation and shown.format.startswith("mov")
-    if not (shown.alone and shown.timing == "stated" and (shown.orientation == Orientation() or turns)):
+    if not (_decord_agrees(shown) and (shown.orientation == Orientation() or turns)):
         raise MediaError("video", f"{uri}: decord and FFmpeg take other pictures of it; use --video.decoder auto")
 
 

@@ -93,6 +93,28 @@ def check(store_uri: str, recipe: Recipe) -> None:
             check_training_clips(model, index)
 
 
+def print_inputs(store_uri: str, recipe: Recipe) -> None:
+    """Say which clips, modalities and tasks a run reads, and in how many clips each of them is missing."""
+    store = Store(store_uri)
+    model = build_model(store, recipe)
+    columns = [*(f"tokens_{name}" for name in model.features), *(f"label_{name}" for name in model.tasks)]
+    splits = {split: store.index(split, columns, recipe.loader.fold) for split in SPLITS}
+    index = pa.concat_tables(splits.values())
+    print(f"reading {store_uri}: {', '.join(f'{len(part)} {split}' for split, part in splits.items())} clips")
+    for name in model.features:
+        print_missing(
+            f"modality {name}", len(index) - (pc.sum(pc.greater(index[f"tokens_{name}"], 0)).as_py() or 0), index
+        )
+    for name, task in model.tasks.items():
+        kind = f"{task.kind}, {len(task.classes)} classes" if task.has_classes else task.kind
+        print_missing(f"task {name} ({kind})", index[f"label_{name}"].null_count, index)
+
+
+def print_missing(what: str, missing: int, index: pa.Table) -> None:
+    """A line on one input of a run."""
+    print(f"  {what}: {f'missing in {missing} of {len(index)}' if missing else 'in all'} clips", flush=True)
+
+
 def check_training_clips(model: MultimodalModel, index: pa.Table) -> None:
     """Say which modalities and classes no training clip has; raises JobError for a target that does not vary."""
     unseen = [name for name in model.features if not pc.any(pc.greater(index[f"tokens_{name}"], 0)).as_py()]

@@ -184,7 +184,7 @@ def test_decoders_agree_on_moving_pictures(tmp_path):
 def test_pictures_come_as_people_have_them(tmp_path, decoder, name, codec, pixels, size):
     path = write_media(tmp_path / name, numbered(36, *size)[::3], codec=codec, pixels=pixels)
     if decoder == "decord" and codec in ("libsvtav1", "mpeg2video"):
-        with pytest.raises(MediaError, match="does not decode"):
+        with pytest.raises(MediaError, match=r"does not decode|take other pictures"):
             decode_frames(path, VideoSpec(fps=25, size=32, decoder=decoder))
         return
     frames = decode_frames(path, VideoSpec(fps=25, size=32, decoder=decoder))
