@@ -60,7 +60,7 @@ def pack(clip: "Clip", sample: Sample) -> PackedSample:
     return PackedSample(stretch.getvalue()[:end], checksum.hexdigest(), sample.duration, tokens, sample.quality)
 
 
-def unpack(payload: bytes) -> dict[str, Any]:
+def unpack(payload: bytes | memoryview) -> dict[str, Any]:
     """The members of one sample's stretch of a tar: arrays by modality, and `json`."""
     sample: dict[str, Any] = {}
     with tarfile.open(fileobj=io.BytesIO(payload), mode="r:") as tar:
