@@ -15,7 +15,7 @@ from features.store.diskcache import DiskCache
 from features.store.reader import Place, Store
 
 GAP = 1 << 20  # bytes between two samples that are read along with them rather than asked for apart
-PIECE = 8 << 20  # bytes of one request, unless one sample is larger
+PIECE = 16 << 20  # bytes of one request, unless one sample is larger
 REQUESTS = 16  # under way at once, of one reader
 
 
