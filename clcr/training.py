@@ -26,6 +26,7 @@ from clcr import metrics as M
 from clcr.base import MultimodalModel
 from clcr.batches import Batch
 from clcr.errors import ConfigError, DivergedError
+from clcr.schedule import warmup_cosine
 from clcr.steps import Losses, Step, blame, read
 from clcr.tasks import TaskSpec, target_losses
 from clcr.versions import completed_weights
@@ -126,7 +127,7 @@ class Trainer:
         else:
             self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, _warmup_cosine(config.epochs * steps_per_epoch, config.warmup)
+            self.optimizer, warmup_cosine(config.epochs * steps_per_epoch, config.warmup)
         )
         # The fused optimisers of torch leave everything as it is where this is 1.
         self.stopped = torch.zeros((), device=self.device)
@@ -360,7 +361,7 @@ class Trainer:
         for (name, task), weight in zip(self.tasks.items(), weights, strict=True):
             target = part.targets[name]
             target = target.where(there.reshape(-1, *[1] * (target.ndim - 1)), task.missing)
-            total = total + self._loss(name, logits[name], target) * weight
+            total = total + self._losses(name, logits[name], target).sum() * weight
         return self.model.config.loss.unimodal * total
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
@@ -387,17 +388,6 @@ def mixed_seed(*parts: int) -> int:
 def _exact(task: TaskSpec, logits: Tensor) -> Tensor:
     """Logits as predictions keep them: float32, of numbers float64."""
     return logits.float() if task.has_classes else logits.double()
-
-
-def _warmup_cosine(total: int, warmup: float) -> Any:
-    rise = max(1, round(total * warmup))
-
-    def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
-
-    return factor
 
 
 def _gather(value: Any) -> list[Any]:
