@@ -1,11 +1,11 @@
-"""The learning rate's course over a training."""
+"""The learning rate over a training: a linear rise, then a cosine to zero."""
 
 import math
 from collections.abc import Callable
 
 
 def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
-    """The rate's factor by step: up to 1 over the first share `warmup` of `total` steps, then along a cosine to 0."""
+    """The factor of the peak learning rate at each of `total` steps; warmup: the share of them over which it rises."""
     rise = max(1, round(total * warmup))
 
     def factor(step: int) -> float:

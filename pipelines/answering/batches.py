@@ -8,7 +8,7 @@ from clcr.base import MultimodalModel
 from clcr.batches import collate
 from features.store import Store
 from pipelines.answering.table import Row
-from pipelines.training.loading import sample
+from pipelines.training.dataset import sample
 
 
 def batch_of(model: MultimodalModel, store: Store, rows: Sequence[Row]) -> Batch:

@@ -1,10 +1,11 @@
 """From a feature store to batches: who reads which sample when.
 
-The order of a split is a function of (seed, epoch) alone. Of every global batch, worker r takes rows r::world, so the
-number of workers never changes what a step sees. Workers that would run short get padding samples: no clip id, no
-modality, no target, hence no part in any loss or metric.
+The order of a split is a function of (seed, epoch) alone. Of every global batch each worker takes a share, rows
+r::world, or by windows those that lie closest, so the number of workers never changes what a step sees. Workers that
+would run short get padding samples: no clip id, no modality, no target, hence no part in any loss or metric.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,20 +16,22 @@ from multiprocessing.context import BaseContext
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import pyarrow as pa
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from clcr import Batch, FeatureSpec, TaskSpec
 from clcr.batches import collate
 from clcr.tasks import Kind
-from features.corpus.tasks import Task
 from features.store import Store
+from features.store.diskcache import DiskCache
+from features.store.ranges import RangeReader, Requested
 from pipelines.common.errors import JobError
+from pipelines.training.dataset import SplitDataset
 from pipelines.training.dropping import drop_modalities, parse_drop
+from pipelines.training.windows import Order, read_ahead, windowed
 
+SAMPLED = 16  # samples for statistics that are read at once
 AHEAD = 2  # batches that lie ready while one is computed
-PADDING = {"clip_id": "", "features": {}, "targets": {}}
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,20 @@ class LoaderConfig:
     drop: tuple[str, ...] = ()
     """modality dropout, `audio=.2,video=.1`: the share of training clips (0-1), randomly sampled anew in every epoch,
     that lose a modality; a clip always keeps one"""
+    window: int = 0
+    """read and shuffle by windows of this many shards, the next one while one is used: for stores on object storage or
+    larger than memory. A worker holds its share of two windows; a batch's clips come from one. 0 = any clip in any
+    batch, each read by itself"""
+    disk_gb: float = 0.0
+    """with --loader.window: keep the shards of a remote store on each host's own disk, at most this many GB in the
+    folder for temporary files, shared by its workers; 0 = none"""
 
     def __post_init__(self) -> None:
         parse_drop(self.drop)
+        if not (self.window >= 0 and 0 <= self.disk_gb < math.inf):
+            raise JobError(f"--loader.window {self.window}, --loader.disk-gb {self.disk_gb}: each must be 0 or more")
+        if self.disk_gb and not self.window:
+            raise JobError("--loader.disk-gb: shards are read whole by windows only; set --loader.window too")
 
 
 def feature_specs(store: Store, modalities: Sequence[str] = ()) -> dict[str, FeatureSpec]:
@@ -106,33 +120,58 @@ class SplitLoader:
             raise JobError(f"--loader.drop {unknown[0]}: {store.uri} has {', '.join(store.spec.features)}")
         self.steps = -(-len(self.dataset) // batch_size)
         self.collate = partial(collate, features=features, tasks=tasks)
-        self.processes = 0 if self.dataset.cached else config.processes
+        self.window = config.window
+        self.processes = 0 if self.dataset.cached or self.window else config.processes
+        remote = self.dataset.store.fs.type_name != "local"
+        self.disk = DiskCache(self.dataset.store, config.disk_gb * 1e9) if config.disk_gb and remote else None
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """This worker's share of every global batch of an epoch, in order, from batch `first` on; made ahead of use."""
-        plan = plan_epoch(len(self.dataset), self.batch_size, self.rank, self.world, self._order(epoch))
-        loader: Iterable[Batch] = DataLoader(
+        plan, order = self._plan(epoch, first)
+        loader: Iterable[Batch] = self._ahead(plan, order) if order else self._anywhere(plan)
+        if self.drop:
+            loader = (drop_modalities(batch, self.drop, self.seed, epoch) for batch in loader)
+        return prefetch(loader, 0 if self.processes else AHEAD)
+
+    def _anywhere(self, plan: "Plan") -> Iterable[Batch]:
+        """Each sample read by itself, by the reading processes where there are any."""
+        return DataLoader(
             self.dataset,
-            batch_sampler=plan[first:],
+            batch_sampler=plan,
             collate_fn=self.collate,
             num_workers=self.processes,
             multiprocessing_context=_forkserver() if self.processes else None,
             pin_memory=torch.cuda.is_available(),
         )
-        if self.drop:
-            loader = (drop_modalities(batch, self.drop, self.seed, epoch) for batch in loader)
-        return prefetch(loader, 0 if self.processes else AHEAD)
+
+    def _ahead(self, plan: "Plan", order: Order) -> Iterator[Batch]:
+        """Windows read by threads ahead of use, or what other workers of this host have read."""
+        if type(self.dataset.store) is not Store:  # they share memory
+            yield from self._anywhere(plan)
+            return
+        with RangeReader(self.dataset.store, self.disk) as reader:
+            for rows, asked in read_ahead(plan, order.window, partial(self._request, reader)):
+                batch = self.collate(self.dataset.requested(rows, asked))
+                yield batch.pin_memory() if torch.cuda.is_available() else batch
+
+    def _request(self, reader: RangeReader, rows: Sequence[int]) -> Requested:
+        return reader.request([self.dataset.place(row) for row in self.dataset.missing(rows)])
 
     def sample_batches(self, clips: int) -> Iterator[Batch]:
         """A seeded sample of the split, the same on every worker: for statistics of the data."""
         rows = self._order(-1)[:clips].tolist()
-        for first in range(0, len(rows), self.batch_size):
-            yield self.collate(self.dataset.__getitems__(rows[first : first + self.batch_size]))
+        with RangeReader(self.dataset.store, requests=SAMPLED) as reader:
+            for first in range(0, len(rows), self.batch_size):
+                several = rows[first : first + self.batch_size]
+                if self.window and type(self.dataset.store) is Store:
+                    yield self.collate(self.dataset.requested(several, [self._request(reader, several)]))
+                else:
+                    yield self.collate(self.dataset.__getitems__(several))
 
     def numbers(self) -> dict[str, np.ndarray]:
         """All labels of the split for every numeric task: (clips,) float64, NaN where the label is missing."""
         return {
-            name: np.array(self.dataset.targets[name], dtype=np.float64)
+            name: np.asarray(self.dataset.targets[name], dtype=np.float64)
             for name, task in self.tasks.items()
             if not task.has_classes
         }
@@ -140,7 +179,17 @@ class SplitLoader:
     def _order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(len(self.dataset))
-        return np.random.default_rng((self.seed, epoch + 1)).permutation(len(self.dataset))
+        return self._random(epoch).permutation(len(self.dataset))
+
+    def _random(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, epoch + 1))
+
+    def _plan(self, epoch: int, first: int) -> tuple["Plan", Order | None]:
+        whole = partial(Plan, batch_size=self.batch_size, rank=self.rank, world=self.world, first=first)
+        if not self.window:
+            return whole(self._order(epoch)), None
+        order = windowed(self.dataset.shards, self.window, self._random(epoch) if self.shuffle else None)
+        return whole(order.rows, place=order.place if self.shuffle else None), order
 
 
 def prefetch(batches: Iterable[Item], count: int) -> Iterator[Item]:
@@ -165,78 +214,36 @@ def _forkserver() -> BaseContext:
     return context
 
 
-def plan_epoch(rows: int, batch_size: int, rank: int, world: int, order: np.ndarray) -> list[list[int]]:
-    """Row numbers of a worker's batches; -1 stands for a padding sample. Every worker has as many, all of a length."""
-    plan = []
-    for first in range(0, rows, batch_size):
-        batch = order[first : first + batch_size]
-        share = batch[rank::world].tolist()
-        plan.append(share + [-1] * (-(-len(batch) // world) - len(share)))
-    return plan
+@dataclass(frozen=True)
+class Plan:
+    """Row numbers of a worker's batches, from batch `first` on; -1 stands for a padding sample.
 
+    Every worker has as many batches, all of a length. order: the rows of all workers; place: by row, what lies close
+    (a batch's rows are shared out by it), None = rows rank::world.
+    """
 
-class SplitDataset(Dataset):
-    """A split's samples by row number, in the index's order; `clcr.batches.collate` takes them."""
-
-    def __init__(
-        self,
-        store: Store,
-        split: str,
-        features: Mapping[str, FeatureSpec],
-        tasks: Mapping[str, TaskSpec],
-        cache_bytes: float,
-        fold: int | None = None,
-    ) -> None:
-        columns = ["clip_id", "shard", "offset", "nbytes", "duration", *(f"label_{name}" for name in tasks)]
-        self.modalities = tuple(features)
-        self.index = store.index(split, columns, fold)
-        self.targets = _encode_targets(self.index, tasks, store.spec.tasks)
-        self.cached = pa.compute.sum(self.index["nbytes"]).as_py() <= cache_bytes if len(self.index) else True
-        self.store = store if self.cached else Store(store.uri)  # a reading process is none of Ray's: it cannot share
-        self._clip_ids = self.index["clip_id"].to_pylist()
-        self._places = list(zip(*(self.index[name].to_pylist() for name in ("shard", "offset", "nbytes")), strict=True))
-        self._cache: dict[int, dict[str, Any]] = {}
+    order: np.ndarray
+    batch_size: int
+    rank: int = 0
+    world: int = 1
+    place: np.ndarray | None = None
+    first: int = 0
 
     def __len__(self) -> int:
-        return len(self.index)
+        return max(0, -(-len(self.order) // self.batch_size) - self.first)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return self.__getitems__([row])[0]
+    def __getitem__(self, number: int) -> list[int]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        begin = (self.first + number) * self.batch_size
+        batch = self.order[begin : begin + self.batch_size]
+        most = -(-len(batch) // self.world)
+        if self.place is None:
+            share = batch[self.rank :: self.world].tolist()
+        else:
+            close = batch[np.argsort(self.place[batch], kind="stable")]
+            share = close[self.rank * most : (self.rank + 1) * most].tolist()
+        return share + [-1] * (most - len(share))
 
-    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """A batch's samples, which DataLoader asks for at once."""
-        new = [row for row in rows if row >= 0 and row not in self._cache]
-        stored = self.store.read_many([self._places[row] for row in new]) if new else []
-        read = {row: self._sample(row, found) for row, found in zip(new, stored, strict=True)}
-        if self.cached:
-            self._cache |= read
-        return [PADDING if row < 0 else read.get(row) or self._cache[row] for row in rows]
-
-    def _sample(self, row: int, stored: Mapping[str, Any]) -> dict[str, Any]:
-        targets = {name: values[row] for name, values in self.targets.items()}
-        return sample(self._clip_ids[row], stored, self.modalities, targets)
-
-
-def sample(
-    clip_id: str, stored: Mapping[str, Any], modalities: Iterable[str], targets: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What `clcr.batches.collate` takes of a clip. Raises JobError where another clip lay at its place."""
-    if stored["json"]["clip_id"] != clip_id:
-        raise JobError(
-            f"clip {clip_id}: its place in the store holds {stored['json']['clip_id']}: the store was extracted anew "
-            "while this job read it; run the job again"
-        )
-    return {"clip_id": clip_id, "features": {m: stored[m] for m in modalities if m in stored}, "targets": targets}
-
-
-def _encode_targets(index: pa.Table, tasks: Mapping[str, TaskSpec], declared: Sequence[Task]) -> dict[str, list]:
-    """Class indices or numbers by task, None where the label is missing; of events the class indices of all bins."""
-    by_name, seconds = {task.name: task for task in declared}, index["duration"].to_pylist()
-
-    def encode(task: Task) -> list:
-        labels = index[f"label_{task.name}"].to_pylist()
-        if task.kind == "events":
-            return list(map(task.encode_events, labels, seconds))
-        return list(map(task.encode, labels))
-
-    return {name: encode(by_name[name]) for name in tasks}
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self[number] for number in range(len(self)))

@@ -146,12 +146,16 @@ def test_an_unread_step_keeps_only_a_few_numbers_and_no_more_than_so_many(make):
 
 @pytest.mark.slow
 def test_batches_of_ten_shapes_are_compiled_once(make):
-    """As the trainer compiles; their clips' ids are no part of the graph."""
-    model, batches = make.model("clcr", levels=2).train(), [make.batch(7 - n % 5, seed=n) for n in range(12)]
+    """As the trainer compiles; their clips' ids are no part of the graph.
+
+    The hook that gives numbers their unit may be compiled once more, for sizes that were equal in the first batch.
+    """
+    model, batches = make.model("clcr", levels=2).train(), [make.batch(4 + n % 5, seed=n) for n in range(12)]
     assert len({batch.features["audio"].values.shape for batch in batches}) >= 10
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     compiled, graphs = torch.compile(model, backend="eager", fullgraph=True, dynamic=True), []
     for batch in batches:
         compiled(batch)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert graphs == [graphs[0]] * len(batches)
+    assert graphs[0] == 2 and graphs[1] <= 3 and graphs[1:] == [graphs[1]] * (len(batches) - 1)

@@ -59,10 +59,13 @@ def _bound(port: int) -> socket.socket:
 
 
 class Proxy:
-    """Forwards TCP to a local port, or refuses connections, or answers every request 503 SlowDown."""
+    """Forwards TCP to a local port, or refuses connections, or answers every request 503 SlowDown.
 
-    def __init__(self, target: int) -> None:
-        self.target, self.mode = target, REFUSE
+    latency: seconds that a request takes to get there.
+    """
+
+    def __init__(self, target: int, latency: float = 0.0) -> None:
+        self.target, self.mode, self.latency = target, REFUSE, latency
         self.unavailable = self.forwarded = 0  # connections that met each mode
         self._port = _bound(0)  # keeps the port ours while nothing listens on it
         self._listener: socket.socket | None = None
@@ -144,6 +147,8 @@ class Proxy:
                     data = key.fileobj.recv(1 << 16)
                     if not data:
                         return
+                    if self.latency and key.fileobj is client:
+                        time.sleep(self.latency)
                     key.data.sendall(data)
 
     def _answer_unavailable(self, client: socket.socket) -> None:

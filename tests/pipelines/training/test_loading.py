@@ -11,7 +11,7 @@ from storefiles import make_clips, make_sample, make_spec, write_shard, write_st
 from features.store import Store
 from features.store.shards import create_store
 from pipelines.common.errors import JobError
-from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, plan_epoch, prefetch, task_specs
+from pipelines.training.loading import LoaderConfig, Plan, SplitLoader, feature_specs, prefetch, task_specs
 
 
 def loader(store, split="train", cache_gb=1.0, processes=0, modalities=(), **options):
@@ -32,7 +32,7 @@ def flat(batches):
 @pytest.mark.parametrize(("rows", "batch_size"), [(29, 8), (29, 29), (29, 64), (29, 1), (32, 8), (3, 2), (1, 4)])
 def test_a_plan_reads_every_row_once_in_steps_that_all_workers_share(rows, batch_size, world):
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(0)).numpy()
-    plans = [plan_epoch(rows, batch_size, rank, world, order) for rank in range(world)]
+    plans = [Plan(order, batch_size, rank, world) for rank in range(world)]
     shapes = {tuple(map(len, plan)) for plan in plans}
     assert len(shapes) == 1 and len(plans[0]) == math.ceil(rows / batch_size) and min(shapes.pop()) >= 1
     read = [row for plan in plans for batch in plan for row in batch if row >= 0]

@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from clcr.config import ModelConfig, StemConfig
 from clcr.errors import DivergedError
 from features.store.samples import Sample
 from pipelines.training.learner import Learner
+from pipelines.training.loading import LoaderConfig
 
 pytestmark = pytest.mark.slow
 STEPS, EPOCHS = 50, 13  # of 29 clips in batches of 9: the last batch has two, fewer than there are workers
@@ -99,9 +101,14 @@ def test_a_loss_that_is_not_finite_stops_every_worker_with_the_name_of_the_clip_
     assert message == same and message.startswith(f"step 2: the loss is inf on clips {guilty}: check")
 
 
-def interrupted(uri, rank, world):
+def by_windows(window):
+    """One epoch, read by windows of so many shards, in which a checkpoint after two steps of four lies."""
+    return replace(without_chance(epochs=1), loader=LoaderConfig(cache_gb=0.0, processes=0, window=window))
+
+
+def interrupted(uri, rank, world, window):
     """The state in mid-epoch, after two steps of four, as rank 0 would save it."""
-    learner, saved = Learner(uri, without_chance(epochs=1), rank, world), io.BytesIO()
+    learner, saved = Learner(uri, by_windows(window), rank, world), io.BytesIO()
 
     def after_step(_):
         if learner.trainer.step == 2:
@@ -113,10 +120,11 @@ def interrupted(uri, rank, world):
     return saved.getvalue()
 
 
-def test_a_run_that_stops_on_two_workers_goes_on_with_one_and_sees_the_rest_of_the_epoch_once(noise_store):
-    state, _ = on_workers(2, interrupted, noise_store.uri)
-    whole = losses(run(Learner(noise_store.uri, without_chance(epochs=1))))
-    resumed = Learner(noise_store.uri, without_chance(epochs=1))
+@pytest.mark.parametrize("window", [0, 3])
+def test_a_run_that_stops_on_two_workers_goes_on_with_one_and_sees_the_rest_of_the_epoch_once(noise_store, window):
+    state, _ = on_workers(2, partial(interrupted, window=window), noise_store.uri)
+    whole = losses(run(Learner(noise_store.uri, by_windows(window))))
+    resumed = Learner(noise_store.uri, by_windows(window))
     resumed.trainer.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
     assert (resumed.trainer.next_epoch, resumed.trainer.done) == (0, 2)
     assert resumed.trainer.sums["samples"] == 18
