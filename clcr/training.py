@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from clcr import metrics as M
 from clcr.base import MultimodalModel
 from clcr.batches import Batch
+from clcr.class_loss import ClassLoss
 from clcr.errors import ConfigError, DivergedError
 from clcr.steps import Losses, Step, blame, read
 from clcr.tasks import TaskSpec, target_losses
@@ -113,7 +114,9 @@ class Trainer:
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        class_loss: ClassLoss | None = None,
     ) -> None:
+        self.class_loss = class_loss
         self.model, self.tasks, self.config, self.seed = model.to(device), tasks, config, seed
         self.device, self.steps_per_epoch = torch.device(device), steps_per_epoch
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -351,7 +354,10 @@ class Trainer:
 
     def _losses(self, task: str, logits: Tensor, target: Tensor) -> Tensor:
         """A task's loss of every target, 0 where it is not known."""
-        return target_losses(self.tasks[task], logits, target, self.model.units.spread_of(task))
+        spec = self.tasks[task]
+        if self.class_loss and spec.has_classes:
+            return self.class_loss(spec, logits, target)
+        return target_losses(spec, logits, target, self.model.units.spread_of(task))
 
     def _unimodal(self, modality: str, logits: Mapping[str, Tensor], part: Batch, weights: Tensor) -> Tensor:
         """The tasks' losses of one modality's own logits, over the clips that have it, weighted: ()."""
@@ -359,7 +365,7 @@ class Trainer:
         for (name, task), weight in zip(self.tasks.items(), weights, strict=True):
             target = part.targets[name]
             target = target.where(there.reshape(-1, *[1] * (target.ndim - 1)), task.missing)
-            total = total + self._loss(name, logits[name], target) * weight
+            total = total + self._losses(name, logits[name], target).sum() * weight
         return self.model.config.loss.unimodal * total
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:

@@ -1,8 +1,8 @@
 """From a feature store to batches: who reads which sample when.
 
-The order of a split is a function of (seed, epoch) alone. Of every global batch, worker r takes rows r::world, so the
-number of workers never changes what a step sees. Workers that would run short get padding samples: no clip id, no
-modality, no target, hence no part in any loss or metric.
+The order of a split is a function of (seed, epoch) alone; order.py has more than a shuffle. Of every global batch,
+worker r takes rows r::world, so the number of workers never changes what a step sees. Workers that would run short get
+padding samples: no clip id, no modality, no target, hence no part in any loss or metric.
 """
 
 from collections import deque
@@ -26,6 +26,7 @@ from features.corpus.tasks import Task
 from features.store import Store
 from pipelines.common.errors import JobError
 from pipelines.training.dropping import drop_modalities, parse_drop
+from pipelines.training.order import bucketed, chances, count_classes
 
 AHEAD = 2  # batches that lie ready while one is computed
 PADDING = {"clip_id": "", "features": {}, "targets": {}}
@@ -46,9 +47,17 @@ class LoaderConfig:
     drop: tuple[str, ...] = ()
     """modality dropout, `audio=.2,video=.1`: the share of training clips (0-1), randomly sampled anew in every epoch,
     that lose a modality; a clip always keeps one"""
+    balance: str = ""
+    """task whose classes are to be seen equally often in training: clips of rare classes come more than once in an
+    epoch, of frequent ones not all; none = each clip once"""
+    buckets: int = 0
+    """batches that are sorted by length together, so that each has clips of like length and little padding; the order
+    of the batches stays random. 0 = plain shuffle; 50 is usual"""
 
     def __post_init__(self) -> None:
         parse_drop(self.drop)
+        if self.buckets < 0:
+            raise JobError(f"--loader.buckets {self.buckets}: must be 0 or more")
 
 
 def feature_specs(store: Store, modalities: Sequence[str] = ()) -> dict[str, FeatureSpec]:
@@ -104,6 +113,10 @@ class SplitLoader:
         self.drop = parse_drop(config.drop) if self.shuffle else {}
         if unknown := [m for m in self.drop if m not in store.spec.features]:
             raise JobError(f"--loader.drop {unknown[0]}: {store.uri} has {', '.join(store.spec.features)}")
+        self.buckets, self.chances = (config.buckets, self._chances(config.balance)) if self.shuffle else (0, None)
+        if self.buckets:
+            tokens = store.index(split, [f"tokens_{name}" for name in features], config.fold)
+            self.lengths = np.sum([column.to_numpy() for column in tokens.columns], axis=0)
         self.steps = -(-len(self.dataset) // batch_size)
         self.collate = partial(collate, features=features, tasks=tasks)
         self.processes = 0 if self.dataset.cached else config.processes
@@ -137,10 +150,35 @@ class SplitLoader:
             if not task.has_classes
         }
 
+    def class_counts(self) -> dict[str, list[int]]:
+        """How many known targets of the split each class has, for every task with classes."""
+        return {
+            name: count_classes(task, self.dataset.targets[name])
+            for name, task in self.tasks.items()
+            if task.has_classes
+        }
+
     def _order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(len(self.dataset))
-        return np.random.default_rng((self.seed, epoch + 1)).permutation(len(self.dataset))
+        rows, rng = len(self.dataset), np.random.default_rng((self.seed, epoch + 1))
+        if epoch < 0:  # a sample for statistics
+            return rng.permutation(rows)
+        order = rng.permutation(rows) if self.chances is None else rng.choice(rows, rows, p=self.chances)
+        if not self.buckets:
+            return order
+        return bucketed(order, self.lengths, self.batch_size, self.buckets, self.seed, epoch)
+
+    def _chances(self, task: str) -> np.ndarray | None:
+        """The chance of each clip to be drawn, None where each comes once."""
+        if not task:
+            return None
+        if task not in self.tasks or self.tasks[task].kind != "classification":
+            known = [name for name, spec in self.tasks.items() if spec.kind == "classification"]
+            raise JobError(
+                f"--loader.balance {task}: name a learned task with one class per clip: {', '.join(known) or 'none'}"
+            )
+        return chances(self.dataset.targets[task])
 
 
 def prefetch(batches: Iterable[Item], count: int) -> Iterator[Item]:
