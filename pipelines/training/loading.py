@@ -25,10 +25,12 @@ from clcr.tasks import Kind
 from features.corpus.tasks import Task
 from features.store import Store
 from pipelines.common.errors import JobError
-from pipelines.training.dropping import drop_modalities, parse_drop
+from pipelines.training.dropping import drop_modalities, parse_shares
+from pipelines.training.masking import mask_features
 from pipelines.training.order import bucketed, chances, count_classes
 
 AHEAD = 2  # batches that lie ready while one is computed
+SHARES = ("drop", "mask_time", "mask_bands")  # options that give a share by modality
 PADDING = {"clip_id": "", "features": {}, "targets": {}}
 
 
@@ -47,6 +49,11 @@ class LoaderConfig:
     drop: tuple[str, ...] = ()
     """modality dropout, `audio=.2,video=.1`: the share of training clips (0-1), randomly sampled anew in every epoch,
     that lose a modality; a clip always keeps one"""
+    mask_time: tuple[str, ...] = ()
+    """SpecAugment, `audio=.2`: in training a stretch of each clip's tokens, up to this share of them (0-1), is replaced
+    by the clip's mean; sampled anew in every epoch"""
+    mask_bands: tuple[str, ...] = ()
+    """SpecAugment, `audio=.2`: the same of a band of a vector's dimensions, such as the mel bands of sound"""
     balance: str = ""
     """task whose classes are to be seen equally often in training: clips of rare classes come more than once in an
     epoch, of frequent ones not all; none = each clip once"""
@@ -55,7 +62,8 @@ class LoaderConfig:
     of the batches stays random. 0 = plain shuffle; 50 is usual"""
 
     def __post_init__(self) -> None:
-        parse_drop(self.drop)
+        for option in SHARES:
+            parse_shares(option, getattr(self, option))
         if self.buckets < 0:
             raise JobError(f"--loader.buckets {self.buckets}: must be 0 or more")
 
@@ -110,9 +118,12 @@ class SplitLoader:
         self.tasks = dict(tasks)
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.shuffle = split == "train"
-        self.drop = parse_drop(config.drop) if self.shuffle else {}
-        if unknown := [m for m in self.drop if m not in store.spec.features]:
-            raise JobError(f"--loader.drop {unknown[0]}: {store.uri} has {', '.join(store.spec.features)}")
+        shares = {option: parse_shares(option, getattr(config, option)) if self.shuffle else {} for option in SHARES}
+        for option, by_modality in shares.items():
+            if unknown := [m for m in by_modality if m not in store.spec.features]:
+                name = option.replace("_", "-")
+                raise JobError(f"--loader.{name} {unknown[0]}: {store.uri} has {', '.join(store.spec.features)}")
+        self.drop, self.times, self.bands = shares.values()
         self.buckets, self.chances = (config.buckets, self._chances(config.balance)) if self.shuffle else (0, None)
         if self.buckets:
             tokens = store.index(split, [f"tokens_{name}" for name in features], config.fold)
@@ -132,6 +143,8 @@ class SplitLoader:
             multiprocessing_context=_forkserver() if self.processes else None,
             pin_memory=torch.cuda.is_available(),
         )
+        if self.times or self.bands:
+            loader = (mask_features(batch, self.times, self.bands, self.seed, epoch) for batch in loader)
         if self.drop:
             loader = (drop_modalities(batch, self.drop, self.seed, epoch) for batch in loader)
         return prefetch(loader, 0 if self.processes else AHEAD)
