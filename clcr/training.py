@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from clcr import metrics as M
 from clcr.base import MultimodalModel
 from clcr.batches import Batch
+from clcr.class_loss import ClassLoss
 from clcr.errors import ConfigError, DivergedError
 from clcr.schedule import warmup_cosine
 from clcr.steps import Losses, Step, blame, read
@@ -114,7 +115,9 @@ class Trainer:
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        class_loss: ClassLoss | None = None,
     ) -> None:
+        self.class_loss = class_loss
         self.model, self.tasks, self.config, self.seed = model.to(device), tasks, config, seed
         self.device, self.steps_per_epoch = torch.device(device), steps_per_epoch
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -254,18 +257,15 @@ class Trainer:
     def evaluate(self, batches: Iterable[Batch]) -> tuple[dict[str, M.Predictions], dict[str, float]]:
         """Predictions of every clip by task, gathered over workers, and the means of the model's diagnostics."""
         self.forward.eval()
+        kinds = {n: torch.float32 if task.has_classes else torch.float64 for n, task in self.tasks.items()}
         parts: list[Mapping[str, M.Predictions]] = []
         sums: dict[str, Tensor] = {}  # of every diagnostic its sum and how many clips have it
         for batch in batches:
             batch = batch.to(self.device)
             with self._autocast():
                 out = self.model(batch)
-            parts.append(
-                {
-                    name: M.Predictions(batch.clip_ids, _exact(task, out.logits[name]).cpu(), batch.targets[name].cpu())
-                    for name, task in self.tasks.items()
-                }
-            )
+            logits = {n: out.logits[n].to(kinds[n]).cpu() for n in self.tasks}
+            parts.append({n: M.Predictions(batch.clip_ids, logits[n], batch.targets[n].cpu()) for n in self.tasks})
             real = torch.tensor([bool(clip_id) for clip_id in batch.clip_ids]).to(self.device)  # no padding
             for name, value in self.model.diagnostics(out, batch).items():
                 known = real & ~value.isnan()  # NaN: a modality that the clip lacks
@@ -352,7 +352,10 @@ class Trainer:
 
     def _losses(self, task: str, logits: Tensor, target: Tensor) -> Tensor:
         """A task's loss of every target, 0 where it is not known."""
-        return target_losses(self.tasks[task], logits, target, self.model.units.spread_of(task))
+        spec = self.tasks[task]
+        if self.class_loss and spec.has_classes:
+            return self.class_loss(spec, logits, target)
+        return target_losses(spec, logits, target, self.model.units.spread_of(task))
 
     def _unimodal(self, modality: str, logits: Mapping[str, Tensor], part: Batch, weights: Tensor) -> Tensor:
         """The tasks' losses of one modality's own logits, over the clips that have it, weighted: ()."""
@@ -379,11 +382,6 @@ class Trainer:
 def mixed_seed(*parts: int) -> int:
     """One seed from several numbers: the first 8 bytes of the SHA-256 of their decimal digits, joined by commas."""
     return int.from_bytes(hashlib.sha256(",".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
-
-
-def _exact(task: TaskSpec, logits: Tensor) -> Tensor:
-    """Logits as predictions keep them: float32, of numbers float64."""
-    return logits.float() if task.has_classes else logits.double()
 
 
 def _gather(value: Any) -> list[Any]:

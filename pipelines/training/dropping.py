@@ -16,7 +16,7 @@ from clcr.batches import Features
 from pipelines.common.errors import JobError
 
 
-def parse_drop(entries: Sequence[str]) -> dict[str, float]:
+def parse_shares(option: str, entries: Sequence[str]) -> dict[str, float]:
     """Shares by modality from `audio=.2`. Raises JobError for what is none."""
     shares: dict[str, float] = {}
     for entry in entries:
@@ -26,7 +26,8 @@ def parse_drop(entries: Sequence[str]) -> dict[str, float]:
         except ValueError:
             shares[name] = -1.0
         if not (name and 0 <= shares[name] <= 1):
-            raise JobError(f"--loader.drop {entry}: write NAME=SHARE, a share from 0 to 1, for example audio=.2")
+            name = option.replace("_", "-")
+            raise JobError(f"--loader.{name} {entry}: write NAME=SHARE, a share from 0 to 1, for example audio=.2")
     return shares
 
 

@@ -2,22 +2,26 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 import tyro
 
 import clcr
 from clcr import metrics as M
+from clcr.averaging import AveragedTrainer
 from clcr.base import MultimodalModel
+from clcr.class_loss import ClassLossConfig, class_loss
 from clcr.config import CLCRConfig
 from clcr.registry import MODELS
 from clcr.training import Epoch, OptimConfig, Trainer
 from features.corpus.manifest import SPLITS
 from features.store import Store
-from pipelines.common.cli import require_at_least
+from pipelines.common.cli import require_at_least, resolve_uri
 from pipelines.common.errors import JobError
 from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
+from pipelines.training.start import begin
 
 STATISTICS_CLIPS = 256  # clips from which the stems learn the mean and spread of their inputs
 
@@ -35,9 +39,21 @@ class Recipe:
     """random seed for the initial weights, the order of the clips and dropout"""
     optim: Annotated[OptimConfig, tyro.conf.arg(name="")] = field(default_factory=OptimConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+    classes: ClassLossConfig = field(default_factory=ClassLossConfig)
+    ema: float = 0.0
+    """answer with averaged weights: the decay (0-1) of their moving average over the steps; .999 is usual, 0 = off"""
+    init: str = ""
+    """trained model to start from, whose weights of the same name and shape are taken: --out of a training, its folder
+    model, or models:/NAME/VERSION; none = fresh weights"""
+    freeze: tuple[str, ...] = ()
+    """parts of the model that are not trained, by the names of its modules; a wrong name lists them"""
 
     def __post_init__(self) -> None:
-        require_at_least(self, {"seed": 0})
+        require_at_least(self, {"seed": 0, "ema": 0})
+        if self.ema >= 1:
+            raise JobError(f"--ema {self.ema}: must be below 1")
+        if self.init and not self.init.startswith("models:/"):
+            object.__setattr__(self, "init", resolve_uri("--init", self.init))  # workers have folders of their own
 
 
 class Learner:
@@ -63,7 +79,11 @@ class Learner:
         self.train, self.val = self.loader("train"), self.loader("val")
         model = clcr.build(recipe.architecture, recipe.network, self.features, self.tasks)
         model.fit_statistics(self.train.sample_batches(STATISTICS_CLIPS), self.train.numbers())
-        self.trainer = Trainer(model, self.tasks, recipe.optim, self.train.steps, seed=recipe.seed, device=device)
+        begin(model, recipe.init, recipe.freeze)
+        options: dict[str, Any] = {"seed": recipe.seed, "device": device}
+        options |= {"class_loss": class_loss(recipe.classes, self.train.class_counts())}
+        trainer = partial(AveragedTrainer, decay=recipe.ema) if recipe.ema else Trainer
+        self.trainer: Trainer = trainer(model, self.tasks, recipe.optim, self.train.steps, **options)
 
     def loader(self, split: str) -> SplitLoader:
         """This worker's batches of a split. Raises JobError for one that is kept from it."""
@@ -93,9 +113,11 @@ class Learner:
 
 
 def build_model(store: Store, recipe: Recipe) -> MultimodalModel:
-    """A recipe's model for a store, with fresh weights. Raises ConfigError for tasks or inputs that it cannot take."""
+    """A recipe's model for a store, as training begins. Raises ConfigError for tasks or inputs that it cannot take."""
     features = feature_specs(store, modalities_of(recipe.architecture, store))
-    return clcr.build(recipe.architecture, recipe.network, features, task_specs(store, recipe.tasks))
+    model = clcr.build(recipe.architecture, recipe.network, features, task_specs(store, recipe.tasks))
+    begin(model, recipe.init, recipe.freeze)
+    return model
 
 
 def modalities_of(architecture: str, store: Store) -> tuple[str, ...]:

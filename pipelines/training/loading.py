@@ -1,8 +1,9 @@
 """From a feature store to batches: who reads which sample when.
 
-The order of a split is a function of (seed, epoch) alone. Of every global batch each worker takes a share, rows
-r::world, or by windows those that lie closest, so the number of workers never changes what a step sees. Workers that
-would run short get padding samples: no clip id, no modality, no target, hence no part in any loss or metric.
+The order of a split is a function of (seed, epoch) alone; order.py and windows.py have more than a shuffle. Of every
+global batch each worker takes a share, rows r::world, or by windows those that lie closest, so the number of workers
+never changes what a step sees. Workers that would run short get padding samples: no clip id, no modality, no target,
+hence no part in any loss or metric.
 """
 
 import math
@@ -27,11 +28,14 @@ from features.store.diskcache import DiskCache
 from features.store.ranges import RangeReader, Requested
 from pipelines.common.errors import JobError
 from pipelines.training.dataset import SplitDataset
-from pipelines.training.dropping import drop_modalities, parse_drop
+from pipelines.training.dropping import drop_modalities, parse_shares
+from pipelines.training.masking import mask_features
+from pipelines.training.order import bucketed, chances, count_classes
 from pipelines.training.windows import Order, read_ahead, windowed
 
 SAMPLED = 16  # samples for statistics that are read at once
 AHEAD = 2  # batches that lie ready while one is computed
+SHARES = ("drop", "mask_time", "mask_bands")  # options that give a share by modality
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,29 @@ class LoaderConfig:
     disk_gb: float = 0.0
     """with --loader.window: keep the shards of a remote store on each host's own disk, at most this many GB in the
     folder for temporary files, shared by its workers; 0 = none"""
+    mask_time: tuple[str, ...] = ()
+    """SpecAugment, `audio=.2`: in training a stretch of each clip's tokens, up to this share of them (0-1), is replaced
+    by the clip's mean; sampled anew in every epoch"""
+    mask_bands: tuple[str, ...] = ()
+    """SpecAugment, `audio=.2`: the same of a band of a vector's dimensions, such as the mel bands of sound"""
+    balance: str = ""
+    """task whose classes are to be seen equally often in training: clips of rare classes come more than once in an
+    epoch, of frequent ones not all; none = each clip once"""
+    buckets: int = 0
+    """batches that are sorted by length together, so that each has clips of like length and little padding; the order
+    of the batches stays random. 0 = plain shuffle; 50 is usual"""
 
     def __post_init__(self) -> None:
-        parse_drop(self.drop)
-        if not (self.window >= 0 and 0 <= self.disk_gb < math.inf):
-            raise JobError(f"--loader.window {self.window}, --loader.disk-gb {self.disk_gb}: each must be 0 or more")
+        for option in SHARES:
+            parse_shares(option, getattr(self, option))
+        for option in ("window", "disk_gb", "buckets"):
+            if not 0 <= (value := getattr(self, option)) < math.inf:
+                raise JobError(f"--loader.{option.replace('_', '-')} {value}: must be 0 or more")
         if self.disk_gb and not self.window:
             raise JobError("--loader.disk-gb: shards are read whole by windows only; set --loader.window too")
+        if self.window and (self.balance or self.buckets):
+            option = "balance" if self.balance else "buckets"
+            raise JobError(f"--loader.window and --loader.{option}: each has an order of its own; leave one out")
 
 
 def feature_specs(store: Store, modalities: Sequence[str] = ()) -> dict[str, FeatureSpec]:
@@ -115,9 +135,16 @@ class SplitLoader:
         self.tasks = dict(tasks)
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.shuffle = split == "train"
-        self.drop = parse_drop(config.drop) if self.shuffle else {}
-        if unknown := [m for m in self.drop if m not in store.spec.features]:
-            raise JobError(f"--loader.drop {unknown[0]}: {store.uri} has {', '.join(store.spec.features)}")
+        shares = {option: parse_shares(option, getattr(config, option)) if self.shuffle else {} for option in SHARES}
+        for option, by_modality in shares.items():
+            if unknown := [m for m in by_modality if m not in store.spec.features]:
+                name = option.replace("_", "-")
+                raise JobError(f"--loader.{name} {unknown[0]}: {store.uri} has {', '.join(store.spec.features)}")
+        self.drop, self.times, self.bands = shares.values()
+        self.buckets, self.chances = (config.buckets, self._chances(config.balance)) if self.shuffle else (0, None)
+        if self.buckets:
+            tokens = store.index(split, [f"tokens_{name}" for name in features], config.fold)
+            self.lengths = np.sum([column.to_numpy() for column in tokens.columns], axis=0)
         self.steps = -(-len(self.dataset) // batch_size)
         self.collate = partial(collate, features=features, tasks=tasks)
         self.window = config.window
@@ -129,6 +156,8 @@ class SplitLoader:
         """This worker's share of every global batch of an epoch, in order, from batch `first` on; made ahead of use."""
         plan, order = self._plan(epoch, first)
         loader: Iterable[Batch] = self._ahead(plan, order) if order else self._anywhere(plan)
+        if self.times or self.bands:
+            loader = (mask_features(batch, self.times, self.bands, self.seed, epoch) for batch in loader)
         if self.drop:
             loader = (drop_modalities(batch, self.drop, self.seed, epoch) for batch in loader)
         return prefetch(loader, 0 if self.processes else AHEAD)
@@ -176,10 +205,24 @@ class SplitLoader:
             if not task.has_classes
         }
 
+    def class_counts(self) -> dict[str, list[int]]:
+        """How many known targets of the split each class has, for every task with classes."""
+        return {
+            name: count_classes(task, self.dataset.targets[name])
+            for name, task in self.tasks.items()
+            if task.has_classes
+        }
+
     def _order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(len(self.dataset))
-        return self._random(epoch).permutation(len(self.dataset))
+        if epoch < 0 or self.chances is None:  # epoch -1: a sample for statistics
+            order = self._random(epoch).permutation(len(self.dataset))
+        else:
+            order = self._random(epoch).choice(len(self.dataset), len(self.dataset), p=self.chances)
+        if epoch < 0 or not self.buckets:
+            return order
+        return bucketed(order, self.lengths, self.batch_size, self.buckets, self.seed, epoch)
 
     def _random(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, epoch + 1))
@@ -190,6 +233,17 @@ class SplitLoader:
             return whole(self._order(epoch)), None
         order = windowed(self.dataset.shards, self.window, self._random(epoch) if self.shuffle else None)
         return whole(order.rows, place=order.place if self.shuffle else None), order
+
+    def _chances(self, task: str) -> np.ndarray | None:
+        """The chance of each clip to be drawn, None where each comes once."""
+        if not task:
+            return None
+        if task not in self.tasks or self.tasks[task].kind != "classification":
+            known = [name for name, spec in self.tasks.items() if spec.kind == "classification"]
+            raise JobError(
+                f"--loader.balance {task}: name a learned task with one class per clip: {', '.join(known) or 'none'}"
+            )
+        return chances(self.dataset.targets[task])
 
 
 def prefetch(batches: Iterable[Item], count: int) -> Iterator[Item]:

@@ -10,7 +10,7 @@ from learners import recipe
 
 from pipelines.common.cli import parse
 from pipelines.common.errors import JobError
-from pipelines.training.dropping import lost, parse_drop
+from pipelines.training.dropping import lost, parse_shares
 from pipelines.training.learner import Learner, Recipe
 from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 
@@ -84,7 +84,7 @@ def test_only_training_loses_anything(store, split):
 
 def test_a_run_learns_with_it_and_wrong_options_are_named(store):
     options = parse(Recipe, ["--loader.drop", "audio=.2,video=1"])
-    assert parse_drop(options.loader.drop) == {"audio": 0.2, "video": 1.0}
+    assert parse_shares("drop", options.loader.drop) == {"audio": 0.2, "video": 1.0}
     learner = Learner(store, replace(recipe("concat", epochs=1), loader=LoaderConfig(drop=("audio=.5",))))
     assert all(np.isfinite(epoch.metrics["train/loss"]) for epoch in learner.fit())
     for entry in ("audio", "audio=2", "audio=x", "=.5"):

@@ -1,0 +1,55 @@
+"""Where a training starts: weights of another model by name and shape, and parts that stay as they are."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from learners import recipe, run
+
+import clcr
+from pipelines.common.errors import JobError
+from pipelines.training.learner import Learner, Recipe
+from pipelines.training.start import freeze, initialise
+
+
+@pytest.fixture(scope="module")
+def saved(store, tmp_path_factory):
+    """The folder of a model of two tasks, and the model."""
+    folder = tmp_path_factory.mktemp("saved")
+    model = Learner(store.uri, recipe(epochs=1)).trainer.model
+    clcr.save(model, folder / "model", store.spec.to_dict())
+    return str(folder), model
+
+
+def test_a_model_of_the_same_kind_begins_with_all_weights_and_one_of_fewer_tasks_with_what_fits(saved, store):
+    folder, model = saved
+    same = Learner(store.uri, replace(recipe(epochs=1), init=folder, seed=5)).trainer.model
+    assert all((a == b).all() for a, b in zip(same.parameters(), model.parameters(), strict=True))
+    fewer = Learner(store.uri, replace(recipe(epochs=1), tasks=("mood",), seed=5)).trainer.model
+    taken = initialise(fewer, folder)
+    assert set(taken) <= {name for name, _ in model.named_parameters()} and len(taken) > 10
+    assert all((dict(fewer.named_parameters())[n] == dict(model.named_parameters())[n]).all() for n in taken)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_frozen_parts_stay_bit_for_bit_and_the_others_learn(store, optimizer):
+    fresh = Learner(store.uri, recipe(epochs=1)).trainer.model
+    part = next(iter(fresh.named_parameters()))[0].partition(".")[0]
+    learner = Learner(store.uri, replace(recipe(epochs=1, optimizer=optimizer), freeze=(part,)))
+    before = {name: value.detach().clone() for name, value in learner.trainer.model.named_parameters()}
+    run(learner)
+    moved = {name for name, value in learner.trainer.model.named_parameters() if (value != before[name]).any()}
+    assert moved and not any(name.startswith(f"{part}.") for name in moved)
+
+
+def test_what_cannot_be_begun_is_named(saved, store):
+    folder, model = saved
+    with pytest.raises(JobError, match=r"--freeze encoders: this model has \w+, "):
+        freeze(model, ("encoders",))
+    with pytest.raises(JobError, match="nothing is left to learn"):
+        freeze(torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1)}), ("a",))
+    with pytest.raises(JobError, match=f"--init {folder}: none of its weights fits"):
+        initialise(torch.nn.Linear(1, 1), folder)
+    with pytest.raises(JobError, match=r"--ema 1\.0: must be below 1"):
+        Recipe(ema=1.0)
+    assert Recipe(init="some/where").init.startswith("/")
