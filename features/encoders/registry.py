@@ -44,12 +44,19 @@ KINDS = {
         "torchvision:NAME", "torchvision", PICTURES, "torchvision", "pipeline", FPS, "stages x width", THEIRS,
         "stages of a convolutional network",
     ),
+    "timm": Kind(
+        "timm:NAME", "timm", PICTURES, "timm", "encoders", FPS, "stages x width", THEIRS, "stages of one of timm's"
+    ),
+    "onnx": Kind(
+        "onnx:FILE", "onnx", (*PICTURES, "audio"), "onnxruntime", "encoders", "the file's", "the file's", THEIRS,
+        "any exported network",
+    ),
     "python": Kind(
         "python:package.module:factory", "python", (*PICTURES, "audio", "text"), "", "", "its own", "its own",
         "your own", "an encoder of your own",
     ),
 }  # fmt: skip
-TAKES_WEIGHTS = ("resnet18", "torchvision")
+TAKES_WEIGHTS = ("resnet18", "torchvision", "timm")
 
 
 def kind_of(name: str) -> str:

@@ -152,7 +152,7 @@ def test_the_job_names_an_encoder_that_is_none_in_one_line(folder, capsys):
     write_media(folder / "a.mp4", numbered(5))
     rows = [{"clip_id": s, "video": "a.mp4", "split": s, "label": n} for n, s in enumerate(("train", "val", "test"))]
     given = ["--corpus", write_manifest(folder / "corpus.csv", rows), "--store", folder / "store", "--dry-run"]
-    for encoder, said in (("nose", "is none of pixels, resnet18, python:"), ("python:own:fails", "no luck")):
+    for encoder, said in (("nose", "is none of pixels, resnet18, hf:NAME"), ("python:own:fails", "no luck")):
         assert run_extract(*given, "--modalities", "video", "--video.encoder", encoder) != 0
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and said in error
