@@ -153,5 +153,7 @@ KINDS = {
     "video timm": _timm("video", **LAYERS),
     "video onnx": _onnx("video", ("", 3, 32, 32), ("Abs", "x", "y", 1), ("Neg", "y", "z", 1)),
     "audio onnx": _onnx("audio", (2, 800), ("Abs", "x", "y", 1)),
+    "video efficientnet_lite0": lambda folder: Asked("efficientnet_lite0", "video", layers=(1, 3)),
+    "audio speech_embedding": lambda folder: Asked("speech_embedding", "audio"),
     "image vit": _of("image", "vit", grid=1),
 }
