@@ -69,7 +69,7 @@ class PredictConfig:
     corpus: str = ""
     """raw clips instead of a store: a media file, a folder of them, or a manifest (.csv, .parquet); path or URI"""
     weights: str = ""
-    """with --corpus, for a model on ResNet-18's vectors: the weights file that its store was made with"""
+    """with --corpus, for a model on a network's vectors: the weights file that its store was made with, or hf:FOLDER"""
 
     def __post_init__(self) -> None:
         require_at_least(self, {"batch_size": 1, "concurrency": 0, "gpus_per_process": 0})

@@ -18,7 +18,7 @@ from features.decode.specs import (
     VideoSpec,
     resolve_decoder,
 )
-from features.encoders.registry import is_digest, kind_of
+from features.encoders.registry import TAKES_WEIGHTS, is_digest, kind_of
 from features.errors import FeaturesError
 from features.store.quality import QualitySpec
 from features.store.spec import Feature
@@ -43,8 +43,8 @@ def spec_of_store(features: Mapping[str, Feature], places: Mapping[str, str] | N
             found["quality"] = _options(QualitySpec, encoder["quality"])
         if "encoder" in encoder and name in NETWORKS:
             options = dict(encoder, encoder=_network(name, encoder, places.get(name, "")))
-            if "weights" in encoder:
-                options["weights"] = _weights(name, encoder, places.get(name, ""))
+            weights = _weights(name, encoder, places.get(name, "")) if kind in TAKES_WEIGHTS else ""
+            options["weights"] = weights  # those of other kinds belong to their name
             found[name] = _options(NETWORKS[name], _with_auto(options))
         elif name == "video" and kind in ("frames", "resnet18"):
             found["video"] = _video(encoder, places.get("video", ""))

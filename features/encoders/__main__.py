@@ -1,12 +1,11 @@
 """`python -m features.encoders list`: which encoders there are, what each needs, and whether that is installed."""
 
-import importlib.util
 import sys
 from typing import Annotated, Literal
 
 import tyro
 
-from features.encoders.registry import KINDS
+from features.encoders.registry import KINDS, is_installed
 
 PLAIN = (  # what needs no network: name, of what, rate, width, what
     ("pixels", "video", "--video.fps", "size x size x 3", "frames as they are"),
@@ -20,8 +19,7 @@ def listing() -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("name", "for", "rate", "token", "needs", "licence of weights", "what it is")]
     rows += [(name, of, rate, width, "nothing", "-", what) for name, of, rate, width, what in PLAIN]
     for kind in KINDS.values():
-        there = not kind.needs or importlib.util.find_spec(kind.needs) is not None
-        needs = f"{kind.needs or 'nothing'}{'' if there else f' (missing: install [{kind.extra}])'}"
+        needs = f"{kind.needs or 'nothing'}{'' if is_installed(kind) else f' (missing: install [{kind.extra}])'}"
         rows.append((kind.form, ", ".join(kind.of), kind.rate, kind.token, needs, kind.licence, kind.what))
     return rows
 

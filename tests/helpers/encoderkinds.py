@@ -92,6 +92,49 @@ def _vision(modality, **options):
     return make
 
 
+def _timm(modality, **options):
+    def make(folder):
+        import timm
+
+        if not (weights := folder / "timm.pth").exists():
+            torch.manual_seed(0)
+            torch.save(timm.create_model("mobilenetv3_small_050").state_dict(), weights)
+        return Asked("timm:mobilenetv3_small_050", modality, str(weights), **options)
+
+    return make
+
+
+def _field(number, value):
+    """A field of a protocol buffer: a number, or bytes."""
+
+    def varint(n):
+        return bytes([n]) if n < 128 else bytes([n % 128 + 128]) + varint(n // 128)
+
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    value = value.encode() if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def write_onnx(path, shape, *nodes):
+    """An exported network without weights: input x of a shape ("": any), nodes of (operator, input, output, kept)."""
+
+    def value(name, dims):
+        axes = b"".join(_field(1, _field(1, d) if d else _field(2, "n")) for d in dims)
+        kind = _field(1, 1) + (_field(2, axes) if dims else b"")
+        return _field(1, name) + _field(2, _field(1, kind))
+
+    graph = b"".join(_field(1, _field(1, x) + _field(2, y) + _field(4, op)) for op, x, y, _ in nodes)
+    graph += _field(2, "g") + _field(11, value("x", shape))
+    graph += b"".join(_field(12, value(y, ())) for *_, y, out in nodes if out)
+    path.write_bytes(_field(1, 8) + _field(7, graph) + _field(8, _field(1, "") + _field(2, 13)))
+    return f"onnx:{path}"
+
+
+def _onnx(modality, shape, *nodes, **options):
+    return lambda folder: Asked(write_onnx(folder / f"{modality}.onnx", shape, *nodes), modality, **options)
+
+
 KINDS = {
     "video python": _own("video", "Colours"),
     "video python window": _own("video", "Motion"),
@@ -107,5 +150,10 @@ KINDS = {
     "image clip": _of("image", "clip", **LAYERS, grid=2),
     "video torchvision": _vision("video", **LAYERS),
     "image torchvision": _vision("image", grid=2),
+    "video timm": _timm("video", **LAYERS),
+    "video onnx": _onnx("video", ("", 3, 32, 32), ("Abs", "x", "y", 1), ("Neg", "y", "z", 1)),
+    "audio onnx": _onnx("audio", (2, 800), ("Abs", "x", "y", 1)),
+    "video efficientnet_lite0": lambda folder: Asked("efficientnet_lite0", "video", layers=(1, 3)),
+    "audio speech_embedding": lambda folder: Asked("speech_embedding", "audio"),
     "image vit": _of("image", "vit", grid=1),
 }

@@ -80,6 +80,14 @@ def test_a_local_folder_is_an_encoder_and_its_weights_are_its_name(other, featur
     assert text.find_feature(TextSpec(encoder=str(tmp_path / "moved"))) == mine, "where it lies means nothing"
 
 
+def test_the_form_of_other_modalities_names_the_same_encoder(other):
+    plain, form = TextSpec(encoder=str(other)), TextSpec(encoder=f"hf:{other}")
+    assert text.find_feature(form) == text.find_feature(plain)
+    values = [text.encode_text(WORDS, spec, text.find_feature(plain)).values for spec in (plain, form)]
+    np.testing.assert_array_equal(*values)
+    assert hub.parts("hf:bert-base-uncased@main") == ("bert-base-uncased", "main")
+
+
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [

@@ -19,8 +19,9 @@ from features.errors import FeaturesError
 
 FPS, RATE, SECONDS = 10, 16_000, 3.0
 MOMENTS = (0.23, 0.73, 1.53, 2.63)  # seconds at which there is a flash and a click: in the middle of any token
+WIDE = "audio speech_embedding"  # the middle of its .78 s counts for no more than their edges
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_timed = pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("image")])
+each_timed = pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("image") and kind != WIDE])
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,18 @@ def test_it_gives_what_it_declares_without_its_weights(folder, kind):
         assert len(values) == pytest.approx(SECONDS * feature.rate, abs=1)
     else:
         assert len(values) == spec.image.grid**2
+
+
+def test_an_embedding_of_a_long_window_is_changed_by_what_lies_in_it_and_by_nothing_else(folder):
+    encoder = find_encoder(KINDS[WIDE](folder))
+    spec = spec_of(KINDS[WIDE](folder))
+    rate, half = spec.features()["audio"].rate, encoder.window / encoder.sample_rate / 2
+    still = encoded(folder, spec)
+    for number, moment in enumerate(MOMENTS, start=1):
+        changed = (encoded(folder, spec, number) != still).any(axis=1)
+        middles = (np.arange(len(still)) + 0.5) / rate
+        near = np.abs(middles - moment)
+        assert not changed[near > half + 0.01].any() and changed[near < half - 0.05].all()
 
 
 @each_timed

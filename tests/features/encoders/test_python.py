@@ -11,12 +11,15 @@ from inprocess import run_extract
 from mediafiles import numbered, sine, write_manifest, write_media
 
 from clcr.training import OptimConfig
+from features.decode.specs import AudioSpec, VideoSpec
 from features.encoders import Asked, find_encoder
 from features.encoders.registry import identity_of
 from features.errors import FeaturesError
 from features.store import Store
 from pipelines.common.cluster import start_ray
+from pipelines.extract import ExtractConfig
 from pipelines.training.learner import Learner, Recipe
+from pipelines.training.like import with_places
 
 README = Path(__file__).parents[3] / "features" / "README.md"
 OWN = '''
@@ -152,7 +155,7 @@ def test_the_job_names_an_encoder_that_is_none_in_one_line(folder, capsys):
     write_media(folder / "a.mp4", numbered(5))
     rows = [{"clip_id": s, "video": "a.mp4", "split": s, "label": n} for n, s in enumerate(("train", "val", "test"))]
     given = ["--corpus", write_manifest(folder / "corpus.csv", rows), "--store", folder / "store", "--dry-run"]
-    for encoder, said in (("nose", "is none of pixels, resnet18, python:"), ("python:own:fails", "no luck")):
+    for encoder, said in (("nose", "is none of pixels, resnet18, hf:NAME"), ("python:own:fails", "no luck")):
         assert run_extract(*given, "--modalities", "video", "--video.encoder", encoder) != 0
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and said in error
@@ -164,3 +167,10 @@ def test_an_encoders_identity_is_its_own_or_its_files(folder):
     colours, loud = Asked("python:colours:Colours", "video"), Asked("python:own:Loudness", "audio")
     assert identity_of(loud) == {"name": "python", "encoder": "python:own:Loudness", "version": 3}
     assert len(identity_of(colours)["source"]) == 64
+
+
+def test_like_is_told_where_the_models_of_a_store_lie():
+    config = ExtractConfig(
+        "c", "s", like="x", audio=AudioSpec(encoder="hf:/a"), video=VideoSpec(encoder="resnet18", weights="r.pth")
+    )
+    assert with_places(config) == {"video": "r.pth", "audio": "hf:/a", "image": "", "text": ""}
