@@ -51,8 +51,8 @@ def spec_of_store(features: Mapping[str, Feature], places: Mapping[str, str] | N
         elif name == "audio" and kind == "log_mel":
             found["audio"] = _options(AudioSpec, encoder)
         elif name == "image" and kind in ("patches", "resnet18"):
-            weights = {"encoder": kind, "weights": _weights("image", encoder, places.get("image", ""))}
-            found["image"] = _options(ImageSpec, {**encoder, **weights})
+            network = {"encoder": kind, "weights": _weights("image", encoder, places.get("image", ""))}
+            found["image"] = _options(ImageSpec, {**encoder, **network})
         elif name == "text" and kind == "hidden_layers":
             found["text"] = replace(_options(TextSpec, encoder), encoder=places.get("text", ""))
         elif kind == "vectors":
