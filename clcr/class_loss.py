@@ -49,15 +49,15 @@ def balanced_weights(counts: Sequence[int]) -> Tensor:
     return torch.where(seen, even / number.clamp(min=1), 1.0).float()
 
 
-def class_loss(config: ClassLossConfig, counts: Mapping[str, Sequence[int]]) -> ClassLoss | None:
+def class_loss(config: ClassLossConfig, counts: Callable[[], Mapping[str, Sequence[int]]]) -> ClassLoss | None:
     """The loss of tasks with classes; None where it is plain cross-entropy.
 
-    counts: known training targets of each class, by task with classes.
+    counts: gives the known training targets of each class, by task with classes; asked where weights need it.
     """
     if config == ClassLossConfig():
         return None
-    balanced = config.weights == "balanced"
-    weights = {task: balanced_weights(number) for task, number in counts.items()} if balanced else {}
+    counted = counts() if config.weights == "balanced" else {}
+    weights = {task: balanced_weights(number) for task, number in counted.items()}
 
     def loss(spec: TaskSpec, logits: Tensor, target: Tensor) -> Tensor:
         scores, classes = logits.float().flatten(0, -2), target.flatten()

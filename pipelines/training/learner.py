@@ -81,7 +81,7 @@ class Learner:
         model.fit_statistics(self.train.sample_batches(STATISTICS_CLIPS), self.train.numbers())
         begin(model, recipe.init, recipe.freeze)
         options: dict[str, Any] = {"seed": recipe.seed, "device": device}
-        options |= {"class_loss": class_loss(recipe.classes, self.train.class_counts())}
+        options |= {"class_loss": class_loss(recipe.classes, self.train.class_counts)}
         trainer = partial(AveragedTrainer, decay=recipe.ema) if recipe.ema else Trainer
         self.trainer: Trainer = trainer(model, self.tasks, recipe.optim, self.train.steps, **options)
 

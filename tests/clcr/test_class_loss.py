@@ -21,7 +21,7 @@ def example(seed=0, rows=12, classes=3):
 
 
 def test_nothing_asked_for_is_the_plain_loss_itself():
-    assert class_loss(ClassLossConfig(), {"t": [1, 2, 3]}) is None
+    assert class_loss(ClassLossConfig(), lambda: {"t": [1, 2, 3]}) is None
 
 
 @settings(deadline=None)
@@ -37,10 +37,10 @@ def test_balanced_weights_give_every_class_the_same_total_and_targets_a_mean_of_
 def test_weights_and_smoothing_are_torchs_own_and_missing_targets_count_for_nothing():
     logits, target = example()
     weights = balanced_weights([5, 2, 9])
-    each = class_loss(ClassLossConfig(weights="balanced"), {"t": [5, 2, 9]})(TASK, logits, target)
+    each = class_loss(ClassLossConfig(weights="balanced"), lambda: {"t": [5, 2, 9]})(TASK, logits, target)
     torch.testing.assert_close(each, F.cross_entropy(logits, target, weights, ignore_index=-1, reduction="none"))
     assert (each[target < 0] == 0).all()
-    smoothed = class_loss(ClassLossConfig(smoothing=0.2), {})(TASK, logits, target)
+    smoothed = class_loss(ClassLossConfig(smoothing=0.2), lambda: {})(TASK, logits, target)
     torch.testing.assert_close(
         smoothed, F.cross_entropy(logits, target, ignore_index=-1, reduction="none", label_smoothing=0.2)
     )
@@ -50,7 +50,7 @@ def test_weights_and_smoothing_are_torchs_own_and_missing_targets_count_for_noth
 @given(st.integers(0, 1000), st.floats(0.1, 5))
 def test_the_focal_loss_never_exceeds_cross_entropy_and_vanishes_where_the_answer_is_right(seed, focal):
     logits, target = example(seed)
-    loss = class_loss(ClassLossConfig(focal=focal), {})
+    loss = class_loss(ClassLossConfig(focal=focal), lambda: {})
     known = target >= 0
     each = loss(TASK, logits, target)
     plain = F.cross_entropy(logits, target, ignore_index=-1, reduction="none")
@@ -62,7 +62,7 @@ def test_the_focal_loss_never_exceeds_cross_entropy_and_vanishes_where_the_answe
 
 
 def test_events_are_weighed_by_bins():
-    loss = class_loss(ClassLossConfig(weights="balanced"), {"e": [3, 1]})
+    loss = class_loss(ClassLossConfig(weights="balanced"), lambda: {"e": [3, 1]})
     logits, target = torch.randn(2, 4, 2), torch.tensor([[0, 0, 1, -1], [0, -1, -1, -1]])
     each = loss(EVENTS, logits, target)
     expected = F.cross_entropy(

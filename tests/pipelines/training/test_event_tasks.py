@@ -96,8 +96,9 @@ def test_the_loader_gives_every_bin_the_class_of_its_middle(events_store):
     tasks = task_specs(store)
     assert tasks["tone"].classes == ("background", "high", "low") and tasks["tone"].rate == RATE
     loader = SplitLoader(store, "train", feature_specs(store), tasks, LoaderConfig(), batch_size=8)
-    widths = set()
+    widths, counts = set(), np.zeros(3, dtype=np.int64)
     for batch in loader.batches(0):
+        counts += np.bincount(batch.targets["tone"][batch.targets["tone"] >= 0], minlength=3)
         widths.add(batch.targets["tone"].shape[1])
         for clip_id, target in zip(batch.clip_ids, batch.targets["tone"], strict=True):
             bins = round(duration[clip_id] * RATE)
@@ -107,7 +108,7 @@ def test_the_loader_gives_every_bin_the_class_of_its_middle(events_store):
                 events = [e["label"] for e in labels[clip_id] or () if e["start"] <= at < e["end"]]
                 known = ["background", "high", "low"].index(events[0] if events else "background")
                 assert value == (-1 if labels[clip_id] is None else known)
-    assert len(widths) > 1
+    assert len(widths) > 1 and loader.class_counts() == {"tone": counts.tolist()}
 
 
 def majority(learner, split):
