@@ -49,7 +49,7 @@ class SplitDataset(Dataset):
         self.shards, self._shard_names = shards.indices.to_numpy(), shards.dictionary.to_pylist()
         seconds = columns.pop("duration").to_numpy() if "duration" in columns else None
         self.targets = {name: _encoded(declared[name], columns.pop(f"label_{name}"), seconds) for name in tasks}
-        self._clip_ids = _whole(columns.pop("clip_id"))
+        self._clip_ids = columns.pop("clip_id")
         self._cache: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
@@ -119,8 +119,3 @@ def _encoded(task: Task, labels: pa.ChunkedArray, seconds: np.ndarray | None) ->
     known = [task.encode(value) for value in values.dictionary.to_pylist()]
     codes = np.array([MISSING_CLASS if code is None else code for code in [*known, None]], dtype=np.int64)
     return codes[pc.fill_null(values.indices, len(known)).to_numpy()]
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """A column of text as one array, however long."""
-    return pc.cast(column, pa.large_string()).combine_chunks()

@@ -34,9 +34,9 @@ class Questions(TorchDispatchMode):
         return out
 
 
-def trainer(make, name, **optim):
+def trainer(make, name, loss=None, **optim):
     torch.manual_seed(0)
-    return Trainer(make.model(name, dropout=0.1, features=make.three), make.tasks, OptimConfig(**optim), 3)
+    return Trainer(make.model(name, loss=loss, dropout=0.1, features=make.three), make.tasks, OptimConfig(**optim), 3)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,9 @@ def test_a_question_is_noticed(ask):
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-@pytest.mark.parametrize("optim", [{}, {"optimizer": "sgd", "micro_batch": 4, "precision": "bf16"}])
+@pytest.mark.parametrize(
+    "optim", [{"loss": {"unimodal": 0.1}}, {"optimizer": "sgd", "micro_batch": 4, "precision": "bf16"}]
+)
 def test_whole_steps_ask_nothing(make, name, optim):
     taught, batch = trainer(make, name, **optim), make.batch(features=make.three)
     taught.forward.train()

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from learners import losses, on_workers, recipe, run
 
-from clcr.config import ModelConfig, StemConfig
+from clcr.config import CLCRConfig, ModelConfig, StemConfig
 from clcr.errors import DivergedError
 from features.store.samples import Sample
 from pipelines.training.learner import Learner
@@ -41,8 +41,11 @@ def noise_store(tmp_path_factory):
 
 def without_chance(epochs=EPOCHS):
     """Nothing that draws random numbers by worker: no dropout, no shift of frames."""
-    model, given = ModelConfig(width=16, heads=2, dropout=0.0), recipe(epochs=epochs)
-    return replace(given, optim=replace(given.optim, batch_size=9), model=model, stem=StemConfig(shift=0.0))
+    network, given = (
+        CLCRConfig(ModelConfig(width=16, heads=2, dropout=0.0), StemConfig(shift=0.0)),
+        recipe(epochs=epochs),
+    )
+    return replace(given, optim=replace(given.optim, batch_size=9), network=network)
 
 
 def curve(uri, rank, world):
