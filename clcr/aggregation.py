@@ -69,8 +69,10 @@ class TimePooling(nn.Module):
         mean = mean if basis is None else mean @ basis.T
         if self.spread is None:
             return mean
-        lifted = tokens.float() if basis is None else tokens.float() @ basis.T
-        variance = (weights @ lifted.square() - mean.square()).clamp(min=EPSILON)
+        with torch.autocast(tokens.device.type, enabled=False):  # a small difference of large squares
+            lifted = tokens.float() if basis is None else tokens.float() @ basis.float().T
+            exact = weights.float()
+            variance = (exact @ lifted.square() - (exact @ lifted).square()).clamp(min=EPSILON)
         return mean + self.spread(variance.sqrt()) * (weights.sum(dim=-1, keepdim=True) > 0)
 
 

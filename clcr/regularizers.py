@@ -91,18 +91,18 @@ def _centred_gram(x: Tensor, mask: Tensor) -> Tensor:
 MEASURES = {"cka": (_centred_gram, _cosine), "whitened": (_whitened_rows, _cross_correlation)}
 
 
-def gather_rows(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def gather_rows(rows: Tensor, mask: Tensor, even: bool = True) -> tuple[Tensor, Tensor]:
     """Rows (B, ...) and their mask (B, ...) of all workers, with gradient.
 
-    Unequal batches are padded on the CPU; on another device, which would have to be asked, every worker gives as many
-    rows, as the loaders see to.
+    Unequal batches are padded on the CPU; on another device, which would have to be asked, only where they are not even
+    (every worker gives as many rows, as the loaders see to for clips).
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return rows, mask
     from torch.distributed.nn.functional import all_gather  # exists only where torch was built with distributed
 
-    if rows.device.type == "cpu":
-        largest = torch.tensor(len(rows))
+    if rows.device.type == "cpu" or not even:
+        largest = torch.tensor(len(rows), device=rows.device)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         missing = int(largest) - len(rows)
         rows = F.pad(rows, [0, 0] * (rows.ndim - 1) + [0, missing])

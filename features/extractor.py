@@ -12,7 +12,7 @@ import pyarrow as pa
 from features.corpus.manifest import Clip, Corpus
 from features.decode.isolation import IsolatedEncoder
 from features.decode.specs import EncoderSpec
-from features.errors import FeaturesError, StorageError, StoreError, one_line
+from features.errors import FeaturesError, MediaError, StorageError, StoreError, one_line
 from features.files import split_place
 from features.store import Store
 from features.store.plan import planned_rows
@@ -127,7 +127,10 @@ def _with_tokens(clip: Clip, outcome: PackedSample | Failure, embed: Embed) -> C
     tokens = {name: embed(name, features.pop(name)) for name in embed.modalities if name in features}
 
     def finish() -> Outcome:
-        features.update({name: wait() for name, wait in tokens.items()})
+        try:
+            features.update({name: wait() for name, wait in tokens.items()})
+        except MediaError as error:
+            return clip, Failure(error.stage, type(error).__name__, error.message)
         return clip, pack(clip, Sample(features, duration, quality))
 
     return finish

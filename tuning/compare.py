@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from clcr.errors import ConfigError
+from clcr.versions import renamed
 from features.corpus.manifest import SPLITS
 from features.files import open_fs, read_json, read_text, resolve
 from features.store import Store
@@ -270,7 +271,7 @@ def finalists(config: CompareConfig, name: str) -> dict[str, Recipe]:
         Run(ended["tracking_uri"], ended["run_id"]).mark_finished()
     recipes: list[Recipe] = []
     fs, path = open_fs(folder)
-    for trial in ranked(pq.read_table(f"{path}/trials.parquet", filesystem=fs).to_pylist()):
+    for trial in map(renamed, ranked(pq.read_table(f"{path}/trials.parquet", filesystem=fs).to_pylist())):
         candidate = apply(recipe, {option: trial[option] for option in space(recipe) if option in trial})
         if candidate not in recipes:  # a search over few values can try the same ones twice
             recipes.append(candidate)

@@ -10,9 +10,9 @@ from pipelines.common.cli import parse, require_at_least
 from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
 from tuning.objectives import COST, Objective, read_objectives
-from tuning.samplers import SamplerName, count_points, require_able
+from tuning.samplers import LEARNING, SamplerName, count_points, require_able
 from tuning.schedulers import SchedulerName, chosen
-from tuning.space import Space, space, values_of
+from tuning.space import OWN, Space, space, values_of
 from tuning.space_file import read_space
 
 
@@ -84,8 +84,19 @@ class SweepConfig:
             and not searched.keys() & {"model", "model.exchange"}
         ):
             raise JobError(f"--objectives participation: {self.recipe.architecture} as given has no token budget")
+        self._require_read(searched)
         require_able(self.sampler, searched, objectives)
+        if self.warm_start and self.sampler not in LEARNING:
+            raise JobError(f"--warm-start: --sampler {self.sampler} learns nothing of it; take {' or '.join(LEARNING)}")
         chosen(self.scheduler, self.sampler, objectives)
+
+    def _require_read(self, searched: Space) -> None:
+        """Raise JobError for an option of --space that the model does not read: every trial would be the same."""
+        model = self.recipe.architecture
+        for name in searched if self.space and "model" not in searched else ():
+            group = name.partition(".")[0]
+            if (group in OWN and group != model) or (group == "budget" and model != "clcr"):
+                raise JobError(f"--space {self.space}: {name}: {model} does not read it")
 
     @cached_property
     def searched(self) -> Space:

@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 from optuna.visualization import matplotlib as plots
 
 from tuning.objectives import SCORE, Objective
-from tuning.study import objectives_of, own_trials, reached
+from tuning.study import finished, objectives_of, own_trials, reached
 
 LEAST = 3  # trials that a picture needs at least
 SHOWN = 8  # options shown in one picture, the most important ones
@@ -66,7 +66,7 @@ def _figures(study: optuna.Study) -> dict[str, Figure]:
         pictures["curves.png"] = _figure(plots.plot_intermediate_values(study), f"Best {score} by epoch")
     else:  # of four objectives and more the first three
         names = [objective.metric for objective in objectives[:3]]
-        front = plots.plot_pareto_front(study, target_names=names, targets=lambda trial: trial.values[:3])
+        front = plots.plot_pareto_front(finished(study), target_names=names, targets=lambda trial: trial.values[:3])
         pictures["pareto.png"] = _figure(front, " against ".join(name.removeprefix("best/") for name in names), (8, 6))
     return pictures
 

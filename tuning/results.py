@@ -28,7 +28,7 @@ from tuning.report import publish
 from tuning.runs import SeedRuns, run_all
 from tuning.schedulers import chosen
 from tuning.space import apply, defaults
-from tuning.study import FROM, ranked, rows
+from tuning.study import front, ranked, rows
 
 STOPPERS = {"asha": "ASHA", "hyperband": "HyperBand", "median": "the median rule"}
 GIVEN = "given"  # the name of the recipe that the sweep started from
@@ -48,17 +48,13 @@ def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple
         raise JobError(f"all {len(trials)} trials failed, the first is {first}; a further try needs another --out")
     searched = list(config.searched)
     recipes = {row["trial"]: apply(config.recipe, study.trials[row["trial"]].params) for row in scored}
-    front = (
-        {trial.number for trial in study.best_trials if FROM not in trial.user_attrs}
-        if len(config.wanted) > 1
-        else set()
-    )
+    unbeaten = front(study) if len(config.wanted) > 1 else set()
     # Of several trials with the best value of the first objective, one that no other beats in everything.
-    best = next((row for row in scored if row["trial"] in front), scored[0])
-    print_trials(config.wanted, trials, searched, best, front)
+    best = next((row for row in scored if row["trial"] in unbeaten), scored[0])
+    print_trials(config.wanted, trials, searched, best, unbeaten)
     _write_parquet(config.out, trials)
-    if front:
-        _write_front(config.out, {_name(number): recipes[number] for number in front})
+    if unbeaten:
+        _write_front(config.out, {_name(number): recipes[number] for number in unbeaten})
     _write_pictures(config.out, run, study)
     # Named apart from the trials' metrics, so that a comparison does not show the parent as one more trial.
     totals = {goal.metric.replace("best/", "sweep/best_"): best[goal.metric] for goal in config.wanted}

@@ -16,6 +16,7 @@ from tuning.objectives import Objective
 from tuning.space import Space
 
 SamplerName = Literal["tpe", "gp", "cmaes", "nsga2", "random", "grid"]
+LEARNING: tuple[SamplerName, ...] = ("tpe", "gp")  # those that learn from trials which they did not propose
 LARGEST_GRID = 100_000  # points that are counted at most
 
 

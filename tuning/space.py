@@ -13,6 +13,7 @@ from typing import Any, get_args
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from clcr.errors import ConfigError
+from clcr.versions import renamed
 from pipelines.common.cli import flatten, option_types, override, parse
 from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
@@ -126,7 +127,7 @@ def apply(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
     """The recipe at a point of its space. A start of the budget at a level that it does not have counts for nothing."""
     options = {
         name: _parsed(name, value) if isinstance(value, str) else value
-        for name, value in point.items()
+        for name, value in renamed(point).items()
         if not name.startswith(f"{BUDGET_START}.")
     }
     starts = options.get(BUDGET_START, recipe.network.budget.start)

@@ -25,6 +25,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 
+from clcr.versions import renamed
 from features.files import open_fs, write_atomic
 from tuning.objectives import BY_SCORE, KNOWN, SCORE, Objective
 from tuning.space import Space
@@ -154,6 +155,19 @@ def own_trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
     return [trial for trial in trials if FROM not in trial.user_attrs]
 
 
+def front(study: optuna.Study) -> set[int]:
+    """Numbers of the finished trials of this study that no other of them beats in everything."""
+    own = own_trials(study, TrialState.COMPLETE)
+    return {own[trial.number].number for trial in finished(study).best_trials}
+
+
+def finished(study: optuna.Study) -> optuna.Study:
+    """A copy in memory of the finished trials of this study, without lent ones."""
+    copy = optuna.create_study(directions=study.directions)
+    copy.add_trials(own_trials(study, TrialState.COMPLETE))
+    return copy
+
+
 def suggest_value(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
     """The trial's value of one option: what was drawn before, or else a value drawn now."""
     if isinstance(distribution, CategoricalDistribution):
@@ -214,7 +228,7 @@ def rows(study: optuna.Study) -> list[dict[str, Any]]:
             "epochs": reached(trial).get("epoch", 0),
             "error": trial.user_attrs.get("error"),
             **{metric: reached(trial).get(metric) for metric in dict.fromkeys([SCORE, *measured])},
-            **trial.params,
+            **renamed(trial.params),
         }
         for trial in own_trials(study, *STATUS)
     ]

@@ -83,10 +83,10 @@ def search_and_train(config: SweepConfig) -> None:
         study.sampler = sampler(config.sampler, config.searched, config.recipe.seed + len(study.trials), limit)
         if config.left_out:
             print(f"the recipe as given is not tried: {config.left_out} lies outside of --space", flush=True)
+        for point in points:  # before other sweeps' trials, of which Optuna would take one for it
+            study.enqueue_trial(point, skip_if_exists=True)
         for other in config.warm_start:
             print(lend(study, other, config), flush=True)
-        for point in points:
-            study.enqueue_trial(point, skip_if_exists=True)
         search = StudySearch(study, config.searched, limit, config.hours)
         many = f"{limit} trials" if limit else f"{config.hours:g} hours"
         before = len(own_trials(study, *STATUS))
@@ -106,6 +106,7 @@ def search_and_train(config: SweepConfig) -> None:
 
 def run_trials(config: SweepConfig, search: StudySearch, record: Record) -> None:
     """Run the trials on the cluster; `record` is told every result."""
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that failed has none: Tune would end the sweep
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no csv, JSON and TensorBoard file per trial,
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # and no warning that there are none
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job; Tune would go on to report

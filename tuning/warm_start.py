@@ -12,6 +12,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from clcr.versions import RENAMED
 from features.files import read_text
 from pipelines.common.cli import parse, resolve_uri
 from pipelines.common.errors import JobError
@@ -19,6 +20,8 @@ from pipelines.training.learner import Recipe
 from tuning.options import SweepConfig
 from tuning.space import OPTION_TYPES, apply, values_of
 from tuning.study import FROM, NAME, own_trials, reached
+
+KNOWN = {"version", *OPTION_TYPES, *RENAMED}  # options of a recipe in a sweep's config.yaml
 
 
 def lend(study: optuna.Study, folder: str, config: SweepConfig) -> str:
@@ -58,7 +61,7 @@ def _read(folder: str) -> tuple[list[FrozenTrial], Recipe]:
     written, options = read_text(folder, NAME), read_text(folder, "config.yaml")
     if written is None or options is None:
         raise JobError(f"--warm-start {folder}: holds no sweep ({NAME} is missing)")
-    of_recipe = {name: value for name, value in yaml.safe_load(options).items() if name in {"version", *OPTION_TYPES}}
+    of_recipe = {name: value for name, value in yaml.safe_load(options).items() if name in KNOWN}
     with tempfile.TemporaryDirectory() as copy:
         journal, recipe = Path(copy, NAME), Path(copy, "recipe.yaml")
         journal.write_text(written[: written.rfind("\n") + 1])

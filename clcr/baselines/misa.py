@@ -88,7 +88,8 @@ class MISA(MultimodalModel):
         """The weighted losses; everything (B, N, M, d)."""
         with torch.autocast(u.device.type, enabled=False):
             rows = torch.stack([u, shared, private, restored], dim=2).float().flatten(0, 1)
-            rows, there = gather_rows(rows, there.flatten(0, 1))
+            even = not any(task.rate for task in self.tasks.values())  # how many bins there are differs by worker
+            rows, there = gather_rows(rows, there.flatten(0, 1), even)
             of_u, of_shared, of_private, of_restored = (rows[:, i].unbind(dim=1) for i in range(4))
             return weighted_losses(of_u, of_shared, of_private, of_restored, there, self.config.misa)
 

@@ -52,6 +52,8 @@ class VideoSpec:
         _require_encoder("video", "pixels", self.encoder, self.weights, self.layers)
         if self.stride < 0:
             raise ValueError(f"--video.stride {self.stride}: must be 0 or more frames")
+        if self.stride and self.encoder == "pixels":
+            raise ValueError(f"--video.stride {self.stride}: only networks see windows; --video.fps thins out pixels")
         left, top, right, bottom = self.crop or (0.0, 0.0, 1.0, 1.0)
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise ValueError(f"crop {self.crop} is not left < right, top < bottom within 0 and 1")
@@ -113,6 +115,8 @@ class AudioSpec:
         _require_encoder("audio", "log_mel", self.encoder, "", self.layers)
         if not (0 <= self.span < math.inf and 0 <= self.stride < math.inf):
             raise ValueError(f"--audio.span {self.span:g} and --audio.stride {self.stride:g} must be 0 s or more")
+        if (self.span or self.stride) and self.encoder == "log_mel":
+            raise ValueError("--audio.span and --audio.stride are for networks; log_mel has --audio.window and .hop")
         if not (self.sample_rate > 0 and self.mels > 0 and 0 < self.hop <= self.window < math.inf):
             raise ValueError(f"{self}: sample_rate and mels must be above 0, and 0 < hop <= window < inf")
         if abs(self.hop * self.sample_rate - round(self.hop * self.sample_rate)) > 1e-6:

@@ -45,6 +45,8 @@ class Onnx(Encoder):
         last = given[-1] if isinstance(given[-1], int) else 0
         if self.is_sound:
             self.sample_rate = 16_000
+            if last and asked.span:
+                raise FeaturesError(f"--audio.span: {asked.name} takes {last} samples at once")
             self.window = last or round(asked.span * self.sample_rate)
             if not self.window:
                 raise FeaturesError(f"{asked.option} takes any length of sound: say how much at once with --audio.span")
@@ -60,8 +62,9 @@ class Onnx(Encoder):
         self.tokens, self.shape = made.shape[1], made.shape[2:]
         self.hop = self.window
         if self.is_sound:
-            stride = round(asked.stride * self.sample_rate) if self.tokens == 1 else 0
-            self.hop = stride or self.window // self.tokens * self.tokens
+            if asked.stride and self.tokens > 1:
+                raise FeaturesError(f"--audio.stride: {asked.name} makes {self.tokens} tokens of its window")
+            self.hop = round(asked.stride * self.sample_rate) or self.window // self.tokens * self.tokens
         self.identity = {"encoder": f"onnx:{weights_id(self.file)}", "layers": list(self.layers)}
 
     def load(self, device: str) -> None:

@@ -24,7 +24,7 @@ class Pyramid(Encoder):
     mean, std = MEAN, STD
 
     def __init__(self, asked: Asked, channels: Sequence[int]) -> None:
-        self.asked, self.layers = asked, asked.layers or thirds(len(channels))
+        self.asked, self.channels, self.layers = asked, [*channels], asked.layers or thirds(len(channels))
         if self.layers[-1] > len(channels):
             chosen = ",".join(map(str, asked.layers))
             raise FeaturesError(f"--{asked.modality}.layers {chosen}: {asked.name} has {len(channels)} stages")
@@ -41,6 +41,9 @@ class Pyramid(Encoder):
     def __call__(self, windows: np.ndarray) -> np.ndarray:
         """See Encoder."""
         maps = self.stages(pixels(windows, next(self.net.parameters()).device, self.mean, self.std))
+        made = [x.shape[1] if x.ndim == 4 else 0 for x in maps]
+        if made != self.channels:
+            raise FeaturesError(f"{self.asked.option}: its stages have {made} channels, not {self.channels}")
         pooled = [F.adaptive_avg_pool2d(maps[layer - 1], self.asked.grid) for layer in self.layers]
         tokens = [rearrange(x, "n d h w -> n (h w) d") for x in pooled]
         return torch.stack([F.pad(x, (0, self.shape[-1] - x.shape[-1])) for x in tokens], dim=2).cpu().numpy()

@@ -107,6 +107,10 @@ def _problem(encoder: Encoder, asked: Asked) -> str:
         return "window, hop, tokens and batch must be 1 or more"
     if asked.modality == "audio" and encoder.sample_rate < 1:
         return "an encoder of sound must say its sample_rate"
+    if kind_of(asked.name) == "python" and (asked.layers or asked.span or asked.stride):
+        return "an encoder of your own sets its layers, span and stride itself"
+    if asked.modality == "video" and asked.stride and encoder.window == 1:
+        return f"--video.stride {asked.stride:g}: it sees one frame at a time"
     if asked.modality == "image" and encoder.window > 1:
         return f"it sees {encoder.window} frames at once: it is for --video.encoder"
     return ""

@@ -51,4 +51,6 @@ class Timm(Pyramid):
 
     def stages(self, pictures: Tensor) -> Sequence[Tensor]:
         """See Pyramid."""
-        return self.net(pictures)
+        maps = self.net(pictures)
+        by_row = getattr(getattr(self.net, "output_fmt", None), "value", "") == "NHWC"  # swin and its like
+        return [x.movedim(-1, 1) for x in maps] if by_row else maps

@@ -10,6 +10,7 @@ from features.encoders.contract import Asked
 from features.encoders.pyramid import Pyramid
 from features.errors import FeaturesError, one_line
 
+FILES = (".safetensors", ".pth", ".pt")
 SIDE = 128  # pixels of the picture by which the stages are found
 
 
@@ -24,6 +25,10 @@ def make(asked: Asked) -> "Torchvision":
             blocks = last_of_each_size(net)
     except Exception as error:  # an unknown name, or a network that does not run on maps
         raise FeaturesError(f"{asked.option} is no network of torchvision's with stages: {one_line(error)}") from error
+    own = models.get_model_weights(name).__members__
+    if not asked.weights.endswith(FILES) and asked.weights not in own:
+        given = f"--{asked.modality}.weights {asked.weights or '(none)'}"
+        raise FeaturesError(f"{given}: name a file ({', '.join(FILES)}), or weights of {name}'s: {', '.join(own)}")
     return Torchvision(asked, name, blocks)
 
 

@@ -58,7 +58,13 @@ class DiskCache:
         """Reserve a file's bytes within the limit; copies of other stores, the oldest first, make way for it."""
         with FileLock(self.root / "room.lock", is_singleton=False):
             temporary.unlink(missing_ok=True)  # of a process that was killed
-            files = {path: path.stat() for path in self.root.glob("*/*") if path.suffix in (".tar", ".tmp")}
+            shard = temporary.name.rsplit(".", 3)[0]
+            for old in self.folder.glob(f"{shard}.*.t[am][rp]"):  # this shard as it was before it was written again
+                old.unlink(missing_ok=True)
+            files = {}
+            for path in self.root.glob("*/*.t[am][rp]"):
+                with contextlib.suppress(FileNotFoundError):  # given its name, or removed, since it was listed
+                    files[path] = path.stat()
             total = sum(about.st_size for about in files.values())
             others = sorted((about.st_mtime, path) for path, about in files.items() if path.parent != self.folder)
             for _, path in others:

@@ -87,12 +87,11 @@ class RangeReader:
         return Requested(where)
 
     def _read(self, asked: Range) -> bytes:
-        local = self.cache.path(asked.shard) if self.cache else None
-        if local is not None:
-            try:
+        try:
+            if self.cache and (local := self.cache.path(asked.shard)) is not None:
                 return _bytes(pafs.LocalFileSystem(), local, asked)
-            except FileNotFoundError:  # another job needed the room
-                pass
+        except OSError:  # another job needed the room, or the disk is full: the storage itself is asked
+            pass
         return _bytes(self.store.fs, f"{self.store.path}/shards/{asked.shard}.tar", asked)
 
 

@@ -82,13 +82,13 @@ def signature_of(trained: TrainedModel) -> ModelSignature:
 
 
 def requirements() -> list[str]:
-    """The project's own requirements (without extras), pinned to what is installed here."""
+    """What the project's jobs need, without further extras, pinned to what is installed here."""
     pinned = []
     for line in importlib.metadata.requires("clcr-pipeline") or []:
         required = re.match(r"([\w.-]+)(\[[\w,-]+\])?", line)
         assert required is not None  # every requirement begins with a name
         name, extras = required.groups()
-        if "extra ==" in line:
+        if "extra ==" in line and not re.search(r"extra == .pipeline.", line):
             continue
         try:
             pinned.append(f"{name}{extras or ''}=={importlib.metadata.version(name)}")

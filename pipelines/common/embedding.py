@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from features.decode.specs import EncoderSpec
 from features.encoders import Asked
-from features.errors import FeaturesError
+from features.errors import FeaturesError, MediaError
 from pipelines.common.errors import JobError
 
 PATIENCE = 60  # seconds for a network to start, or to answer, before something else is tried
@@ -70,12 +70,19 @@ class NetworkActor:
             embedded: Sequence[np.ndarray | Exception]
             embedded = await asyncio.to_thread(self.runners[modality].many, clips)
         except Exception as error:
-            embedded = [error] * len(clips)  # to each who waits
+            embedded = [error] if len(clips) == 1 else [await self._alone(modality, clip) for clip in clips]
         for (_, _, future), outcome in zip(taken, embedded, strict=True):
             if isinstance(outcome, Exception):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+
+    async def _alone(self, modality: str, clip: np.ndarray) -> np.ndarray | Exception:
+        """A clip after another one that went with it failed: whose fault it was shows now."""
+        try:
+            return (await asyncio.to_thread(self.runners[modality].many, [clip]))[0]
+        except Exception as error:
+            return error
 
 
 @dataclass(frozen=True)
@@ -88,18 +95,30 @@ class SharedNetworks:
     nodes: tuple[str, ...] = ()
 
     def __call__(self, modality: str, values: np.ndarray) -> Callable[[], np.ndarray]:
-        """Hand a clip to one of them; what this returns waits for its tokens. Both raise FeaturesError."""
+        """Hand a clip to one of them; what this returns waits for its tokens.
+
+        Both raise FeaturesError; what the network raises on the clip itself is a MediaError of its modality.
+        """
         with _one_line(self.what, FeaturesError):
             held, turns = ray.put(values), cycle(self._order())
-            asked = [next(turns).embed.remote(modality, held)]
+            actor = next(turns)
+            asked = [actor.embed.remote(modality, held)]
 
         def wait() -> np.ndarray:
+            nonlocal actor
             with _one_line(self.what, FeaturesError):
-                while not (ready := ray.wait(asked, timeout=PATIENCE)[0]):  # that host may be lost for good
-                    if len(asked) == TRIES:
+                while not (ready := ray.wait(asked, timeout=PATIENCE)[0]):
+                    if ray.wait([actor.ready.remote()], timeout=PATIENCE)[0]:
+                        continue  # it is at work, and to be asked again would only make its queue longer
+                    if len(asked) == TRIES:  # that host may be lost for good
                         raise FeaturesError(f"{self.what}: no answer for {TRIES * PATIENCE} s")
-                    asked.append(next(turns).embed.remote(modality, held))
-                return ray.get(ready[0])
+                    actor = next(turns)
+                    asked.append(actor.embed.remote(modality, held))
+                try:
+                    return ray.get(ready[0])
+                except RayTaskError as error:
+                    cause = str(error).strip().splitlines()[-1]
+                    raise MediaError(modality, f"{self.what}: {cause}") from error
 
         return wait
 
@@ -152,15 +171,17 @@ def _on_gpus(
 
 def _on_cpus(networks: Mapping[str, Asked], what: str, actors: list[ray.actor.ActorHandle[Any]]) -> SharedNetworks:
     hosts = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    own: list[ray.actor.ActorHandle[Any]] = []
     for host in hosts:
         place = NodeAffinitySchedulingStrategy(host["NodeID"], soft=True)
         actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(NetworkActor)
         actor = actor.options(scheduling_strategy=place)
-        actors.append(actor.remote(networks, threads=int(host["Resources"]["CPU"])))
+        own.append(actor.remote(networks, threads=int(host["Resources"]["CPU"])))
+    actors += own
     with _one_line(f"{what} does not start", JobError):
-        ray.get([actor.ready.remote() for actor in actors])
+        ray.get([actor.ready.remote() for actor in own])
     nodes = tuple(host["NodeID"] for host in hosts)
-    return SharedNetworks(list(actors), tuple(networks), f"{what} on the CPUs of {len(hosts)} hosts", nodes)
+    return SharedNetworks(own, tuple(networks), f"{what} on the CPUs of {len(hosts)} hosts", nodes)
 
 
 def _started(

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from features.decode.specs import AudioSpec, ImageSpec, TextSpec, VideoSpec
 from features.encoders import find_encoder
+from features.errors import FeaturesError
 from pipelines.common.cli import resolve_uri
 
 Options = TypeVar("Options", VideoSpec, AudioSpec, ImageSpec, TextSpec)
@@ -23,6 +24,8 @@ def resolved(modality: str, spec: Options) -> Options:
     weights = getattr(spec, "weights", "")
     if weights.endswith(WEIGHTS):
         changes["weights"] = resolve_uri(f"--{modality}.weights", weights)
+        if not os.path.isfile(changes["weights"]):
+            raise FeaturesError(f"--{modality}.weights {weights}: there is no such file")
     spec = replace(spec, **changes)
     if "resnet18" in (spec.encoder, spec.encoder.removeprefix("torchvision:")):
         from features.decode.image import load_resnet18

@@ -50,6 +50,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require_at_least(self, {"seed": 0, "ema": 0})
+        if self.loader.balance and self.classes.weights == "balanced":
+            raise JobError(
+                "--loader.balance and --classes.weights balanced: each makes up for rare classes; leave one out"
+            )
         if self.ema >= 1:
             raise JobError(f"--ema {self.ema}: must be below 1")
         if self.init and not self.init.startswith("models:/"):

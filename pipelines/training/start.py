@@ -22,15 +22,34 @@ def initialise(model: nn.Module, uri: str) -> list[str]:
     uri: --out of a training, its folder `model`, or models:/NAME/VERSION. Buffers are taken too (the statistics of the
     inputs among them). Raises JobError where nothing fits.
     """
-    theirs, own = open_model("--init", uri).model.state_dict(), model.state_dict()
-    fitting = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
-    taken = [name for name, _ in model.named_parameters() if name in fitting]
+    source = open_model("--init", uri).model
+    theirs, own = _by_modality(source), _by_modality(model)
+    # The unit of a number is this model's own, as its labels have it.
+    fitting = {
+        name: value
+        for name, value in theirs.items()
+        if name in own and own[name].shape == value.shape and not name.startswith("units.")
+    }
+    names = dict(zip(own, model.state_dict(), strict=True))
+    parameters = {name for name, _ in model.named_parameters()}
+    taken = [names[name] for name in fitting if names[name] in parameters]
     if not taken:
         raise JobError(f"--init {uri}: none of its weights fits this model")
     with torch.no_grad():
         for name, value in fitting.items():
             own[name].copy_(value)
     return taken
+
+
+def _by_modality(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A model's weights, those of an encoder by its modality instead of its place."""
+    modalities = getattr(getattr(model, "encoder", None), "modalities", ())
+    places = {f"encoder.encoders.{place}.": f"encoder.encoders.{name}." for place, name in enumerate(modalities)}
+    weights: dict[str, torch.Tensor] = {}
+    for name, value in model.state_dict().items():
+        place = ".".join(name.split(".")[:3]) + "."
+        weights[name.replace(place, places.get(place, place), 1)] = value
+    return weights
 
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The export job: an MLflow model that answers raw clips from its own copy of the code, and a model card."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -65,6 +66,7 @@ def test_signature_requirements_and_card_say_what_the_model_is(run):
     assert signature_of(trained).inputs.input_names() == ["clip"]
     assert {"label", "label_probability", "mood", "error"} <= set(signature_of(trained).outputs.input_names())
     pinned = requirements()
+    assert {"ray", "pyarrow", "tyro", "av"} <= {re.split(r"[\[=]", line)[0] for line in pinned}
     assert any(line.startswith("torch==") for line in pinned) and not any("pytest" in line for line in pinned)
     card = write_card(trained, "net", None)
     assert "| video | uint8 4 x 4 x 3 | 12.5 | frames |" in card and "**label** (classification): a, b" in card

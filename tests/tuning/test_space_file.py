@@ -130,6 +130,9 @@ THREE = ("score", "participation", "perf/epoch_s:min")
         (NUMBERS, {"sampler": "grid"}, "--sampler grid: lr needs choices, or a step"),
         (NUMBERS, {"scheduler": "asha", "objectives": THREE}, "--scheduler asha: .* --objectives names 3; take none"),
         (NUMBERS, {"search": ("lr",)}, "--search lr: --space .* names what is searched"),
+        ("mult.depth: {low: 2, high: 4}", {}, "mult.depth: clcr does not read it"),
+        ("budget.gamma: {low: 1, high: 2}", {"recipe": Recipe(architecture="concat")}, "concat does not read it"),
+        (NUMBERS, {"sampler": "nsga2", "warm_start": ("o",)}, "--sampler nsga2 learns nothing of it; take tpe or gp"),
     ],
 )
 def test_a_combination_that_cannot_work_is_refused_by_name(text, options, message, tmp_path):

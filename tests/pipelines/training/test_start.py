@@ -7,8 +7,10 @@ import torch
 from learners import recipe, run
 
 import clcr
+from clcr.class_loss import ClassLossConfig
 from pipelines.common.errors import JobError
 from pipelines.training.learner import Learner, Recipe
+from pipelines.training.loading import LoaderConfig, feature_specs, task_specs
 from pipelines.training.start import freeze, initialise
 
 
@@ -42,6 +44,22 @@ def test_frozen_parts_stay_bit_for_bit_and_the_others_learn(store, optimizer):
     assert moved and not any(name.startswith(f"{part}.") for name in moved)
 
 
+def test_the_unit_of_a_number_is_the_labels_own_and_an_encoder_goes_to_its_modality(saved, store):
+    folder, _ = saved
+    for modalities in (("video", "audio"), ("audio", "video")):
+        torch.manual_seed(7)
+        features = {name: feature_specs(store)[name] for name in modalities}
+        model = clcr.build("clcr", recipe(epochs=1).network, features, task_specs(store))
+        model.units.center.fill_(5.0)
+        initialise(model, folder)
+        assert (model.units.center == 5).all()
+        source = clcr.load(f"{folder}/model")
+        for name in modalities:
+            pair = (m.encoder.encoders[m.encoder.modalities.index(name)].state_dict() for m in (model, source))
+            mine, theirs = pair
+            assert mine and all((mine[key] == theirs[key]).all() for key in mine)
+
+
 def test_what_cannot_be_begun_is_named(saved, store):
     folder, model = saved
     with pytest.raises(JobError, match=r"--freeze encoders: this model has \w+, "):
@@ -52,4 +70,6 @@ def test_what_cannot_be_begun_is_named(saved, store):
         initialise(torch.nn.Linear(1, 1), folder)
     with pytest.raises(JobError, match=r"--ema 1\.0: must be below 1"):
         Recipe(ema=1.0)
+    with pytest.raises(JobError, match="each makes up for rare classes; leave one out"):
+        Recipe(loader=LoaderConfig(balance="label"), classes=ClassLossConfig(weights="balanced"))
     assert Recipe(init="some/where").init.startswith("/")
