@@ -4,17 +4,19 @@ import os
 import resource
 import shutil
 
+import numpy as np
 import pytest
 from mediafiles import write_manifest
 from storefiles import files_of
 
 from features.corpus.manifest import read_corpus
 from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
-from features.errors import StoreError
-from features.extractor import Extraction, isolated_encoder
+from features.errors import MediaError, StoreError
+from features.extractor import Extraction, embedded, isolated_encoder
 from features.store import Store, StoreSpec
 from features.store.plan import write_plan
-from features.store.shards import create_store, failed_shards, sweep_litter
+from features.store.samples import Sample, pack
+from features.store.shards import Failure, create_store, failed_shards, sweep_litter
 
 ENCODER = EncoderSpec(VideoSpec(size=16), AudioSpec())
 NAMES = ["good", "late", "silent", "corrupt", "good", "late"]
@@ -83,3 +85,26 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(folder):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list((folder / "store" / "index").iterdir()) and not list((folder / "store" / "shards").iterdir())
     assert counts(work.shard("train-000000")) == (3, 3) and sweep_litter(Store(work.store_uri)) == 0
+
+
+class Mean:
+    """A network that cannot take dark clips."""
+
+    modalities = ("video",)
+
+    def __call__(self, modality, values):
+        def wait():
+            if not values.any():
+                raise MediaError(modality, "mean: it is dark")
+            return values.reshape(len(values), -1).mean(axis=1, keepdims=True).astype("float16")
+
+        return wait
+
+
+def test_what_a_network_raises_costs_its_clip_alone(folder):
+    clips = list(read_corpus(str(folder / "corpus.csv")).clips())[:3]
+    frames = [np.full((4, 2, 2, 3), light, np.uint8) for light in (9, 0, 7)]
+    decoded = [(clip, pack(clip, Sample({"video": f}, 1.0))) for clip, f in zip(clips, frames, strict=True)]
+    outcomes = [outcome for _, outcome in embedded(decoded, Mean())]
+    assert outcomes[1] == Failure("video", "MediaError", "mean: it is dark")
+    assert [outcome.tokens for outcome in (outcomes[0], outcomes[2])] == [{"video": 4}] * 2
