@@ -133,7 +133,7 @@ class Trainer:
             self.optimizer, warmup_cosine(config.epochs * steps_per_epoch, config.warmup)
         )
         # The fused optimisers of torch leave everything as it is where this is 1.
-        self.stopped = self.optimizer.found_inf = torch.zeros((), device=self.device)
+        self.stopped = self.optimizer.found_inf = torch.zeros((), dtype=torch.float32, device=self.device)
         self.next_epoch, self.done = 0, 0  # the epoch under way, and how many of its steps are done
         self.sums: dict[str, float] = defaultdict(float)  # this worker's part of their losses' sums, and of their time
         self.unread: list[Step] = []
