@@ -225,7 +225,7 @@ MISTAKES = {
     "a rate that is none": (["--vectors.rates", "face"], "write NAME=RATE"),
     "an encoder that is nowhere": (["--text.encoder", "./nowhere"], "--text.encoder"),
     "a network without weights": (["--image.encoder", "resnet18"], "--image.weights belong together"),
-    "weights that are none": (["--image.encoder=resnet18", "--image.weights=face0.pth"], "are none of ResNet-18's"),
+    "weights that are nowhere": (["--image.encoder=resnet18", "--image.weights=face0.pth"], "there is no such file"),
     "a grid that does not divide": (["--image.grid", "5"], "--image.size 64 is not a multiple of --image.grid 5"),
 }
 
