@@ -5,8 +5,8 @@
 
 A recipe is a model's name and options by dotted name. --folds: `inner` leaves out one group (subject) of the training
 split at a time and never opens the others: recipes are chosen there; `parts` does so with four random parts of it,
-where clips have no group. `outer` leaves out one fold of the corpus, chooses
-the epoch on the next and tests it. `official` takes the corpus's splits. --summary prints means and paired tests.
+where clips have no group. `outer` leaves out one fold of the corpus, chooses the epoch on the next and tests it.
+`official` takes the corpus's splits. --summary prints means and paired tests.
 
 Trains by the project's own loop (clcr.training.Trainer) on samples held in memory. A row is a run: `val` is the
 validation score of the best epoch, `last` that of the last one, which nothing was chosen by; `test` that of the best
