@@ -59,7 +59,7 @@ def explain(config: ExplainConfig) -> None:
     assert isinstance(model, clcr.CLCR)  # load_model gives no other
     figures = {
         "levels.png": weights_figure(*mean_weights(model, store, fold)),
-        "exchange.png": exchange_figure(model, exchange_use(model, tested_batches(model, store, fold))),
+        "exchange.png": exchange_figure(model, exchange_use(model, held_out_batches(model, store, fold))),
         "clips.png": contact_sheet(store, config.clips, config.seed, "test", alpha_strips(model), fold),
     }
     out, run = resolve("explained", folder), find_run(folder)
@@ -110,7 +110,7 @@ def fold_of(folder: str) -> int | None:
     return yaml.safe_load(read_text(folder, "config.yaml") or "{}").get("loader.fold")
 
 
-def tested_batches(model: clcr.CLCR, store: Store, fold: int | None = None) -> Iterator[Batch]:
+def held_out_batches(model: clcr.CLCR, store: Store, fold: int | None = None) -> Iterator[Batch]:
     """The test split, once."""
     options = LoaderConfig(fold=fold)
     loader = SplitLoader(store, "test", model.features, model.tasks, options, batch_size=BATCH, seed=0, rank=0, world=1)
@@ -124,7 +124,7 @@ def mean_weights(
     """Over the test split: level weights omega (clips, K) by task, and beta and eta (clips,) by modality."""
     omega: dict[str, list[np.ndarray]] = {task: [] for task in model.tasks}
     weights: dict[str, list[np.ndarray]] = {f"{w} {m}": [] for w in ("beta", "eta") for m in model.features}
-    for batch in tested_batches(model, store, fold):
+    for batch in held_out_batches(model, store, fold):
         out, real = model(batch), torch.tensor([bool(clip_id) for clip_id in batch.clip_ids])
         for task, values in out.task_omega.items():
             omega[task].append(values[real].numpy())

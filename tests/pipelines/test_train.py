@@ -26,7 +26,7 @@ from pipelines.common.cli import run_job, to_yaml
 from pipelines.common.cluster import count_slots, cpus_for, retry_start
 from pipelines.common.errors import JobError
 from pipelines.evaluation.exchange import exchange_use
-from pipelines.explain import ExplainConfig, explain, load_model, mean_weights, tested_batches
+from pipelines.explain import ExplainConfig, explain, held_out_batches, load_model, mean_weights
 from pipelines.tracking.registry import load_model as load_registered
 from pipelines.train import CHANGEABLE, TrainConfig, train
 from pipelines.training.learner import Learner, Recipe
@@ -124,7 +124,7 @@ def test_explained_weights_sum_to_one_over_every_test_clip(trained, store):
 
 def test_what_the_exchange_is_used_for_is_measured_with_it_and_without(trained, store):
     model = load_model(trained.out).model
-    use = exchange_use(model, tested_batches(model, store))
+    use = exchange_use(model, held_out_batches(model, store))
     assert set(use.size) == {f"{level} {m}" for level in range(3) for m in ("video", "audio")}
     assert all(size > 0 for size in use.size.values()) and all(0 < share <= 1 for share in use.heard.values())
     assert all(0 <= seconds < 3 for seconds in use.distance.values())
