@@ -92,7 +92,7 @@ def test_a_recipe_with_all_of_it_learns_and_is_another_training(store):
     changed = replace(
         plain,
         loader=LoaderConfig(balance="label", buckets=2),
-        classes=ClassLossConfig(weights="balanced", smoothing=0.1, focal=2.0),
+        classes=ClassLossConfig(smoothing=0.1, focal=2.0),
     )
     first, second = (losses(run(Learner(store.uri, each)))[0] for each in (plain, changed))
     assert first["train/loss_label"] != second["train/loss_label"] and np.isfinite(second["val/score"])
