@@ -29,7 +29,7 @@ from pipelines.tracking import run as tracking
 from pipelines.tracking.registry import register
 from pipelines.tracking.system_metrics import log_system_metrics
 from pipelines.tracking.views import runs_page
-from pipelines.training.checkpoints import Checkpoints, restore
+from pipelines.training.checkpoints import SNAPSHOT, Checkpoints, repair, restore
 from pipelines.training.learner import Recipe
 from pipelines.training.loading import task_specs
 from pipelines.training.run_folder import (
@@ -138,6 +138,7 @@ def launch(config: TrainConfig, run: tracking.Run) -> None:
     while True:
         newest = newest_checkpoint(config.out)
         try:
+            repair(config.out)
             with plain_train_driver(own_cluster()):
                 result: Any = trainer().fit()
                 problem = result.return_value
@@ -188,7 +189,7 @@ def ray_trainer(config: TrainConfig, run: tracking.Run) -> Callable[[], ray.trai
 
 def newest_checkpoint(out: str) -> str | None:
     """What Ray Train wrote down of a run's checkpoints: another text after each one."""
-    return read_text(out, "checkpoints/checkpoint_manager_snapshot.json")
+    return read_text(out, SNAPSHOT)
 
 
 def train_worker(job: Mapping[str, Any]) -> str | None:

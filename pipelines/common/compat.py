@@ -54,6 +54,27 @@ def _without_cleaner(create: Callable[[Any], list[Any]]) -> Callable[[Any], list
     return lambda trainer: [c for c in create(trainer) if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
+def checkpoint_snapshot(name: str) -> str:
+    """What Ray Train writes down of a run that has one checkpoint, the folder `name`."""
+    from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
+        _CheckpointManagerState,
+        _TrainingResultState,
+    )
+
+    one = _TrainingResultState(checkpoint_dir_name=name, metrics={})
+    return _CheckpointManagerState(
+        checkpoint_results=[one],
+        checkpoint_report_indices=[0],
+        latest_checkpoint_result=one,
+        pending_training_results=[],
+        pending_validation_specs=[],
+        current_report_index=1,
+        validated_checkpoint_dir_names=[],
+        timed_out_validation_checkpoint_dir_names=[],
+        failed_validation_checkpoint_dir_names=[],
+    ).json()
+
+
 def cluster_refuses(address: str, seconds: float = 5.0) -> str:
     """Why the Ray cluster at host:port does not let this process in; "" where it does.
 

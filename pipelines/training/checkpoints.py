@@ -4,6 +4,8 @@ A checkpoint is one file, state.pt, on the run's storage. It is written on the w
 training goes on; the newest two are kept.
 """
 
+import io
+import json
 import tempfile
 import time
 from collections.abc import Mapping
@@ -12,10 +14,14 @@ from typing import Any
 
 import ray.train
 import torch
+from pyarrow.fs import FileSelector, FileSystem, FileType
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
-from pipelines.common.compat import silence_train_reports
+from features.files import open_fs, read_text, resolve, write_text
+from pipelines.common.compat import checkpoint_snapshot, silence_train_reports
+
+SNAPSHOT = "checkpoints/checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 
 
 class Checkpoints:
@@ -59,6 +65,40 @@ class Checkpoints:
         if passed < self.seconds:
             return max(1, int((self.seconds - passed) / (passed / self._steps) / 2))
         return int(self._uploading is not None and self._uploading.exists())  # one upload at a time
+
+
+def repair(out: str) -> None:
+    """Write Ray Train's list of a run's checkpoints anew where a kill cut it short: the newest one that is whole.
+
+    Ray empties the file before it writes it again, and a driver that is killed in between leaves nothing in it.
+    """
+    text = read_text(out, SNAPSHOT)
+    if text is None or _is_json(text):
+        return
+    fs, path = open_fs(resolve("checkpoints", out))
+    folders = fs.get_file_info(FileSelector(path))
+    for name in sorted((f.base_name for f in folders if f.type == FileType.Directory), reverse=True):
+        if _is_whole(fs, f"{path}/{name}/state.pt"):
+            write_text(out, SNAPSHOT, checkpoint_snapshot(name))
+            return
+    fs.delete_file(f"{path}/{SNAPSHOT.rpartition('/')[2]}")  # killed before there was any: from the beginning
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_whole(fs: FileSystem, path: str) -> bool:
+    try:
+        with fs.open_input_file(path) as file:
+            torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
+    except Exception:  # torch.load raises whatever a torn file makes it raise
+        return False
+    return True
 
 
 def restore(device: torch.device | str) -> dict[str, Any] | None:
