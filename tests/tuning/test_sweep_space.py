@@ -48,4 +48,4 @@ def test_hyperband_stops_trials_of_a_warm_search(store, tmp_path, shared_ray):
     assert done.returncode == 0, done.stderr
     assert "warm start: 4 of the 4 finished trials" in done.stdout and "HyperBand stopped " in done.stdout
     trials = pq.read_table(tmp_path / "second" / "trials.parquet").to_pylist()
-    assert [t["trial"] for t in trials] == [4, 5, 6, 7, 8], "the trials that were lent keep their numbers"
+    assert [t["trial"] for t in trials] == [0, 5, 6, 7, 8], "after the recipe as given come those that were lent"
