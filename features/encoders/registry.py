@@ -64,6 +64,7 @@ KINDS = {
         "your own", "an encoder of your own",
     ),
 }  # fmt: skip
+WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 TAKES_WEIGHTS = ("resnet18", "torchvision", "timm")
 
 

@@ -52,6 +52,15 @@ def feature_maps(pictures: np.ndarray, net: nn.Module) -> Tensor:
     return net(pixels(pictures, next(net.parameters()).device))
 
 
+def read_weights(file: str) -> dict[str, Tensor]:
+    """A state dict's file, .safetensors or what torch.save wrote, on the CPU."""
+    if file.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
 @functools.lru_cache(maxsize=2)
 def load_resnet18(weights: str) -> nn.Module:
     """ResNet-18 up to its last feature maps, (N, 3, H, W) -> (N, 512, H / 32, W / 32); once per process.
@@ -64,12 +73,8 @@ def load_resnet18(weights: str) -> nn.Module:
     try:
         if weights in ResNet18_Weights.__members__:
             state = ResNet18_Weights[weights].get_state_dict(progress=False)
-        elif weights.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            state = load_file(weights)
         else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
+            state = read_weights(weights)
         net = resnet18(weights=None)
         net.fc = nn.Identity()  # of whatever classes the weights were trained for
         net.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from features.encoders.contract import Asked
 from features.encoders.pyramid import Pyramid
+from features.encoders.registry import WEIGHT_FILES
+from features.encoders.resnet18 import read_weights
 from features.errors import FeaturesError, one_line
 
-FILES = (".safetensors", ".pth", ".pt")
 SIDE = 128  # pixels of the picture by which the stages are found
 
 
@@ -26,9 +27,11 @@ def make(asked: Asked) -> "Torchvision":
     except Exception as error:  # an unknown name, or a network that does not run on maps
         raise FeaturesError(f"{asked.option} is no network of torchvision's with stages: {one_line(error)}") from error
     own = models.get_model_weights(name).__members__
-    if not asked.weights.endswith(FILES) and asked.weights not in own:
+    if not asked.weights.endswith(WEIGHT_FILES) and asked.weights not in own:
         given = f"--{asked.modality}.weights {asked.weights or '(none)'}"
-        raise FeaturesError(f"{given}: name a file ({', '.join(FILES)}), or weights of {name}'s: {', '.join(own)}")
+        raise FeaturesError(
+            f"{given}: name a file ({', '.join(WEIGHT_FILES)}), or weights of {name}'s: {', '.join(own)}"
+        )
     return Torchvision(asked, name, blocks)
 
 
@@ -47,12 +50,8 @@ class Torchvision(Pyramid):
         weights = self.asked.weights
         try:
             self.net = models.get_model(self.name, weights=None)
-            if weights.endswith(".safetensors"):
-                from safetensors.torch import load_file
-
-                state = load_file(weights)
-            elif weights.endswith((".pth", ".pt")):
-                state = torch.load(weights, map_location="cpu", weights_only=True)
+            if weights.endswith(WEIGHT_FILES):
+                state = read_weights(weights)
             else:
                 state = models.get_model_weights(self.name)[weights].get_state_dict(progress=False)
             self.net.load_state_dict(state)

@@ -267,7 +267,7 @@ def _with_todays_names(config_class: type, args: list[str]) -> list[str]:
     known = {name for name, _ in option_types(config_class)}
     today = {f"--{_hyphened(old)}": f"--{_hyphened(new)}" for old, new in RENAMED.items() if new in known}
     options = [arg.partition("=") for arg in args]
-    return [today.get(option.replace("_", "-"), option) + sign + value for option, sign, value in options]
+    return [today.get(_hyphened(option), option) + sign + value for option, sign, value in options]
 
 
 def _hyphened(name: str) -> str:
@@ -285,9 +285,9 @@ def _yaml_options(config_class: type, path: str) -> Iterator[str]:
         raise JobError(f"--config {path}: not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise JobError(f"--config {path}: expected `option: value` lines")
-    known = {name.replace("_", "-"): kind for name, kind in option_types(config_class)}
+    known = {_hyphened(name): kind for name, kind in option_types(config_class)}
     for name, value in _migrated(dict(_dotted(tree)), known, path).items():
-        option = name.replace("_", "-")
+        option = _hyphened(name)
         if option not in known:
             raise JobError(f"--config {path}: unknown option {name}{hint(option, known)}")
         if known[option] is bool and not isinstance(value, bool):
@@ -305,7 +305,7 @@ def _migrated(options: dict[str, Any], known: Collection[str], path: str) -> dic
     version = version_of(options)
     if version > VERSION:
         raise JobError(f"--config {path} was written by a later version ({version}, this one is {VERSION}): update")
-    later = {name: value for name, value in later_options(version).items() if name.replace("_", "-") in known}
+    later = {name: value for name, value in later_options(version).items() if _hyphened(name) in known}
     return {**later, **{name: value for name, value in renamed(options).items() if name != "version"}}
 
 

@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 
 from features.decode.specs import AudioSpec, ImageSpec, TextSpec, VideoSpec
 from features.encoders import find_encoder
+from features.encoders.registry import WEIGHT_FILES
 from features.errors import FeaturesError
 from pipelines.common.cli import resolve_uri
 
 Options = TypeVar("Options", VideoSpec, AudioSpec, ImageSpec, TextSpec)
-WEIGHTS = (".pth", ".pt", ".safetensors")
 
 
 def resolved(modality: str, spec: Options) -> Options:
@@ -22,7 +22,7 @@ def resolved(modality: str, spec: Options) -> Options:
     elif modality == "text" and _is_folder(spec.encoder):
         changes["encoder"] = resolve_uri(option, spec.encoder)
     weights = getattr(spec, "weights", "")
-    if weights.endswith(WEIGHTS):
+    if weights.endswith(WEIGHT_FILES):
         changes["weights"] = resolve_uri(f"--{modality}.weights", weights)
         if not os.path.isfile(changes["weights"]):
             raise FeaturesError(f"--{modality}.weights {weights}: there is no such file")

@@ -110,6 +110,19 @@ def task_specs(store: Store, names: Sequence[str] = ()) -> dict[str, TaskSpec]:
     }
 
 
+def check_names(config: LoaderConfig, store: Store, tasks: Mapping[str, TaskSpec]) -> None:
+    """Raise JobError for a modality that the store lacks, or a task to balance that is not learned, in the options."""
+    for option in SHARES:
+        unknown = [m for m in parse_shares(option, getattr(config, option)) if m not in store.spec.features]
+        if unknown:
+            name = option.replace("_", "-")
+            raise JobError(f"--loader.{name} {unknown[0]}: {store.uri} has {', '.join(store.spec.features)}")
+    known = [name for name, spec in tasks.items() if spec.kind == "classification"]
+    if config.balance and config.balance not in known:
+        rule = f"name a learned task with one class per clip: {', '.join(known) or 'none'}"
+        raise JobError(f"--loader.balance {config.balance}: {rule}")
+
+
 class SplitLoader:
     """Batches of one split for one worker of `world`.
 
@@ -136,12 +149,11 @@ class SplitLoader:
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.shuffle = split == "train"
         shares = {option: parse_shares(option, getattr(config, option)) if self.shuffle else {} for option in SHARES}
-        for option, by_modality in shares.items():
-            if unknown := [m for m in by_modality if m not in store.spec.features]:
-                name = option.replace("_", "-")
-                raise JobError(f"--loader.{name} {unknown[0]}: {store.uri} has {', '.join(store.spec.features)}")
         self.drop, self.times, self.bands = shares.values()
-        self.buckets, self.chances = (config.buckets, self._chances(config.balance)) if self.shuffle else (0, None)
+        self.buckets, self.chances = config.buckets if self.shuffle else 0, None
+        if self.shuffle:
+            check_names(config, store, tasks)
+            self.chances = chances(self.dataset.targets[config.balance]) if config.balance else None
         if self.buckets:
             tokens = store.index(split, [f"tokens_{name}" for name in features], config.fold)
             self.lengths = np.sum([column.to_numpy() for column in tokens.columns], axis=0)
@@ -233,17 +245,6 @@ class SplitLoader:
             return whole(self._order(epoch)), None
         order = windowed(self.dataset.shards, self.window, self._random(epoch) if self.shuffle else None)
         return whole(order.rows, place=order.place if self.shuffle else None), order
-
-    def _chances(self, task: str) -> np.ndarray | None:
-        """The chance of each clip to be drawn, None where each comes once."""
-        if not task:
-            return None
-        if task not in self.tasks or self.tasks[task].kind != "classification":
-            known = [name for name, spec in self.tasks.items() if spec.kind == "classification"]
-            raise JobError(
-                f"--loader.balance {task}: name a learned task with one class per clip: {', '.join(known) or 'none'}"
-            )
-        return chances(self.dataset.targets[task])
 
 
 def prefetch(batches: Iterable[Item], count: int) -> Iterator[Item]:

@@ -14,7 +14,6 @@ import json
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -45,7 +44,7 @@ from pipelines.tracking import run as tracking
 from pipelines.tracking.figures import confusion_figure
 from pipelines.tracking.names import file_name
 from pipelines.training.learner import Learner, Recipe, build_model
-from pipelines.training.loading import SplitLoader
+from pipelines.training.loading import check_names
 
 
 class JobConfig(Protocol):
@@ -75,6 +74,7 @@ def check(store_uri: str, recipe: Recipe) -> None:
     store = Store(store_uri)
     store.require_complete()
     model = build_model(store, recipe)
+    check_names(recipe.loader, store, model.tasks)
     for split in SPLITS:
         columns = [*(f"label_{task}" for task in model.tasks), *(f"tokens_{name}" for name in model.features)]
         index = store.index(split, columns, recipe.loader.fold)
@@ -93,8 +93,6 @@ def check(store_uri: str, recipe: Recipe) -> None:
             print(f"task {task}: no clip in split {split} has a label of it, so it {where}", flush=True)
         if split == "train":
             check_training_clips(model, index)
-    options = replace(recipe.loader, disk_gb=0.0)  # raises JobError for tasks and modalities that are not there
-    SplitLoader(store, "train", model.features, model.tasks, options, batch_size=recipe.optim.batch_size)
 
 
 def print_inputs(store_uri: str, recipe: Recipe) -> None:
