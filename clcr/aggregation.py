@@ -95,7 +95,7 @@ class Synchronise(nn.Module):
 
 
 class LevelWeights(nn.Module):
-    """omega: a softmax over levels of an MLP that reads the level's shared summary beside the level's anchor.
+    """omega: a softmax over levels of an MLP that reads the level's shared summary alongside the level's anchor.
 
     The last layer starts at zero, so omega starts uniform: with a random start it collapses onto one level early.
     """

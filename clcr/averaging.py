@@ -41,21 +41,21 @@ class AveragedTrainer(Trainer):
 
     def state_dict(self) -> dict[str, Any]:
         """As a Trainer's, with the averaged weights."""
-        held = [parameter.detach().clone() for parameter in self.model.parameters()] if self.own else []
+        averaged = [parameter.detach().clone() for parameter in self.model.parameters()] if self.own else []
         if self.own:
             self._put(self.own)
         state = super().state_dict()
-        if held:  # what `super` gave are the model's own tensors
+        if averaged:  # what `super` gave are the model's own tensors
             state["model"] = {name: value.detach().clone() for name, value in state["model"].items()}
-            self._put(held)
+            self._put(averaged)
         return state | {"average": self.average, "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`."""
         super().load_state_dict(state)
         self.updates, self.own = state["updates"], []
-        for mine, saved in zip(self.average, state["average"], strict=True):
-            mine.copy_(saved)
+        for average, saved in zip(self.average, state["average"], strict=True):
+            average.copy_(saved)
 
     @torch.no_grad()
     def _update(self) -> None:

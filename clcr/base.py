@@ -126,7 +126,7 @@ class MultimodalModel(nn.Module):
         }
 
     def diagnostics(self, out: Output, batch: Batch) -> dict[str, Tensor]:
-        """What to log beside the losses: (B,) per name, NaN where it is undefined for a sample."""
+        """What to log with the losses: (B,) per name, NaN where it is undefined for a sample."""
         return {}
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ class ModelConfig:
     """A head may hear nothing, by a key of value 0; without it the budget does not bound how much is heard of a single
     other modality."""
     null_logit: float = -1.0
-    """Start of each head's logit of hearing nothing, beside all that it could hear: at -1 it hears .73 of it."""
+    """Start of each head's logit of hearing nothing, compared with all that it could hear: at -1 it hears .73 of it."""
     nearest: float = 2.0
     """Start of the gain for nearness in time of the first head: at 2 it hears a tenth of a second."""
     farthest: float = 1.0
@@ -218,7 +218,7 @@ class BudgetConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the tasks, and of the regularisers beside them."""
+    """Weights of the tasks, and of the regularisers added to them."""
 
     lambda_intra: float = 0.01
     """Weight of the intra-level term: private flows apart from each other and from the shared flow."""
@@ -288,7 +288,7 @@ class MMOrientConfig:
     embeddings: tuple[str, ...] = ()
     """modality=other: the other modality's one vector is the modality's global embedding (image=clip_image)."""
     side: tuple[str, ...] = ()
-    """Modalities of one vector that only the heads read, beside what was learned (emotion, toxicity)."""
+    """Modalities of one vector that only the heads read, in addition to what was learned (emotion, toxicity)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "embeddings", tuple(self.embeddings))
@@ -305,7 +305,7 @@ class MMOrientConfig:
 
 @dataclass(frozen=True)
 class MISAConfig:
-    """Weights of the losses of `misa` beside the task's."""
+    """Weights of the losses of `misa` in addition to the task's."""
 
     similarity: float = 0.3
     """Central moment discrepancy between the modalities' shared parts."""

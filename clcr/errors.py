@@ -10,4 +10,4 @@ class ConfigError(ClcrError):
 
 
 class DivergedError(ClcrError):
-    """Training cannot go on, with more workers or again: a loss or a gradient is not finite. All workers raise it."""
+    """A loss or a gradient is not finite: neither more workers nor another try would help. All workers raise it."""

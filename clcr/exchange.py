@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 REFUSED = -1e4  # attention logit of refused and padded tokens: exp gives 0, and half precision can hold it
 SMALLEST = 1e-6  # log has no finite gradient at 0
-FARTHEST = 1e-30  # nearness, beside that of the same instant, below which all of a pool is equally far
+FARTHEST = 1e-30  # nearness, relative to that of the same instant, below which all of a pool is equally far
 STEP = 0.1  # seconds from one token to the next where tokens have places instead of times
 
 
@@ -159,8 +159,8 @@ class CoExchange(nn.Module):
         heard = {}
         for m in shared:
             others = [n for n in shared if n != m]
-            there = torch.cat([valid[n] for n in others], dim=1)
-            weight = torch.cat([alpha[n] for n in others], dim=1).where(there, 0.0)
+            pool_valid = torch.cat([valid[n] for n in others], dim=1)
+            weight = torch.cat([alpha[n] for n in others], dim=1).where(pool_valid, 0.0)
             between = (near[m], torch.cat([near[n] for n in others], dim=-2)) if near else None
             answer = attend(
                 queries[m],
@@ -168,7 +168,7 @@ class CoExchange(nn.Module):
                 torch.cat([values[n] for n in others], dim=2),
                 weight,
                 between,
-                None if self.null is None else self.null[:, None] + _log_pool(there, between),
+                None if self.null is None else self.null[:, None] + _log_pool(pool_valid, between),
             )
             heard[m] = answer, weight
         return heard
@@ -190,15 +190,15 @@ class CoExchange(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-def _log_pool(there: Tensor, near: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Log of sum_j e^n[j], all that a head could hear: there (B, Tk) -> (B, h, Tq), or (B, 1, 1) without nearness."""
+def _log_pool(valid: Tensor, near: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Log of sum_j e^n[j], all that a head could hear: valid (B, Tk) -> (B, h, Tq), or (B, 1, 1) without nearness."""
     if near is None:
-        return there.sum(dim=1).clamp(min=1).log()[:, None, None]
+        return valid.sum(dim=1).clamp(min=1).log()[:, None, None]
     nearness = near[0] @ near[1].mT
     nearness = nearness.to(torch.promote_types(nearness.dtype, torch.float32))
     most = near[0].square().sum(dim=-1, keepdim=True).to(nearness.dtype).detach()  # at the query's own instant
     dims = "bhqk,bk->bhq" if nearness.ndim == 4 else "hqk,bk->bhq"
-    total = torch.einsum(dims, (nearness - most).exp(), there.to(nearness.dtype))
+    total = torch.einsum(dims, (nearness - most).exp(), valid.to(nearness.dtype))
     return total.clamp(min=FARTHEST).log() + most.squeeze(-1)
 
 

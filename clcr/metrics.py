@@ -77,7 +77,7 @@ def _pearson(values: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
 
 
 def sentiment_metrics(values: NDArray[np.floating], targets: NDArray[np.floating]) -> dict[str, float]:
-    """What papers on CMU-MOSI and CMU-MOSEI report beside MAE and Pearson's r, as MMSA computes it; (n,) numbers.
+    """What papers on CMU-MOSI and CMU-MOSEI report besides MAE and Pearson's r, as MMSA computes it; (n,) numbers.
 
     acc7, acc5: share of clips with the right class after clipping both numbers to [-3, 3] or [-2, 2] and rounding
     (halves to even). acc2, f1: negative against the rest, `_has0` with the neutral clips (>= 0 is the rest), `_non0`

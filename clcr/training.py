@@ -2,7 +2,7 @@
 
 Data-parallel when torch.distributed is initialised. Losses are sums over known targets divided by the global count,
 so the number of workers does not change the objective. The order of the data belongs to the loader; everything random
-here follows from (seed, step, rank), so a run goes on from any step as if it had never stopped.
+here follows from (seed, step, rank), so a run resumes from any step as if it had never stopped.
 
 A step asks the device nothing: whether it was finite is decided there, and one that was not, like all after it, changes
 no weight. It is named at the next check: when a log or a checkpoint is due, after UNREAD steps, at an epoch's end.
@@ -101,7 +101,7 @@ class Epoch:
 
 
 class Trainer:
-    """A model, its optimiser and what is needed to go on from a checkpoint.
+    """A model, its optimiser and what is needed to resume from a checkpoint.
 
     Raises DivergedError with the clips' ids, on every worker, when a loss or a gradient is not finite.
     """
@@ -294,7 +294,7 @@ class Trainer:
         return {name: sum(share[name] for share in shares) / self.world for name in losses}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a run needs to go on from here, on any number of workers. Every worker must call it.
+        """Everything that a run needs to resume from here, on any number of workers. Every worker must call it.
 
         Raises as `check` does: a run that has diverged is not saved.
         """

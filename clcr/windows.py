@@ -71,8 +71,8 @@ class Windows:
     def task_means(self, values: Tensor, present: Tensor) -> Tensor:
         """Mean over each task's windows in which a modality is present: (B, N, X), (B, N, M) -> (B, tasks, X)."""
         means = []
-        for part, there in zip(values.split(self.counts, dim=1), present.split(self.counts, dim=1), strict=True):
-            known = there.any(dim=-1, keepdim=True)
+        for part, spoken in zip(values.split(self.counts, dim=1), present.split(self.counts, dim=1), strict=True):
+            known = spoken.any(dim=-1, keepdim=True)
             known = known | ~known.any(dim=1, keepdim=True)  # of a clip without any modality: all
             means.append((part * known).sum(dim=1) / known.sum(dim=1))
         return torch.stack(means, dim=1)

@@ -1,4 +1,4 @@
-"""Late fusion: every modality predicts by itself, and the predictions are averaged over those that are there."""
+"""Late fusion: every modality predicts by itself, and the predictions are averaged over those that are present."""
 
 from collections.abc import Mapping
 
@@ -30,9 +30,9 @@ class Late(MultimodalModel):
         voices: Tensor | float = 0.0
         for tokens, pooling, heads in zip(deepest.values(), self.pooling, self.heads, strict=True):
             shares = windows.shares(tokens)
-            there = (shares > 0).any(dim=-1, keepdim=True).float()  # (B, N, 1)
+            present = (shares > 0).any(dim=-1, keepdim=True).float()  # (B, N, 1)
             logits = heads(pooling.summary(tokens.values, shares, windows.task), windows)
-            totals = [t + x * own for t, x, own in zip(totals, logits, windows.split(there), strict=True)]
-            voices = voices + there
+            totals = [t + x * own for t, x, own in zip(totals, logits, windows.split(present), strict=True)]
+            voices = voices + present
         counts = windows.split(torch.as_tensor(voices).clamp(min=1))
         return Output(logits={n: t / count for n, t, count in zip(self.tasks, totals, counts, strict=True)})

@@ -59,39 +59,41 @@ class MISA(MultimodalModel):
         """Predict every task for a batch."""
         (deepest,) = self.encoder(batch)
         windows = Windows.of(self.tasks, batch)
-        summaries, present = [], []
+        summaries, presence = [], []
         for tokens, pooling, project in zip(deepest.values(), self.pooling, self.project, strict=True):
             shares = windows.shares(tokens)
             summaries.append(project(pooling.summary(tokens.values, shares, windows.task)))
-            present.append((shares > 0).any(dim=-1))
-        u, there = torch.stack(summaries, dim=2), torch.stack(present, dim=2)  # (B, N, M, d), (B, N, M)
+            presence.append((shares > 0).any(dim=-1))
+        u, present = torch.stack(summaries, dim=2), torch.stack(presence, dim=2)  # (B, N, M, d), (B, N, M)
         shared = self.shared(u)
         private = torch.stack([encode(u[:, :, m]) for m, encode in enumerate(self.private)], dim=2)
-        logits = self.heads(self._fuse(shared, private, there), windows)
+        logits = self.heads(self._fuse(shared, private, present), windows)
         losses = {}
         if self.training:
             restored = [decode((shared + private)[:, :, m]) for m, decode in enumerate(self.restore)]
-            losses = self._losses(u, shared, private, torch.stack(restored, dim=2), there)
+            losses = self._losses(u, shared, private, torch.stack(restored, dim=2), present)
         return Output(logits=dict(zip(self.tasks, logits, strict=True)), losses=losses)
 
-    def _fuse(self, shared: Tensor, private: Tensor, there: Tensor) -> Tensor:
+    def _fuse(self, shared: Tensor, private: Tensor, present: Tensor) -> Tensor:
         """(B, N, M, d) twice, (B, N, M) -> (B, N, 2 M d), zero for what is missing."""
         # Centred: what all clips have in common (a sigmoid's .5) hides what they differ by.
         parts = 2 * rearrange([shared, private], "k b n m d -> (b n) (k m) d") - 1
-        known = rearrange(torch.stack([there, there]), "k b n m -> (b n) (k m)")
+        known = rearrange(torch.stack([present, present]), "k b n m -> (b n) (k m)")
         # Where nothing is present all are read, which gives no NaN, and set to zero after.
         fused = self.fusion(parts, src_key_padding_mask=~known & known.any(dim=1, keepdim=True))
         fused = fused.float() * known[..., None]
-        return rearrange(fused, "(b n) k d -> b n (k d)", b=len(there))
+        return rearrange(fused, "(b n) k d -> b n (k d)", b=len(present))
 
-    def _losses(self, u: Tensor, shared: Tensor, private: Tensor, restored: Tensor, there: Tensor) -> dict[str, Tensor]:
+    def _losses(
+        self, u: Tensor, shared: Tensor, private: Tensor, restored: Tensor, present: Tensor
+    ) -> dict[str, Tensor]:
         """The weighted losses; everything (B, N, M, d)."""
         with torch.autocast(u.device.type, enabled=False):
             rows = torch.stack([u, shared, private, restored], dim=2).float().flatten(0, 1)
             even = not any(task.rate for task in self.tasks.values())  # how many bins there are differs by worker
-            rows, there = gather_rows(rows, there.flatten(0, 1), even)
+            rows, present = gather_rows(rows, present.flatten(0, 1), even)
             of_u, of_shared, of_private, of_restored = (rows[:, i].unbind(dim=1) for i in range(4))
-            return weighted_losses(of_u, of_shared, of_private, of_restored, there, self.config.misa)
+            return weighted_losses(of_u, of_shared, of_private, of_restored, present, self.config.misa)
 
 
 def weighted_losses(
@@ -99,16 +101,16 @@ def weighted_losses(
     shared: tuple[Tensor, ...],
     private: tuple[Tensor, ...],
     restored: tuple[Tensor, ...],
-    there: Tensor,
+    present: Tensor,
     weights: MISAConfig,
 ) -> dict[str, Tensor]:
-    """MISA's three losses of every modality's rows (n, d); there: (n, M), which rows each modality has."""
+    """MISA's three losses of every modality's rows (n, d); present: (n, M), which rows each modality has."""
     modalities = range(len(u))
     pairs = list(combinations(modalities, 2))
-    similarity = [central_moment_discrepancy(shared[m], shared[n], there[:, m] & there[:, n]) for m, n in pairs]
-    overlaps = [overlap(shared[m], private[m], there[:, m]) for m in modalities]
-    overlaps += [overlap(private[m], private[n], there[:, m] & there[:, n]) for m, n in pairs]
-    errors = [_mean((u[m].detach() - restored[m]).square(), there[:, m]).mean() for m in modalities]
+    similarity = [central_moment_discrepancy(shared[m], shared[n], present[:, m] & present[:, n]) for m, n in pairs]
+    overlaps = [overlap(shared[m], private[m], present[:, m]) for m in modalities]
+    overlaps += [overlap(private[m], private[n], present[:, m] & present[:, n]) for m, n in pairs]
+    errors = [_mean((u[m].detach() - restored[m]).square(), present[:, m]).mean() for m in modalities]
     return {
         "similarity": weights.similarity * torch.stack(similarity).mean(),
         "difference": weights.difference * torch.stack(overlaps).mean(),

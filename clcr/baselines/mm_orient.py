@@ -82,11 +82,11 @@ class MMOrient(MultimodalModel):
             own = torch.zeros(len(batch), len(others.nodes), dtype=torch.bool, device=clips.nodes.device)
         links, attended = [], []
         for m, (embedding, attention) in enumerate(zip(self.embeddings, self.clip_attention, strict=True)):
-            there = others.present[:, m] & clips.present[:, m, None] & ~own
-            links.append(embedding.links(clips.embeddings[m], others.embeddings[m]) & there)
+            comparable = others.present[:, m] & clips.present[:, m, None] & ~own
+            links.append(embedding.links(clips.embeddings[m], others.embeddings[m]) & comparable)
             pooled = clips.pooled[:, m]
             two_stage = isinstance(attention, ClipAttention)
-            attended.append(attention(pooled, others.pooled[:, m], there) if two_stage else pooled)
+            attended.append(attention(pooled, others.pooled[:, m], comparable) if two_stage else pooled)
         relations = self.relations(clips, others, links)
         hidden = self.trunk(torch.cat([relations.flatten(1), *attended, *self._side(batch)], dim=1))
         return Output(logits={name: head(hidden) for name, head in zip(self.tasks, self.heads, strict=True)})
@@ -135,8 +135,8 @@ class MMOrient(MultimodalModel):
         embeddings, nodes, pooled = [], [], []
         for m, (name, source) in enumerate(self.sources.items()):
             tokens, features = deepest[name], batch.features[source]
-            there = Features(features.values, features.valid & present[m][:, None])
-            vector = self.embeddings[m].vector(there)
+            known = Features(features.values, features.valid & present[m][:, None])
+            vector = self.embeddings[m].vector(known)
             embeddings.append(F.normalize(vector, dim=-1))
             nodes.append(self.nodes[m](vector if name != source else masked_mean(tokens.values, tokens.valid)))
             pooled.append(self.token_attention[m](tokens.values, tokens.valid))

@@ -88,9 +88,9 @@ class StackedLayer(nn.Module):
             for project, tokens in ((self.query, query), (self.key, source), (self.value, source))
         )
         mask = valid.flatten(0, 1)[:, None, None]
-        there = mask.any(dim=-1, keepdim=True)
-        answer = F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~there)  # some kernels: NaN if none is
-        answer = answer.where(there, 0.0).transpose(1, 2).flatten(2).unflatten(0, x.shape[:2])
+        answered = mask.any(dim=-1, keepdim=True)
+        answer = F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~answered)  # some kernels: NaN if none is
+        answer = answer.where(answered, 0.0).transpose(1, 2).flatten(2).unflatten(0, x.shape[:2])
         x = x + self.dropout(self.out(answer, which))
         inner = self.dropout(F.relu(self.widen(self.ffn_norm(x, which), which)))
         return x + self.dropout(self.narrow(inner, which))
