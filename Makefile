@@ -24,11 +24,11 @@ demo: setup      ## real mp4 files -> features -> four models -> a sweep -> comp
 	@$(BIN)/python -m infra.demo
 
 test: lint       ## lint and every test
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 fast: setup      ## style, and the tests that need no Ray, MLflow or browser
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 chaos: setup     ## long: 20 random kills of the extract job, 300 damaged clips, a decoder that misbehaves
 	@$(BIN)/python -m tests.benchmarks.chaos

@@ -5,6 +5,7 @@ With CI=true a skipped test fails, unless it needs what a CI machine may lack: a
 
 import os
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,20 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 
 EXCUSES = ("data", "gpu")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first, so that no process waits for the other's at the end; those that share a Ray follow each other."""
+    by_file = {}
+    for item in items:
+        by_file.setdefault(item.path, []).append(item)
+    items[:] = chain.from_iterable(sorted(by_file.values(), key=_turn))
+
+
+def _turn(of_file):
+    if any("shared_ray" in item.fixturenames for item in of_file):
+        return 1
+    return 0 if any(item.get_closest_marker("slow") for item in of_file) else 2
 
 
 @pytest.hookimpl(wrapper=True)
