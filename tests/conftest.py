@@ -25,7 +25,7 @@ EXCUSES = ("data", "gpu")
 
 
 def pytest_collection_modifyitems(items):
-    """Long files first, so that no process waits for the other's at the end; those that share a Ray follow each other."""
+    """Long files first, so that neither process waits for the other at the end; those that share a Ray in a row."""
     by_file = {}
     for item in items:
         by_file.setdefault(item.path, []).append(item)
