@@ -3,6 +3,7 @@
 It starts its own head node and stops it at the end. A second run resumes after what the first one finished.
 """
 
+import argparse
 import json
 import os
 import re
@@ -37,6 +38,7 @@ SWEEP = {"trials": 6, "epochs": 9, "final-seeds": 0}
 
 def main() -> int:
     """Run every step; returns the exit code of the first step that failed, or 0."""
+    argparse.ArgumentParser(prog="python -m infra.demo", description=__doc__).parse_args()
     started = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the head node is stopped too
     say(f"1/4 writing {CLIPS} mp4 files with planted semantics to {OUT.name}/corpus")

@@ -250,19 +250,26 @@ def require_time(corpus: Corpus, encoder: EncoderSpec, tasks: Iterable[Task]) ->
 
 
 def require_media(corpus: Corpus) -> None:
-    """Raise JobError where none of the first clips' files is there: a wrong folder or prefix, not some lost files."""
-    clips, why = itertools.islice(corpus.clips(), 32), ""
+    """Raise JobError where none of the first clips' files is there: a wrong folder or prefix, not some lost files.
+
+    Says how many of them are lost where some are.
+    """
+    clips, lost, why = itertools.islice(corpus.clips(), 32), list[str](), ""
     uris = [uri for clip in clips for uri in clip.media(corpus.folder).values()]
     for uri in uris:
         try:
             fs, path = open_fs(split_place(uri)[0])
             if find_file(fs, path).type == FileType.File:
-                return
+                continue
         except (FeaturesError, OSError) as error:  # a name that cannot be, storage that lets nobody in
             if s3.is_transient(error.__cause__ or error):  # away: the next name would wait for it as long
                 raise
             why = why or f" ({s3.explain(error) or one_line(error)})"
-    if uris:
+        lost.append(uri)
+    if len(lost) < len(uris):
+        if lost:
+            print(f"note: {len(lost)} of the first {len(uris)} media files are missing: {lost[0]}{why}")
+    elif uris:
         raise JobError(
             f"corpus {corpus.uri}: none of the first {len(uris)} media files is there, such as {uris[0]}{why}; "
             "relative paths are taken from the manifest's folder"

@@ -14,6 +14,7 @@ SHARES = (0.7, 0.8, 1.0)  # up to which share of all hashes a clip goes to each 
 VIDEO = "mp4 m4v mov avi mkv webm mpg mpeg flv f4v 3gp 3g2 ogv wmv asf ts mts m2ts mxf vob divx h264 hevc"
 AUDIO = "wav flac mp3 m4a aac ogg oga opus aif aiff au wma mka amr ac3 caf"
 IMAGE = "jpg jpeg png webp bmp tif tiff gif"
+TABLES = ("csv", "tsv", "parquet", "pq")  # endings of what may be a manifest
 SUFFIXES = {
     ending: modality
     for modality, endings in (("video", VIDEO), ("audio", AUDIO), ("image", IMAGE))
@@ -31,6 +32,7 @@ def folder_table(filesystem: FileSystem, root: str, uri: str) -> tuple[pa.Table,
     paths = sorted(f.path[len(root.rstrip("/")) + 1 :] for f in files if f.type == FileType.File)
     paths = [p for p in paths if not any(part.startswith(".") for part in p.split("/"))]
     others = Counter(_ending(p) for p in paths if _ending(p) not in SUFFIXES)
+    tables = [p for p in paths if "/" not in p and _ending(p) in TABLES]
     paths = [p for p in paths if _ending(p) in SUFFIXES]
     if not paths:
         raise CorpusError(f"corpus {uri} has no media file ({', '.join(SUFFIXES)}) below it")
@@ -59,7 +61,14 @@ def folder_table(filesystem: FileSystem, root: str, uri: str) -> tuple[pa.Table,
     left_out = ", ".join(
         f"{count} {'.' * bool(ending)}{ending or 'without an ending'}" for ending, count in others.most_common()
     )
-    return table, (f"files left out: {left_out}",) if others else ()
+    notes = [f"files left out: {left_out}"] if others else []
+    if tables:
+        notes.append(f"{', '.join(tables)} is not read; a manifest is given itself, as --corpus")
+    if not split_folders:
+        notes.append(
+            "split 70 / 10 / 20 by a hash of the names; a manifest with a column 'group' keeps speakers in one"
+        )
+    return table, tuple(notes)
 
 
 def _ending(path: str) -> str:
@@ -67,13 +76,22 @@ def _ending(path: str) -> str:
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
+def hash_split(key: str) -> str:
+    """The split that a hash of a clip's or a group's name gives it: 70 / 10 / 20."""
+    value = _share(key)
+    return next(split for split, share in zip(SPLITS, SHARES, strict=True) if value < share)
+
+
+def _share(key: str) -> float:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
+
+
 def split_by_hash(clip_ids: Sequence[str], classes: Sequence[str]) -> list[str]:
     """A split for each clip: 70 / 10 / 20 by a hash of its id.
 
     A class of three clips or more has one in each split: the one whose hash is nearest changes its split.
     """
-    hashes = [int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:8]) / 2**64 for clip_id in clip_ids]
-    splits = [next(s for s, share in zip(SPLITS, SHARES, strict=True) if value < share) for value in hashes]
+    hashes, splits = [_share(clip_id) for clip_id in clip_ids], [hash_split(clip_id) for clip_id in clip_ids]
     members = defaultdict(list)
     for row, name in enumerate(classes):
         members[name].append(row)

@@ -17,6 +17,8 @@ from pyarrow import csv, parquet
 from pyarrow.fs import FileSystem, FileType
 
 from features.corpus.events import EVENTS, is_events, parse_events
+from features.corpus.filling import Filling, missing_columns, moved
+from features.corpus.filling import notes as notes_on
 from features.corpus.folder import SPLITS, folder_table
 from features.corpus.tasks import Declared, parse_tasks
 from features.errors import CorpusError, FeaturesError, one_line
@@ -82,7 +84,7 @@ class Corpus:
     """A manifest that has been opened: schema holds every column with its normalised type.
 
     folder: what relative paths are relative to. table: the rows of a folder corpus, None for a manifest file.
-    notes: what of it is left out, each in a few words.
+    notes: what of it is left out or filled in, each in a few words. filling: columns that the manifest does not have.
     """
 
     uri: str
@@ -90,6 +92,7 @@ class Corpus:
     schema: pa.Schema
     table: pa.Table | None = None
     notes: tuple[str, ...] = ()
+    filling: Filling = field(default_factory=Filling)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -133,14 +136,18 @@ class Corpus:
         filesystem, path = open_fs(self.uri)
         if _is_parquet(self.uri):
             with filesystem.open_input_file(path) as file:
-                yield from parquet.ParquetFile(file).iter_batches(batch_size=BATCH, columns=self.schema.names)
+                source = parquet.ParquetFile(file)
+                names = [name for name in self.schema.names if name in source.schema_arrow.names]
+                yield from source.iter_batches(batch_size=BATCH, columns=names)
         else:
             yield from _csv_batches(filesystem, path)
 
     def _normalise(self, batch: pa.RecordBatch, before: int) -> pa.RecordBatch:
         """before: rows in front of this batch, for the numbers of rows in messages."""
-        columns = []
+        columns: dict[str, pa.Array] = {}
         for name, kind in zip(self.schema.names, self.schema.types, strict=True):
+            if name not in batch.schema.names:
+                continue  # filled in below
             column = batch.column(name)
             if pa.types.is_string(column.type):
                 column = _without_missing(name, column)
@@ -163,8 +170,9 @@ class Corpus:
                 ) from error
             if pa.types.is_string(kind):
                 column = pc.if_else(pc.equal(column, ""), pa.scalar(None, kind), column)
-            columns.append(column)
-        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+            columns[name] = column
+        columns = self.filling.columns(columns)
+        return pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
 
     def _parse_events(self, name: str, column: pa.Array, before: int) -> pa.Array:
         events = []
@@ -218,7 +226,20 @@ def read_corpus(uri: str) -> Corpus:
         raise
     except (FeaturesError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"corpus {uri} does not read: {one_line(error)}") from error
-    return Corpus(uri, parent(uri), schema, notes=notes)
+    return _filled(Corpus(uri, parent(uri), schema, notes=notes))
+
+
+def _filled(corpus: Corpus) -> Corpus:
+    """The same corpus with a clip_id and a split where its manifest has none."""
+    names = corpus.schema.names
+    filling = missing_columns(names)
+    fields = ["clip_id"] * bool(filling.named_by)
+    corpus = replace(corpus, notes=(*corpus.notes, *notes_on(filling, names)), filling=Filling(filling.named_by))
+    corpus = replace(corpus, schema=pa.schema([*corpus.schema, *(pa.field(name, pa.string()) for name in fields)]))
+    if not filling.split_by:
+        return corpus
+    filling = replace(filling, moved=moved(batch.column(filling.split_by) for batch in corpus.batches()))
+    return replace(corpus, schema=corpus.schema.append(pa.field("split", pa.string())), filling=filling)
 
 
 def _check_names(uri: str, names: list[str]) -> None:
@@ -320,10 +341,10 @@ def _csv_header(filesystem: FileSystem, path: str) -> list[str]:
 
 
 def _delimiter(filesystem: FileSystem, path: str) -> str:
-    """A comma where that gives a column clip_id, else what Python's sniffer takes the header for."""
+    """A comma where that gives a column that we know, else what Python's sniffer takes the header for."""
     with filesystem.open_input_stream(path) as stream:
         header = stream.read(HEADER).decode(errors="replace").lstrip("\ufeff").partition("\n")[0]
-    if "clip_id" in next(reader([header]), ()):
+    if any(_reserved(name) for name in next(reader([header]), ())):
         return ","
     try:
         return Sniffer().sniff(header, DELIMITERS).delimiter

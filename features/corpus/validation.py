@@ -104,14 +104,15 @@ class _RowCheck:
 
 def _check_columns(corpus: Corpus) -> None:
     names = corpus.schema.names
+    if not _media_columns(corpus.schema):
+        raise CorpusError(
+            f"corpus {corpus.uri} has no media column; call the one with the files' paths video, audio, image or text "
+            f"(it has {shortened(names)})"
+        )
     for name in ("clip_id", "split"):
         if name not in names:
             close = did_you_mean(name, names)
             raise CorpusError(f"corpus {corpus.uri} has no column {name!r}{close}; it has {shortened(names)}")
-    if not _media_columns(corpus.schema):
-        raise CorpusError(
-            f"corpus {corpus.uri} has no media column (video, audio, image, text); it has {shortened(names)}"
-        )
 
 
 def _first_text(corpus: Corpus, name: str) -> str:

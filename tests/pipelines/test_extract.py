@@ -251,11 +251,12 @@ def test_a_mistake_in_the_input_is_one_line_and_leaves_nothing_behind(mistake, t
     assert [path.name for path in tmp_path.iterdir()] == (["corpus.csv"] if rows else [])
 
 
-def test_a_name_that_cannot_be_opened_costs_its_clip_and_not_the_job(tmp_path):
+def test_a_name_that_cannot_be_opened_costs_its_clip_and_not_the_job(tmp_path, capsys):
     (tmp_path / "there.mp4").touch()
     bad = [{**GOOD[0], "video": name} for name in ("http://x.org/a.mp4", f"{'a' * 300}.mp4")]
     rows = [{**row, "clip_id": n} for n, row in enumerate([*bad, {**GOOD[0], "video": "there.mp4"}])]
     require_media(read_corpus(write_manifest(tmp_path / "corpus.csv", rows)))
+    assert "note: 2 of the first 3 media files are missing: http://x.org/a.mp4 (" in capsys.readouterr().out
     with pytest.raises(JobError, match=r"none of the first 2 media files is there, such as http://x\.org/a\.mp4 \("):
         require_media(read_corpus(write_manifest(tmp_path / "bad.csv", rows[:2])))
 

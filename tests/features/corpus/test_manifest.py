@@ -164,7 +164,10 @@ def test_tasks_that_do_not_fit_say_why(manifest, tasks, message):
             {"clip_id": None, "clip": ["a", "b", "c", "d"]},
             r"no column 'clip_id' \(did you mean 'clip'\?\); it has video",
         ),
-        ({"split": None}, "no column 'split'"),
+        (
+            {"split": None, "splits": ["train", "val", "test", "train"]},
+            r"no column 'split' \(did you mean 'splits'\?\)",
+        ),
         ({"video": None, "audio": None}, "no media column"),
         ({"color": None, "digit": None, "mood": None}, "no label column"),
         ({"clip_id": ["a", "b", "c", "b"]}, "clip_id 'b' is in rows 2 and 4"),
@@ -424,7 +427,10 @@ def test_a_folder_says_by_ending_what_it_leaves_out(tmp_path):
     (tmp_path / "README").touch()
     corpus = read_corpus(str(tmp_path))
     assert sum(1 for _ in corpus.clips()) == 8
-    assert corpus.notes == ("files left out: 2 .txt, 1 without an ending, 1 .json",)
+    assert corpus.notes[0] == "files left out: 2 .txt, 1 without an ending, 1 .json"
+    assert "by a hash of the names" in corpus.notes[1]
+    (tmp_path / "clips.csv").touch()
+    assert "clips.csv is not read" in read_corpus(str(tmp_path)).notes[1]
 
 
 def test_each_class_of_a_folder_is_in_each_split_where_it_can_be(tmp_path):
