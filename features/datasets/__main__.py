@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from features.corpus.manifest import EVENTS
-from features.datasets import ave, crema_d, kinetics_sounds, memotion, mosi, ucf101
+from features.datasets import ave, crema_d, grid, kinetics_sounds, memotion, mosi, ravdess, ucf101, utd_mhad
 from features.datasets.layout import Layout, Row
 from features.errors import CorpusError
 
@@ -25,7 +25,11 @@ READERS: dict[str, Callable[[Layout], Iterator[Row]]] = {
     "mosi": mosi.read,
     "mosei": mosi.read,
     "memotion": memotion.read,
+    "grid": grid.read,
+    "ravdess": ravdess.read,
+    "utd_mhad": utd_mhad.read,
 }
+MEDIA = ("video", "image", "audio")
 NAMED = 20  # missing clips that are named on the screen; a file beside the manifest names all
 
 
@@ -34,7 +38,19 @@ class Options:
     """Write the manifest of an official benchmark from its official layout, and name the clips that are missing."""
 
     name: Annotated[
-        Literal["crema_d", "kinetics_sounds", "ave", "ucf101", "mosi", "mosei", "memotion"], tyro.conf.Positional
+        Literal[
+            "crema_d",
+            "kinetics_sounds",
+            "ave",
+            "ucf101",
+            "mosi",
+            "mosei",
+            "memotion",
+            "grid",
+            "ravdess",
+            "utd_mhad",
+        ],
+        tyro.conf.Positional,
     ]
     root: Path
     """Folder of the media; what it has to look like stands at the head of its file in features/datasets."""
@@ -43,7 +59,7 @@ class Options:
     lists: Path | None = None
     """Folder of the official lists; the root when not given."""
     val_share: float = 0.1
-    """Share (0-1) of the training clips to hold out where the benchmark has no val split."""
+    """Share (0-1) of the training clips to hold out where the benchmark has no val split and no people set aside."""
     split: int = 1
     """Which of UCF101's three official splits."""
     pickle: str | None = None
@@ -69,8 +85,8 @@ def write(options: Options) -> tuple[Counter[str], list[str]]:
     vectors = options.out.with_suffix("")
     layout = Layout(options.root, options.lists or options.root, options.val_share, options.split, vectors)
     rows = list(mosi.read_pickle(layout, options.pickle) if options.pickle else READERS[options.name](layout))
-    there = [row for row in rows if None not in (row.get("video", ""), row.get("image", ""))]
-    missing = [row["clip_id"] for row in rows if None in (row.get("video", ""), row.get("image", ""))]
+    there = [row for row in rows if _first_file(row) is not None]
+    missing = [row["clip_id"] for row in rows if _first_file(row) is None]
     if not there:
         raise CorpusError(f"{options.root} has none of the {len(rows)} clips of the lists, such as {missing[0]}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,9 +94,14 @@ def write(options: Options) -> tuple[Counter[str], list[str]]:
     return Counter(row["split"] for row in rows), missing
 
 
+def _first_file(row: Row) -> Any:
+    """What a clip cannot be without: the first of its files."""
+    return next(value for name, value in row.items() if name in MEDIA or name.endswith("_features"))
+
+
 def _table(rows: Sequence[Row], folder: Path) -> pa.Table:
     columns = {name: [_portable(row[name], folder) for row in rows] for name in rows[0]}
-    types = {"event": EVENTS, "text": pa.string()}
+    types = {"event": EVENTS, "word": EVENTS, "text": pa.string()}
     return pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from features.errors import CorpusError
 
 Row = dict[str, Any]  # a manifest's row; its files as Path, and None where one that belongs to it is not there
-VIDEO = ("mp4", "avi", "mkv", "webm", "flv", "mov")
+VIDEO = ("mp4", "avi", "mkv", "webm", "flv", "mov", "mpg", "mpeg")
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,24 @@ import csv
 import os
 import pickle
 import shutil
+from collections import Counter
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from mediafiles import numbered, sine, write_media
 from PIL import Image
+from scipy.io import savemat
 
 from features.corpus.manifest import read_corpus
 from features.corpus.validation import validate
-from features.datasets.__main__ import Options, main, write
+from features.datasets.__main__ import READERS, Options, main, write
 from features.datasets.kinetics_sounds import clip_of
+from features.datasets.layout import Layout
 from features.datasets.mosi import load_arrays
+from features.datasets.ravdess import EMOTIONS
 from features.decode.clip import encode_clip
 from features.decode.specs import AudioSpec, EncoderSpec, VectorSpec, VideoSpec
 from features.decode.vectors import find_features
@@ -108,11 +113,7 @@ class TestOfficial:
 
     @pytest.mark.parametrize("name", ["crema_d", "kinetics_sounds", "ucf101"])
     def test_a_tenth_is_held_out_and_classes_are_the_official_ones(self, name):
-        layout_lists, labels = LISTS / name, set()
-        from features.datasets.__main__ import READERS
-        from features.datasets.layout import Layout
-
-        rows = list(READERS[name](Layout(layout_lists, layout_lists)))
+        rows = list(READERS[name](Layout(LISTS / name, LISTS / name)))
         labels = {row[COUNTS[name][2]] for row in rows}
         val = sum(row["split"] == "val" for row in rows)
         assert len(labels) == COUNTS[name][3] and 0.08 < val / COUNTS[name][0] < 0.12
@@ -278,6 +279,7 @@ MISTAKES = {
     "a share that is none": (["memotion", "--val-share", "1"], "--val-share 1.0"),
     "a broken line": (["kinetics_sounds"], "my_train.txt, line 2: 'what' has 1 fields, not 3"),
     "an unknown fold": (["mosi"], "label.csv has the mode 'dev'"),
+    "another corpus": (["grid"], "has no files named as GRID's, such as s1/bbaf2n.mpg"),
 }
 
 
@@ -300,3 +302,182 @@ def test_ucf101s_other_splits_can_be_asked_for(clip, tmp_path):
     (tmp_path / "testlist02.txt").write_text("YoYo/v_YoYo_g03_c01.avi\n")
     counts, missing = write(Options("ucf101", tmp_path, tmp_path / "u.parquet", split=2, val_share=0.0))
     assert counts == {"train": 2, "test": 1} and missing == ["v_YoYo_g02_c01", "v_YoYo_g03_c01"]
+
+
+def test_grids_names_are_its_labels_and_its_alignments_are_events(clip, tmp_path):
+    for path in ("s1/video/mpg_6000/bbaf2n.mpg", "s3/bbaf2n.mpg", "s3/lwwz9a.mpg", "s7/srbxzs.mpg"):
+        path = tmp_path / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_media(path, numbered(12), sound=sine(440, 0.5), codec="mpeg1video")
+    put(clip / "a.wav", tmp_path / "audio_25k/s21/bbaf2n.wav", tmp_path / "audio_25k/s3/bbaf2n.wav")
+    aligned = tmp_path / "alignments/s3/bbaf2n.align"
+    aligned.parent.mkdir(parents=True)
+    aligned.write_text("0 2500 sil\n2500 5000 bin\n5000 5000 sp\n5000 6250 blue\n6250 74500 sil\n")
+    (tmp_path / "s3/notes.mpg").write_bytes(b"")  # not named as a sentence
+    assert main(["grid", "--root", str(tmp_path), "--out", str(tmp_path / "grid.parquet")]) == 0
+    first, second, third, fourth = pq.read_table(tmp_path / "grid.parquet").to_pylist()
+    words = ("command", "color", "preposition", "letter", "digit", "adverb")
+    assert [first[word] for word in words] == ["bin", "blue", "at", "f", "two", "now"]
+    assert [third[word] for word in words] == ["lay", "white", "with", "z", "nine", "again"]
+    assert [fourth[word] for word in words] == ["set", "red", "by", "x", "zero", "soon"]
+    assert [row["clip_id"] for row in (first, second)] == ["s1/bbaf2n", "s3/bbaf2n"]
+    assert [row["split"] for row in (first, second, fourth)] == ["test", "train", "val"]
+    assert first["word"] is None and first["audio"] is None and second["audio"].endswith("s3/bbaf2n.wav")
+    assert second["word"] == [
+        {"start": 0.1, "end": 0.2, "label": "bin"},
+        {"start": 0.2, "end": 0.25, "label": "blue"},
+    ]
+    assert (tmp_path / "grid.missing.txt").read_text() == "s21/bbaf2n\n"
+    corpus = read_corpus(str(tmp_path / "grid.parquet"))
+    assert [task.kind for task in validate(corpus, "word:events,digit").tasks] == ["events", "classification"]
+    encoded = next(corpus.clips())
+    sample = encode_clip(encoded, encoded.media(corpus.folder), EncoderSpec(VideoSpec(size=16), AudioSpec()))
+    assert len(sample.features["video"]) == 6 and len(sample.features["audio"])
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not (DATA / "grid").is_dir(), reason="needs ../shared/data/grid")
+def test_a_speaker_of_grids_is_labelled_as_by_another_hand(tmp_path):
+    """Whoever cut the clips spelt their names too; the words' times come from the alignments."""
+    with open(DATA / "grid/corpus.csv") as file:
+        expected = {f"s1/{row.pop('clip_id')}": row for row in csv.DictReader(file)}
+    spoken = {}
+    with open(DATA / "grid/words.csv") as file:
+        for row in csv.DictReader(file):
+            spoken.setdefault(f"s1/{row['clip_id']}", []).append(row)
+    (tmp_path / "s1").symlink_to(DATA / "grid/clips")
+    (tmp_path / "align/s1").mkdir(parents=True)
+    for name, words in spoken.items():
+        lines = [f"{float(w['start']) * 25000:.0f} {float(w['end']) * 25000:.0f} {w['word']}\n" for w in words]
+        (tmp_path / "align" / f"{name}.align").write_text("".join(lines))
+    layout = Layout(tmp_path, tmp_path)
+    rows = {row["clip_id"]: row for row in READERS["grid"](layout)}
+    assert rows.keys() == spoken.keys() and rows.keys() >= expected.keys()
+    for name, row in expected.items():
+        assert all(rows[name][column] == word for column, word in row.items() if column not in ("video", "split"))
+        assert [event["label"] for event in rows[name]["word"]] == [word["word"] for word in spoken[name]]
+
+
+RAVDESS = "Actor_12/{}-01-06-01-02-01-12"
+
+
+def test_ravdess_is_its_1440_performances_of_speech(clip, tmp_path):
+    names = [RAVDESS.format("01") + ".mp4", "Actor_02/02-01-01-01-01-01-02.mp4", "Actor_03/01-02-06-01-02-01-03.mp4"]
+    put(clip / "a.mp4", *(tmp_path / "Video" / name for name in names))  # the last of them is a song
+    put(clip / "a.wav", tmp_path / "Audio" / f"{RAVDESS.format('03')}.wav")
+    counts, missing = write(Options("ravdess", tmp_path, tmp_path / "r.parquet"))
+    assert counts == {"train": 840, "val": 300, "test": 300} and len(missing) == 1438
+    silent, both = pq.read_table(tmp_path / "r.parquet").to_pylist()
+    assert both == {
+        "clip_id": "01-06-01-02-01-12",
+        "video": f"Video/{names[0]}",
+        "audio": "Audio/Actor_12/03-01-06-01-02-01-12.wav",
+        "split": "train",
+        "fold": 2,
+        "group": "actor12",
+        "emotion": "fearful",
+        "intensity": "normal",
+        "statement": "dogs",
+    }
+    assert (silent["video"], silent["audio"], silent["split"]) == (f"Video/{names[1]}", None, "test")
+    assert (silent["emotion"], silent["intensity"], silent["statement"]) == ("neutral", "normal", "kids")
+    rows = list(READERS["ravdess"](Layout(tmp_path, tmp_path)))
+    assert len({row["clip_id"] for row in rows}) == 1440 and len({row["group"] for row in rows}) == 24
+    assert Counter(row["emotion"] for row in rows) == {"neutral": 96, **dict.fromkeys(EMOTIONS[1:], 192)}
+
+
+def test_ravdess_without_its_videos_is_a_corpus_of_sound(clip, tmp_path):
+    put(clip / "a.wav", tmp_path / f"{RAVDESS.format('03')}.wav", tmp_path / "Actor_01/03-01-01-01-01-01-01.wav")
+    _, missing = write(Options("ravdess", tmp_path, tmp_path / "r.parquet"))
+    table = pq.read_table(tmp_path / "r.parquet")
+    assert len(missing) == 1438 and "video" not in table.column_names and table.num_rows == 2
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not (DATA / "ravdess_voice").is_dir(), reason="needs ../shared/data/ravdess_voice")
+def test_ravdess_has_the_published_folds_and_labels(tmp_path):
+    with open(DATA / "ravdess_voice/corpus.csv") as file:
+        expected = {row["clip_id"]: row for row in csv.DictReader(file)}
+    rows = {f"03-{row['clip_id']}": row for row in READERS["ravdess"](Layout(tmp_path, tmp_path))}
+    columns = ("split", "fold", "group", "emotion", "intensity", "statement")
+    assert {name: [str(row[c]) for c in columns] for name, row in rows.items()} == {
+        name: [row[c] for c in columns] for name, row in expected.items()
+    }
+
+
+def put_action(folder, name, color=None, steps=9):
+    """A clip of UTD-MHAD's in its four official files; returns skeleton, inertial and depth as they were."""
+    generator = np.random.default_rng(0)
+    skeleton, inertial = generator.normal(size=(20, 3, steps)), generator.normal(size=(2 * steps, 6))
+    depth = np.zeros((240, 320, steps), np.uint16)
+    depth[:, :, :] = np.linspace(1000, 4500, 320, dtype=np.uint16)[:, None]
+    depth[:120] = 0  # unknown
+    for kind, key, values in (
+        ("Skeleton", "skel", skeleton),
+        ("Inertial", "iner", inertial),
+        ("Depth", "depth", depth),
+    ):
+        (folder / kind).mkdir(exist_ok=True)
+        savemat(folder / kind / f"{name}_{kind.lower()}.mat", {f"d_{key}": values}, do_compression=True)
+    if color:
+        put(color, folder / "RGB" / f"{name}_color.avi")
+    return skeleton, inertial, depth
+
+
+def test_utd_mhad_is_861_clips_by_subjects_with_vectors_from_its_mat_files(clip, tmp_path):
+    skeleton, inertial, _ = put_action(tmp_path, "a8_s1_t1", color=clip / "a.avi")
+    put_action(tmp_path, "a8_s1_t4", color=clip / "a.avi")  # one of the three corrupt ones
+    put_action(tmp_path, "a27_s8_t1")  # no colour
+    counts, missing = write(Options("utd_mhad", tmp_path, tmp_path / "u.parquet"))
+    assert counts == {"train": 323, "val": 108, "test": 430} and len(missing) == 860 and "a27_s8_t1" in missing
+    (row,) = pq.read_table(tmp_path / "u.parquet").to_pylist()
+    assert (row["clip_id"], row["action"], row["group"], row["fold"]) == ("a8_s1_t1", "draw_x", "s1", 0)
+    assert row["video"] == "RGB/a8_s1_t1_color.avi"
+    stored = np.load(tmp_path / row["skeleton_features"])
+    assert stored.shape == (9, 60) and stored.dtype == np.float32
+    np.testing.assert_allclose(stored[4, 3 * 7 + 2], skeleton[7, 2, 4], rtol=1e-6)
+    np.testing.assert_allclose(np.load(tmp_path / row["inertial_features"]), inertial, rtol=1e-6)
+    corpus = read_corpus(str(tmp_path / "u.parquet"))
+    vectors = VectorSpec(rates=("skeleton=30", "inertial=50"))
+    spec = EncoderSpec(VideoSpec(size=16), None, vectors=vectors, declared=find_features(corpus, ["skeleton"], vectors))
+    first = next(corpus.clips())
+    sample = encode_clip(first, first.media(corpus.folder), spec)
+    assert sample.features["skeleton"].shape == (9, 60) and len(sample.features["video"])
+
+
+def test_utd_mhads_depth_is_the_picture_where_there_is_no_colour(tmp_path):
+    _, _, depth = put_action(tmp_path, "a1_s2_t3")
+    write(Options("utd_mhad", tmp_path, tmp_path / "u.parquet"))
+    (row,) = pq.read_table(tmp_path / "u.parquet").to_pylist()
+    with av.open(str(tmp_path / row["video"])) as container:
+        frames = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+    assert (len(frames), frames[0].shape, row["split"]) == (9, (240, 320), "test")
+    expected = np.clip((4000 - depth[200, :, 0].astype(float)) / 2500, 0, 1) * 255
+    np.testing.assert_allclose(frames[4][200], expected, atol=6)
+    assert frames[4][:100].max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"no MATLAB file", "is no MATLAB file with d_skel"), ({"other": 1}, "is no MATLAB file with d_skel: 'd_skel'"),
+     ({"d_skel": np.zeros((3, 20, 9))}, r"d_skel has shape \(3, 20, 9\), not \(20, 3, -1\)")],
+    ids=["broken", "another", "turned"],
+)  # fmt: skip
+def test_a_mat_file_that_is_not_the_official_one_is_named(tmp_path, content, said):
+    put_action(tmp_path, "a1_s1_t1")
+    path = tmp_path / "Skeleton/a1_s1_t1_skeleton.mat"
+    path.write_bytes(content) if isinstance(content, bytes) else savemat(path, content)
+    with pytest.raises(CorpusError, match=rf"a1_s1_t1_skeleton\.mat.*{said}"):
+        write(Options("utd_mhad", tmp_path, tmp_path / "u.parquet"))
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not (DATA / "utd_mhad").is_dir(), reason="needs ../shared/data/utd_mhad")
+def test_utd_mhad_has_the_clips_and_labels_of_another_copy(tmp_path):
+    with open(DATA / "utd_mhad/corpus.csv") as file:
+        expected = {row["clip_id"]: row for row in csv.DictReader(file)}
+    rows = {row["clip_id"]: row for row in READERS["utd_mhad"](Layout(tmp_path, tmp_path))}
+    columns = ("split", "fold", "group", "action")
+    assert {name: [str(row[c]) for c in columns] for name, row in rows.items()} == {
+        name: [row[c] for c in columns] for name, row in expected.items()
+    }

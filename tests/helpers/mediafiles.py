@@ -44,7 +44,7 @@ def write_media(
     gop: frames from one key frame to the next; bframes: how many in a row may be B-frames;
     options: of the codec, instead of these.
     """
-    plain = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame"}
+    plain = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame", ".mpg": "mp2"}
     with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
         if len(frames):
             usual = {"crf": "8", "g": str(gop), "sc_threshold": "0"} | ({} if bframes is None else {"bf": str(bframes)})
