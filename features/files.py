@@ -16,6 +16,7 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 from features import s3
 from features.errors import FeaturesError, one_line
 
+SHOW_OPEN_FILES = ("local", "abfs")  # filesystems on which a file is seen, empty or half, while it is written
 PROBE = 3.0  # seconds that storage may be away when a job starts
 # `shard.tar#clip.mp4`; also of a packed tar, which is then refused by its name
 MEMBER = re.compile(r"(.+?\.(?:tar|tgz|tar\.\w+)(?:\?[^#]*)?)(#.+)", re.DOTALL | re.IGNORECASE)
@@ -23,7 +24,7 @@ ROW = re.compile(r"(.+\.np[yz](?:\?[^#]*)?)(#[^#/]*)", re.DOTALL)  # `vectors.np
 
 
 def open_fs(uri: str, patience: float = s3.PATIENCE) -> tuple[FileSystem, str]:
-    """The filesystem of a local path (relative or absolute) or a URI (file://, s3://, gs://), and the path in it.
+    """The filesystem of a local path (relative or absolute) or a URI (file, s3, gs, abfs), and the path in it.
 
     patience: seconds that each call to S3 goes on while the storage is away. Raises FeaturesError for what pyarrow
     does not open.
@@ -37,7 +38,7 @@ def open_fs(uri: str, patience: float = s3.PATIENCE) -> tuple[FileSystem, str]:
             return _connect(parts._replace(path="").geturl(), patience), path
         return FileSystem.from_uri(uri)
     except (ArrowException, OSError, ValueError) as error:
-        advice = s3.explain(error) or f"{one_line(error)}; use a local path, s3:// or gs://"
+        advice = s3.explain(error) or f"{one_line(error)}; use a local path, s3://, gs:// or abfs://"
         raise FeaturesError(f"{uri} cannot be opened: {advice}") from error
 
 
@@ -115,16 +116,20 @@ def list_files(fs: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
 
 
 def temporary_path(fs: pafs.FileSystem, path: str) -> str:
-    """Where a file is written before it is moved to `path`: two writers never share one. `path` on object stores."""
-    return f"{path}.{uuid.uuid4().hex}.tmp" if fs.type_name == "local" else path
+    """Where a file is written before it gets its name: two writers never share one. `path` where none is needed."""
+    return f"{path}.{uuid.uuid4().hex}.tmp" if fs.type_name in SHOW_OPEN_FILES else path
 
 
 def publish(fs: pafs.FileSystem, temporary: str, path: str, sync: bool = True) -> None:
-    """Give a closed file its name. Object stores show a file only when it is closed; local ones need a rename.
+    """Give a closed file its name. S3 and GCS show a file only when it is closed; local files need a rename.
 
     sync: wait until the disk has its bytes, for after a power cut the name alone may be there.
     """
     if temporary == path:
+        return
+    if fs.type_name == "abfs":  # pyarrow renames only in accounts with a hierarchical namespace; a copy shows up whole
+        fs.copy_file(temporary, path)
+        fs.delete_file(temporary)
         return
     if sync:
         file = os.open(temporary, os.O_RDONLY)

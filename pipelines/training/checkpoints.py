@@ -14,7 +14,7 @@ from typing import Any
 
 import ray.train
 import torch
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSelector, FileSystem
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
@@ -76,10 +76,10 @@ def repair(out: str) -> None:
     if text is None or _is_json(text):
         return
     fs, path = open_fs(resolve("checkpoints", out))
-    folders = fs.get_file_info(FileSelector(path))
-    for name in sorted((f.base_name for f in folders if f.type == FileType.Directory), reverse=True):
-        if _is_whole(fs, f"{path}/{name}/state.pt"):
-            write_text(out, SNAPSHOT, checkpoint_snapshot(name))
+    files = fs.get_file_info(FileSelector(path, recursive=True))  # object stores list files, and not always folders
+    for state in sorted((f.path for f in files if f.base_name == "state.pt"), reverse=True):
+        if _is_whole(fs, state):
+            write_text(out, SNAPSHOT, checkpoint_snapshot(state.split("/")[-2]))
             return
     fs.delete_file(f"{path}/{SNAPSHOT.rpartition('/')[2]}")  # killed before there was any: from the beginning
 

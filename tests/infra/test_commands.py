@@ -1,11 +1,17 @@
-"""The installed package: `import clcr` needs its base dependencies alone, and a command says what it lacks."""
+"""The installed package: `import clcr` needs its base dependencies alone, and a command says what it lacks.
+
+What is tested here is a wheel, unpacked, without the libraries that the extras bring.
+"""
 
 import ast
+import importlib.metadata
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -28,10 +34,44 @@ ABSENT = {re.split(r"[^\w-]", line)[0] for line in PROJECT["optional-dependencie
 ABSENT |= {"yaml", "PIL"}
 
 
-def bare(code):
-    """Run code where the extra [pipeline] is not installed (scipy stays: scikit-learn brings it)."""
+PACKAGES = ("clcr", "features", "pipelines", "tuning", "infra")
+DATA = ("pipelines/presets/*.yaml", "pipelines/evaluation/*.j2", "pipelines/answering/*.html", "*/py.typed")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder that holds what the wheel installs; built from a copy, so that no build folder is left here."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = source.glob("dist/*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    return target
+
+
+def bare(installed, code):
+    """Run code on the wheel, where the extra [pipeline] is not installed (scipy stays: scikit-learn brings it)."""
     source = BARE.format(absent=ABSENT) + code
-    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT)
+    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=installed)
+
+
+def test_a_wheel_holds_every_file_of_every_package(installed):
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    files += [path for pattern in DATA for path in ROOT.glob(pattern)]
+    assert [path for path in files if not (installed / path.relative_to(ROOT)).is_file()] == []
+
+
+def test_a_wheel_asks_for_the_base_alone(installed):
+    (folder,) = installed.glob("*.dist-info")
+    requires = importlib.metadata.Distribution.at(folder).requires
+    asked = {re.split(r"[^\w-]", line)[0] for line in requires if "extra ==" not in line}
+    assert asked == {re.split(r"[^\w-]", line)[0] for line in PROJECT["dependencies"]}
 
 
 def test_clcr_imports_nothing_beyond_the_base():
@@ -45,12 +85,14 @@ def test_clcr_imports_nothing_beyond_the_base():
     assert third_party - BASE == {"torchvision"}, "which one stem alone needs, and imports where it does"
 
 
-def test_a_saved_model_answers_without_the_extra():
+def test_a_saved_model_answers_without_the_extra(installed):
     done = bare(
+        installed,
         "import clcr, numpy as np\n"
-        "model = clcr.load('tests/golden/v1/models/clcr')\n"
+        f"assert clcr.__file__ == {str(installed / 'clcr/__init__.py')!r}, clcr.__file__\n"
+        f"model = clcr.load({str(ROOT / 'tests/golden/v1/models/clcr')!r})\n"
         "features = {m: np.zeros((8, *s.shape), s.dtype) for m, s in model.features.items()}\n"
-        "print(list(model.predict([{'clip_id': 'a', 'features': features}])))\n"
+        "print(list(model.predict([{'clip_id': 'a', 'features': features}])))\n",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[{'clip_id': 'a', ")
@@ -63,9 +105,11 @@ def test_every_command_is_a_job_and_says_what_it_lacks(command):
     assert importlib.util.find_spec(getattr(commands, name).args[0])
 
 
-@pytest.mark.parametrize(("name", "extra"), [("train", "pipeline"), ("serve", "serve")])
-def test_without_the_extra_a_command_names_it_in_one_line(name, extra):
-    done = bare(f"import sys; sys.argv = ['clcr-{name}', '--help']\nfrom infra.commands import {name}; {name}()")
+@pytest.mark.parametrize(("name", "extra"), [("extract", "pipeline"), ("train", "pipeline"), ("serve", "serve")])
+def test_without_the_extra_a_command_names_it_in_one_line(installed, name, extra):
+    done = bare(
+        installed, f"import sys; sys.argv = ['clcr-{name}', '--help']\nfrom infra.commands import {name}; {name}()"
+    )
     assert done.returncode == 1 and not done.stdout
     assert re.fullmatch(rf"clcr-{name}: \w+ is not installed; pip install 'clcr-pipeline\[{extra}\]'\n", done.stderr)
 
