@@ -89,11 +89,15 @@ class StoreLock:
                 self._write(self._impatient)
 
     def _read(self, fs: pafs.FileSystem | None = None) -> dict[str, Any] | None:
-        try:
-            with (fs or self.fs).open_input_file(self.path) as f:
-                return json.loads(f.read())
-        except (FileNotFoundError, ValueError):  # a power cut leaves an empty file, and no owner
-            return None
+        for _ in range(2):  # a heartbeat may replace the file between our look at its size and our read
+            try:
+                with (fs or self.fs).open_input_file(self.path) as f:
+                    return json.loads(f.read())
+            except FileNotFoundError:
+                return None
+            except ValueError:  # a power cut leaves an empty file, and no owner
+                continue
+        return None
 
     def _write(self, fs: pafs.FileSystem) -> None:
         self._beats += 1

@@ -208,7 +208,7 @@ def test_a_living_owners_lock_is_respected_and_a_silent_ones_is_taken_over(folde
             StoreLock(folder).__enter__()
         for _ in range(20):  # no heartbeat ever hides the owner
             lock.check()
-        left = read_json(folder, "lock.json")
+        left = lock._read()
     assert objects(folder) == {}
     write_text(folder, "lock.json", json.dumps(left | {"host": "elsewhere"}))
     monkeypatch.setattr(features.store.lock, "STALE", 0.3)
