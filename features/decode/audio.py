@@ -21,12 +21,11 @@ from torchaudio.transforms import MelSpectrogram, Resample
 
 from features.decode.media import (
     PADDING,
-    Source,
+    MediaFile,
     check_segment,
     clock_zero,
     held_share,
-    open_container,
-    open_source,
+    media_file,
     packet_time,
     packets,
     tick_of,
@@ -67,13 +66,15 @@ class Tokens:
     quality: Mapping[str, float | None]
 
 
-def encode_audio(uri: str, spec: AudioSpec, start: float | None = None, end: float | None = None) -> Tokens | None:
+def encode_audio(
+    file: str | MediaFile, spec: AudioSpec, start: float | None = None, end: float | None = None
+) -> Tokens | None:
     """The log-mel frames of a clip's sound, or of its segment from start to end (s); None where it has no sound.
 
     For a network, its samples at the rate that the network takes.
     Raises MediaError (stage open or audio).
     """
-    sound = decode_sound(uri, start, end)
+    sound = decode_sound(file, start, end)
     if sound is None:
         return None
     if (asked := spec.asked()) is None:
@@ -81,6 +82,7 @@ def encode_audio(uri: str, spec: AudioSpec, start: float | None = None, end: flo
     else:
         values = resample(torch.from_numpy(sound.samples), sound.rate, find_encoder(asked).sample_rate).numpy()
     if not np.isfinite(values).all():
+        uri = file if isinstance(file, str) else file.uri
         raise MediaError("audio", f"{uri}: the sound is louder than log-mel frames can hold; it is damaged")
     frames = max(1, round(len(sound.samples) / sound.rate / spec.hop))
     edges = np.round(np.arange(frames) * spec.hop * sound.rate).astype(int)
@@ -89,51 +91,52 @@ def encode_audio(uri: str, spec: AudioSpec, start: float | None = None, end: flo
     return Tokens(values, len(sound.samples) / sound.rate, quality)
 
 
-def decode_sound(uri: str, start: float | None = None, end: float | None = None) -> Sound | None:
+def decode_sound(file: str | MediaFile, start: float | None = None, end: float | None = None) -> Sound | None:
     """Decode the clip's sound (`probe.sound_stream`), mixed to mono, from start to end (s; cut at the file's end).
 
     A damaged or cut off file gives what is left of it, and decoded says how much that is. None where the file has no
     sound. Raises MediaError (stage open or audio), SegmentBeyondEnd where the sound ends before the segment starts.
     """
-    begin, stop = check_segment("audio", uri, start, end)
-    source = open_source(uri)
-    try:
-        sound = _read(source, uri, begin, stop, seek=begin > PREROLL)
-    except (MediaError, MemoryError):
-        raise
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaError("audio", f"{uri}: the sound does not decode: {one_line(error)}") from error
+    with media_file(file) as media:
+        begin, stop = check_segment("audio", media.uri, start, end)
+        try:
+            sound = _read(media, begin, stop, seek=begin > PREROLL)
+        except (MediaError, MemoryError):
+            raise
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise MediaError("audio", f"{media.uri}: the sound does not decode: {one_line(error)}") from error
     if sound is not None and not np.isfinite(sound.samples).all():
-        raise MediaError("audio", f"{uri}: the sound holds NaN or infinite samples; it is damaged, fetch it again")
+        broken = "the sound holds NaN or infinite samples; it is damaged, fetch it again"
+        raise MediaError("audio", f"{media.uri}: {broken}")
     return sound
 
 
-def _read(source: Source, uri: str, begin: float, stop: float | None, seek: bool) -> Sound | None:
+def _read(media: MediaFile, begin: float, stop: float | None, seek: bool) -> Sound | None:
     """Decode from begin to stop; every frame lies where its timestamp says on the file's clock."""
-    with open_container(source, uri) as container:
-        stream = sound_stream(source, uri, container)
+    with media.opened() as container:
+        stream = sound_stream(media, container)
         if stream is None:
             return None
         if seek:
             try:
                 container.seek(round((begin - PREROLL + clock_zero(container)) / tick_of(stream)), stream=stream)
             except av.FFmpegError:  # a format, or a file without an index, that cannot
-                return _read(source, uri, begin, stop, seek=False)
+                return _read(media, begin, stop, seek=False)
         rate = stream.rate
         first, last = round(begin * rate), None if stop is None else round(stop * rate)
         origin, samples, lost = _join(container, stream, first, last)
         held = (origin + len(samples)) / rate
-        declared = declared_end(source, uri, container, stream, held)
+        declared = declared_end(media, container, stream, held)
         filled = is_declared_filled(stream)
     if seek and (origin > first or not len(samples)):  # some formats seek past the time asked for
-        return _read(source, uri, begin, stop, seek=False)
+        return _read(media, begin, stop, seek=False)
     if not len(samples) and not lost and not filled:
         return None  # a track that is declared and empty
     if not len(samples):
-        raise MediaError("audio", f"{uri} has an audio stream without sound; it is damaged, fetch it again")
+        raise MediaError("audio", f"{media.uri} has an audio stream without sound; it is damaged, fetch it again")
     if held <= begin:
         whole = declared is None or declared <= begin + PADDING
-        beyond = f"{uri}: the segment starts at {begin:g} s, but the sound ends at {held:.3f} s"
+        beyond = f"{media.uri}: the segment starts at {begin:g} s, but the sound ends at {held:.3f} s"
         raise SegmentBeyondEnd("audio", beyond) if whole else MediaError("audio", beyond)
     decoded = held_share(begin, stop, held, stop if stop is not None and held >= stop else declared, lost)
     silence = max(0, min(origin, origin if last is None else last) - first)
@@ -192,21 +195,25 @@ class _Mixer:
 
     def mix(self, frame: av.AudioFrame) -> np.ndarray:
         """(N,) float32: the frame, less the few samples that a resampler holds back for the next one."""
-        frame = _equally_mixed(frame) if _is_unstated(frame.layout) else frame
+        layout = frame.layout.name
+        if layout.endswith(" channels"):
+            frame, layout = _equally_mixed(frame), "mono"
         parts: list[av.AudioFrame] = []
-        given = frame.format.name, frame.layout.name, frame.sample_rate
+        given = frame.format.name, layout, frame.sample_rate
         if given != self.given:
             parts = self.resampler.resample(None) if self.given else []
             self.given = given
             # Without the limit FFmpeg mixes floats beyond full scale: equal channels come out 1.4 times as loud.
             self.resampler = av.AudioResampler("fltp", "mono", self.rate, options={"rematrix_maxval": "1.0"})
         parts += self.resampler.resample(frame)
-        arrays = [part.to_ndarray()[0] for part in parts if part is not None]  # None: nothing was held back
+        arrays = [_samples(part) for part in parts if part is not None]  # None: nothing was held back
         return np.concatenate(arrays) if arrays else np.empty(0, np.float32)
 
 
-def _is_unstated(layout: av.AudioLayout) -> bool:
-    return layout.name.endswith(" channels")
+def _samples(frame: av.AudioFrame) -> np.ndarray:
+    """(N,) float32: what a mono frame of floats holds; a view."""
+    plane: Any = frame.planes[0]  # PyAV's hints do not say that it is a buffer
+    return np.frombuffer(plane, np.float32, frame.samples)
 
 
 def _equally_mixed(frame: av.AudioFrame) -> av.AudioFrame:
@@ -279,7 +286,7 @@ def resample(wave: torch.Tensor, rate: int, wanted: int) -> torch.Tensor:
         frame.sample_rate, frame.pts, frame.time_base = rate, first, Fraction(1, rate)
         parts += resampler.resample(frame)
     parts += resampler.resample(None)
-    samples = [part.to_ndarray()[0] for part in parts if part is not None]
+    samples = [_samples(part) for part in parts if part is not None]
     return torch.from_numpy(np.concatenate(samples)) if samples else wave[:0]
 
 

@@ -1,7 +1,8 @@
 """One clip of a corpus to one sample of a feature store: decode and encode each modality that the store wants."""
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from features.corpus.events import NO_TIME
 from features.corpus.manifest import VECTORS, Clip
 from features.decode.audio import encode_audio
+from features.decode.media import MediaFile
 from features.decode.specs import Encoded, EncoderSpec
 from features.decode.video import decode_frames
 from features.errors import MediaError, SegmentBeyondEnd
@@ -27,16 +29,18 @@ def encode_clip(clip: Clip, media: Mapping[str, str], spec: EncoderSpec) -> Samp
     quality: dict[str, Any] = {}
     duration = 0.0
     beyond: SegmentBeyondEnd | None = None
-    for modality, encode in _modalities(clip, media, spec):
-        try:
-            encoded = encode()
-        except SegmentBeyondEnd as error:
-            beyond = beyond or error
-            continue
-        if encoded is not None:
-            features[modality] = encoded.values
-            duration = max(duration, encoded.duration)
-            quality = _worse(quality, encoded.quality)
+    with contextlib.ExitStack() as stack:
+        opened = functools.cache(lambda uri: stack.enter_context(contextlib.closing(MediaFile(uri))))
+        for modality, encode in _modalities(clip, media, spec, opened):
+            try:
+                encoded = encode()
+            except SegmentBeyondEnd as error:
+                beyond = beyond or error
+                continue
+            if encoded is not None:
+                features[modality] = encoded.values
+                duration = max(duration, encoded.duration)
+                quality = _worse(quality, encoded.quality)
     if not features and beyond is not None:
         raise MediaError(beyond.stage, beyond.message)
     if not features:
@@ -67,31 +71,34 @@ def prepare(spec: EncoderSpec) -> None:
 
 
 def _modalities(
-    clip: Clip, media: Mapping[str, str], spec: EncoderSpec
+    clip: Clip, media: Mapping[str, str], spec: EncoderSpec, opened: Callable[[str], MediaFile]
 ) -> Iterator[tuple[str, Callable[[], Encoded | None]]]:
-    """Each wanted modality that the row names a source of, and what encodes it; None where the source lacks it."""
+    """Each wanted modality that the row names a source of, and what encodes it; None where the source lacks it.
+
+    opened: the file at a URI, the same one for picture and sound.
+    """
     if spec.video is not None and "video" in media:
-        yield "video", lambda: _encode_video(media["video"], clip, spec)
+        yield "video", lambda: _encode_video(opened(media["video"]), clip, spec)
     if spec.audio is not None and (source := media.get("audio") or media.get("video")):
-        yield "audio", lambda: _encode_sound(source, clip, spec)
+        yield "audio", lambda: _encode_sound(opened(source), clip, spec)
     if spec.image is not None and "image" in media:
         yield "image", lambda: _encode_image(media["image"], spec)
     if spec.text is not None and (words := clip.text):
         yield "text", lambda: _encode_text(media.get("text", words), spec)
     for modality in spec.given():
         if (uri := media.get(modality + VECTORS)) is not None:
-            yield modality, partial(_read_vectors, uri, modality, spec)
+            yield modality, functools.partial(_read_vectors, uri, modality, spec)
 
 
 # What not every store needs is imported where it is needed: it would cost every decoding process memory.
 
 
-def _encode_video(uri: str, clip: Clip, spec: EncoderSpec) -> Encoded | None:
+def _encode_video(file: MediaFile, clip: Clip, spec: EncoderSpec) -> Encoded | None:
     assert spec.video is not None
-    frames = decode_frames(uri, spec.video.frames(), clip.start, clip.end)
+    frames = decode_frames(file, spec.video.frames(), clip.start, clip.end)
     if frames is None:
         return None
-    spec.quality.check(uri, frames.quality)
+    spec.quality.check(file.uri, frames.quality)
     return Encoded(_through_network("video", frames.values, spec), frames.duration, frames.quality)
 
 
@@ -105,12 +112,12 @@ def _through_network(modality: str, values: np.ndarray, spec: EncoderSpec) -> np
     return runner_alone(asked).one(values)
 
 
-def _encode_sound(uri: str, clip: Clip, spec: EncoderSpec) -> Encoded | None:
+def _encode_sound(file: MediaFile, clip: Clip, spec: EncoderSpec) -> Encoded | None:
     assert spec.audio is not None
-    sound = encode_audio(uri, spec.audio, clip.start, clip.end)
+    sound = encode_audio(file, spec.audio, clip.start, clip.end)
     if sound is None:
         return None
-    spec.quality.check(uri, sound.quality)
+    spec.quality.check(file.uri, sound.quality)
     return Encoded(_through_network("audio", sound.values, spec), sound.duration, sound.quality)
 
 

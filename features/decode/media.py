@@ -1,5 +1,6 @@
 """A media file handed to a decoder: where it lies, how FFmpeg opens it, its clock and its packets."""
 
+import contextlib
 import functools
 import io
 import posixpath
@@ -9,8 +10,9 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import av
-import av.container
+from av.container import InputContainer
 from av.stream import Stream
+from av.video.stream import VideoStream
 from pyarrow import ArrowException
 from pyarrow.fs import FileType, LocalFileSystem
 
@@ -26,6 +28,7 @@ Source = str | io.BytesIO
 
 SLACK = 0.5  # s by which the streams of a whole file may end before the duration that the file states
 TAR_BUFFER = 1 << 20  # bytes read at once of a tar's headers, and of the small files between them
+BEGINNING = -(2**62)  # ticks, before any timestamp
 PADDING = 0.1  # s by which one stream may: codecs pad, and not every last packet states how long it lasts
 
 
@@ -95,19 +98,77 @@ def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", posixpath.normpath(name))
 
 
-def open_container(source: Source, uri: str) -> av.container.InputContainer:
-    """A media file opened by FFmpeg (PyAV); uri is for the message. Raises MediaError (stage open)."""
+class MediaFile:
+    """A file that pictures and sound are decoded from, read from its storage once: a local path, or its bytes.
+
+    FFmpeg decodes some frames of each file that it opens. So what has read a container may leave it to the next one.
+    """
+
+    def __init__(self, uri: str, source: Source | None = None) -> None:
+        """The file at a URI; source: what it is, where that is known. Raises as `open_source` does."""
+        self.uri, self.source = uri, open_source(uri) if source is None else source
+        self._left: InputContainer | None = None
+
+    @contextlib.contextmanager
+    def opened(self, fresh: bool = False, leave: bool = False) -> Iterator[InputContainer]:
+        """The file as FFmpeg's container, at its beginning. Raises MediaError (stage open).
+
+        fresh: not one that another has left, with decoders that are set up already; leave: the next one may have it.
+        """
+        left, self._left = None if fresh else self._left, self._left if fresh else None
+        container = left or self._open()
+        try:
+            yield container
+        except BaseException:
+            container.close()
+            raise
+        if leave and self._left is None and _is_rewound(container):
+            self._left = container
+        else:
+            container.close()
+
+    def handle(self) -> Source:
+        """The path, or the bytes from their beginning: each reader has a place of its own."""
+        return self.source if isinstance(self.source, str) else io.BytesIO(self.source.getvalue())
+
+    def close(self) -> None:
+        """Close what is left open."""
+        if self._left is not None:
+            self._left.close()
+            self._left = None
+
+    def _open(self) -> InputContainer:
+        handle = self.handle()
+        try:  # 'a:b.mp4' is a name here, not a protocol
+            place = f"file:{handle}" if isinstance(handle, str) else handle
+            return av.open(place, "r", metadata_errors="replace")
+        except (av.FFmpegError, OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or one_line(error)  # the rest would name the file once more
+            raise MediaError("open", f"{self.uri} is not a media file that FFmpeg reads: {reason}") from error
+
+
+@contextlib.contextmanager
+def media_file(file: str | MediaFile) -> Iterator[MediaFile]:
+    """The file at a URI, closed at the end; one that is shared already stays as it is."""
+    if isinstance(file, MediaFile):
+        yield file
+    else:
+        with contextlib.closing(MediaFile(file)) as own:
+            yield own
+
+
+def _is_rewound(container: InputContainer) -> bool:
+    """Whether a container is at its beginning again: mp4's tables know where that is, others guess."""
+    if not container.format.name.startswith("mov"):
+        return False
     try:
-        if isinstance(source, io.BytesIO):
-            source.seek(0)
-            return av.open(source, "r", metadata_errors="replace")
-        return av.open(f"file:{source}", "r", metadata_errors="replace")  # 'a:b.mp4' is a name here, not a protocol
-    except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)  # the rest would name the file once more
-        raise MediaError("open", f"{uri} is not a media file that FFmpeg reads: {reason}") from error
+        container.seek(BEGINNING)
+    except av.FFmpegError:
+        return False
+    return True
 
 
-def clock_zero(container: av.container.InputContainer) -> float:
+def clock_zero(container: InputContainer) -> float:
     """The file's time, in seconds, that counts as 0: where its earliest stream begins."""
     return (container.start_time or 0) / av.time_base
 
@@ -128,7 +189,7 @@ def packet_time(packet: av.Packet) -> float | None:
     return None if (stamp := stamp_of(packet)) is None else float(stamp * packet.time_base)
 
 
-def packets(container: av.container.InputContainer, stream: Stream) -> Iterator[av.Packet]:
+def packets(container: InputContainer, stream: Stream) -> Iterator[av.Packet]:
     """A stream's packets up to the file's end, or to where the file's structure is damaged."""
     try:
         yield from container.demux(stream)
@@ -136,6 +197,17 @@ def packets(container: av.container.InputContainer, stream: Stream) -> Iterator[
         last = av.Packet()  # empty: the decoder gives what it still holds
         last.stream = stream
         yield last
+
+
+def single_threaded(stream: VideoStream, strict: bool) -> None:
+    """Let a stream decode in this thread; strict: what is damaged does not decode, else FFmpeg paints over it.
+
+    Where another has left the container its decoder is set up already, and strict.
+    """
+    context = stream.codec_context
+    if not context.is_open:
+        context.thread_type, context.thread_count = "NONE", 1
+        context.options = {"err_detect": "explode"} if strict else {}
 
 
 def held_share(

@@ -28,13 +28,13 @@ from av.video.stream import VideoStream
 
 from features.decode.media import (
     SLACK,
-    Source,
+    MediaFile,
     clock_zero,
     held_share,
-    open_container,
-    open_source,
+    media_file,
     packet_time,
     packets,
+    single_threaded,
     stamp_of,
     tick_of,
 )
@@ -53,6 +53,8 @@ EARLIER = 10.0  # s that a file is sought to before a segment whose key frame a 
 TICK = 1e-3  # s; decord rounds times to milliseconds, and a target often falls exactly on a frame's edge
 # Codecs of which a packet may say that the picture before stays, or change only what others refer to: it shows nothing.
 SPARSE = ("mpeg4", "h263", "flv", "vp8", "theora", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2")
+# Codecs of which a program stream may state one time for several frames; of MPEG's own FFmpeg works out the others.
+UNTIMED = ("h264", "hevc")
 PROGRESSIVE = 1  # FFmpeg's orders of fields: unknown, none, and the four that there are
 OPENING = 64  # packets among which the first frame that decodes says how the picture is turned
 
@@ -111,23 +113,23 @@ class Shown:
     sparse: bool
 
 
-def picture_stream(source: Source, uri: str, container: InputContainer) -> VideoStream | None:
+def picture_stream(media: MediaFile, container: InputContainer) -> VideoStream | None:
     """The stream that is the clip's picture, None where there are only covers and thumbnails."""
     streams = [s for s in container.streams.video if not s.disposition & COVERS]
     streams.sort(key=lambda s: (not s.disposition & Disposition.default, -_pixels(s)))
-    return _first_filled(source, uri, streams, least=2)
+    return _first_filled(media, streams, least=2)
 
 
-def sound_stream(source: Source, uri: str, container: InputContainer) -> AudioStream | None:
+def sound_stream(media: MediaFile, container: InputContainer) -> AudioStream | None:
     """The stream that is the clip's sound, None where there is none."""
     streams = list(container.streams.audio)
     streams.sort(key=lambda s: (not s.disposition & Disposition.default, -s.channels))
-    return _first_filled(source, uri, streams, least=1)
+    return _first_filled(media, streams, least=1)
 
 
 def has_sound(uri: str) -> bool:
     """Whether a file has a sound track, by its header alone. Raises MediaError (stage open)."""
-    with open_container(open_source(uri), uri) as container:
+    with media_file(uri) as media, media.opened() as container:
         return bool(container.streams.audio)
 
 
@@ -135,7 +137,7 @@ def _pixels(stream: VideoStream) -> int:
     return (stream.codec_context.width or 0) * (stream.codec_context.height or 0)
 
 
-def _first_filled(source: Source, uri: str, ranked: Sequence[AnyStream], least: int) -> AnyStream | None:
+def _first_filled(media: MediaFile, ranked: Sequence[AnyStream], least: int) -> AnyStream | None:
     """The first stream with so many packets or more; else the first one with any, or the first of all.
 
     Only where there is a choice the file is read for that, up to where the choice is made.
@@ -143,7 +145,7 @@ def _first_filled(source: Source, uri: str, ranked: Sequence[AnyStream], least: 
     if len(ranked) < 2:
         return ranked[0] if ranked else None
     counts = dict.fromkeys((stream.index for stream in ranked), 0)
-    with open_container(source, uri) as container:
+    with media.opened(fresh=True) as container:
         try:
             for packet in container.demux(*(container.streams[index] for index in counts)):
                 counts[packet.stream.index] += packet.size > 0
@@ -183,8 +185,7 @@ def _frame_ticks(stream: VideoStream, uri: str) -> int:
 
 
 def frame_times(
-    source: Source,
-    uri: str,
+    media: MediaFile,
     begin: float,
     stop: float | None,
     margin: float = 0.0,
@@ -197,8 +198,8 @@ def frame_times(
     has shown, where the packets do not tell. seekable: a seek has not failed yet. Raises MediaError (stage open or
     video).
     """
-    with open_container(source, uri) as container:
-        stream = picture_stream(source, uri, container)
+    with media.opened(leave=True) as container:
+        stream = picture_stream(media, container)
         if stream is None:
             return None
         tick, zero = float(tick_of(stream)), clock_zero(container)
@@ -215,9 +216,9 @@ def frame_times(
             try:
                 container.seek(round((begin - margin + zero) / tick), stream=stream)
             except FFmpegError:  # a format, or a file without an index, that cannot
-                return frame_times(source, uri, begin, stop, timing=timing, seekable=False)
+                return frame_times(media, begin, stop, timing=timing, seekable=False)
         read = _Packets(tick, zero, begin, stop, _longest(container), seek)
-        for packet in stamped(container, stream, uri):
+        for packet in stamped(container, stream, media.uri):
             if not seek:
                 opening.look(packet)
             if not read.add(packet):
@@ -225,25 +226,41 @@ def frame_times(
         if seek and (
             not read.stamps or read.key is None or read.key > begin + TICK
         ):  # some formats seek past the time asked for
-            return frame_times(source, uri, begin, stop, math.inf if margin else EARLIER, timing, seekable)
+            return frame_times(media, begin, stop, math.inf if margin else EARLIER, timing, seekable)
         if not read.stamps and not read.hidden and not is_declared_filled(stream):
             return None
-        timing = timing or _timing(stream, opening)
+        if not opening.decoded:
+            opening = _opening_of_damaged(media, stream.index)
+        timing, codec = timing or _timing(stream, opening), stream.codec_context.name
+        if read.untimed and timing == "stated" and container.format.name == "mpeg" and codec in UNTIMED:
+            raise MediaError("video", f"{media.uri} holds {codec} without the times of most frames; convert it to mp4")
         if timing == "ordered" and seek:
-            return frame_times(source, uri, begin, stop, timing=timing)
+            return frame_times(media, begin, stop, timing=timing)
         stamps, end = read.finish(stream.start_time, timing)
-        declared = declared_end(source, uri, container, stream, end)
+        declared = declared_end(media, container, stream, end)
         aimed = stop if stop is not None and end >= stop else declared
         share = held_share(begin, stop, end, aimed)
         if read.whole and share is not None and stream.frames:  # a header may tell more truth of one than of the other
             share = min(1.0, max(share, (len(stamps) + read.hidden) / stream.frames))
         alone, number = len(container.streams.video) == 1, stream.index
         name, seekable = container.format.name, seekable and timing != "ordered"
-        sparse = stream.codec_context.name in SPARSE
+        sparse = codec in SPARSE
     if not len(stamps):
-        raise MediaError("video", f"{uri} holds no video frame; it is damaged or incomplete, fetch it again")
+        raise MediaError("video", f"{media.uri} holds no video frame; it is damaged or incomplete, fetch it again")
     turned = opening.orientation
     return Shown(stamps, end, first, share, declared, name, number, alone, seekable, turned, timing, sparse)
+
+
+def _opening_of_damaged(media: MediaFile, number: int) -> "_Opening":
+    """What the first frames tell where none of them is whole."""
+    with media.opened(fresh=True) as container:
+        stream = container.streams[number]
+        assert isinstance(stream, VideoStream)
+        opening = _Opening(stream, strict=False)
+        for packet in packets(container, stream):
+            if opening.look(packet):
+                break
+    return opening
 
 
 def _longest(container: InputContainer) -> float:
@@ -263,11 +280,11 @@ def _timing(stream: VideoStream, opening: "_Opening") -> Timing:
 class _Opening:
     """Looks at a stream's first frame that decodes, for what only frames tell."""
 
-    def __init__(self, stream: VideoStream) -> None:
+    def __init__(self, stream: VideoStream, strict: bool = True) -> None:
         self.context, self.left = stream.codec_context, OPENING
-        self.orientation = Orientation()
+        self.orientation, self.decoded = Orientation(), False
         self.interlaced = self.context.field_order > PROGRESSIVE
-        self.context.thread_type, self.context.thread_count = "NONE", 1
+        single_threaded(stream, strict)
 
     def look(self, packet: Packet) -> bool:
         """Decode one more packet where no frame came yet; whether nothing is to be looked at any more."""
@@ -284,7 +301,7 @@ class _Opening:
             frames = []
         self.context.flush_buffers()
         if frames:
-            self.left, self.orientation = 0, Orientation.of(frames[0])
+            self.left, self.decoded, self.orientation = 0, True, Orientation.of(frames[0])
             self.interlaced = self.interlaced or frames[0].interlaced_frame
         return not self.left
 
@@ -293,8 +310,8 @@ class _Packets:
     """Collects when the packets of a segment are shown, from its key frame on.
 
     stamps: (shown, decoded) in s on the file's clock, of each packet. key: time of the first key frame after a seek, of
-    what is shown before it packets may be missing. hidden: packets that the file's edit list cuts away. whole: the
-    stream was read from its first packet to its last.
+    what is shown before it packets may be missing. hidden: packets that the file's edit list cuts away; untimed:
+    that have no time. whole: the stream was read from its first packet to its last.
     """
 
     def __init__(self, tick: float, zero: float, begin: float, stop: float | None, longest: float, seek: bool) -> None:
@@ -302,7 +319,7 @@ class _Packets:
         self.key = None if seek else -math.inf
         self.stamps: list[tuple[float, float | None]] = []
         self.lengths: list[float] = []
-        self.hidden, self.whole = 0, not seek
+        self.hidden, self.untimed, self.whole = 0, 0, not seek
 
     def add(self, packet: Packet) -> bool:
         """Take one more packet; whether more are needed."""
@@ -315,6 +332,7 @@ class _Packets:
             return False
         if stamp is None or packet.is_discard:  # the empty packet at the end; what the file's edit list cuts away
             self.hidden += packet.is_discard
+            self.untimed += stamp is None and packet.size > 0
             return True
         decoded = None if packet.dts is None else self._seconds(packet.dts)
         if (shown := self._seconds(stamp)) <= self.longest:  # a broken timestamp would ask for hours of frames
@@ -340,7 +358,7 @@ class _Packets:
         return stamp * self.tick - self.zero
 
 
-def declared_end(source: Source, uri: str, container: InputContainer, stream: Stream, held: float) -> float | None:
+def declared_end(media: MediaFile, container: InputContainer, stream: Stream, held: float) -> float | None:
     """When the stream ends by the file's own word (s on the file's clock); None where the file has none on that.
 
     held: where it ends by its packets, on the same clock.
@@ -357,7 +375,7 @@ def declared_end(source: Source, uri: str, container: InputContainer, stream: St
     if not container.duration:
         return None
     end = container.duration / TIME_BASE  # of the longest stream: says nothing on the others, if that is whole
-    with open_container(source, uri) as again:
+    with media.opened(fresh=True) as again:
         ends = ((packet_time(p) or 0.0) + float((p.duration or 0) * p.time_base) for p in again.demux() if p.size)
         last = max(ends, default=0.0) - zero
     return end if last < end - SLACK else None

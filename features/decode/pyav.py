@@ -13,7 +13,7 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from features.decode.media import Source, clock_zero, open_container, stamp_of, tick_of
+from features.decode.media import MediaFile, clock_zero, single_threaded, stamp_of, tick_of
 from features.decode.probe import Orientation, Shown, Timing, stamped
 from features.decode.specs import Sampling
 
@@ -56,9 +56,7 @@ class Scale(NamedTuple):
         return np.empty((0, self.height, self.width, 3), np.uint8)
 
 
-def exact_pictures(
-    source: Source, uri: str, shown: Shown, wanted: np.ndarray, scale: Scale, margin: float
-) -> np.ndarray:
+def exact_pictures(media: MediaFile, shown: Shown, wanted: np.ndarray, scale: Scale, margin: float) -> np.ndarray:
     """The pictures at the wanted times, (N, height, width, 3) uint8, without those that are damaged.
 
     margin: s before the first one that the file is sought to; infinite: it is read from its beginning. No picture
@@ -66,8 +64,8 @@ def exact_pictures(
     where the frames come out in another order than that of their times, or where packets turn out to be no frames.
     """
     nothing = scale.nothing()
-    with open_container(source, uri) as container:
-        stream = _single_threaded(container, shown, strict=True)
+    with media.opened(leave=True) as container:
+        stream = _stream(container, shown, strict=True)
         context = stream.codec_context
         clock, screen = _Clock(container, stream, shown), _Screen(_ticks(container, stream, wanted), scale)
         # Others drop the wrong frames, or delay the setting; where frames are counted none may be left out.
@@ -78,7 +76,7 @@ def exact_pictures(
         if not begun:
             container.seek(first - round(margin / float(tick_of(stream))), stream=stream)
         sparse, before = shown.sparse, None
-        for packet in stamped(container, stream, uri) if shown.timing == "ordered" else container.demux(stream):
+        for packet in stamped(container, stream, media.uri) if shown.timing == "ordered" else container.demux(stream):
             stamp = stamp_of(packet)
             if key is None and packet.is_keyframe:
                 key = stamp
@@ -115,8 +113,7 @@ def exact_pictures(
 
 
 def latest_pictures(
-    source: Source,
-    uri: str,
+    media: MediaFile,
     shown: Shown,
     wanted: np.ndarray,
     scale: Scale,
@@ -128,15 +125,15 @@ def latest_pictures(
 
     strict: what is damaged does not decode; else FFmpeg conceals what it can.
     """
-    with open_container(source, uri) as container:
-        stream = _single_threaded(container, shown, strict)
+    with media.opened(fresh=True) as container:
+        stream = _stream(container, shown, strict)
         stream.codec_context.skip_frame = SKIPPED[sampling]
         clock = _Clock(container, stream, shown)
         screen = _Screen(_ticks(container, stream, wanted), scale)
         if seek:
             container.seek(screen.ticks[0], stream=stream)
         order, keys, damaged = {}, [], []  # numbers of packets, in the order of decoding
-        for number, packet in enumerate(stamped(container, stream, uri)):
+        for number, packet in enumerate(stamped(container, stream, media.uri)):
             order[stamp_of(packet)] = number
             for frame in _decode(packet):
                 stamp = None if frame is None else stamp_of(frame)
@@ -152,7 +149,7 @@ def latest_pictures(
                 break
     screen.close()
     if seek and (not screen.stamps or screen.stamps[0] > screen.ticks[0]):  # some formats seek past the time asked for
-        return latest_pictures(source, uri, shown, wanted, scale, sampling, strict, seek=False)
+        return latest_pictures(media, shown, wanted, scale, sampling, strict, seek=False)
     exact = np.array([a == b for a, b in zip(screen.stamps, screen.ticks, strict=False)], bool)
     if shown.timing == "fields":  # a wanted time may be that of a frame's second field
         exact[:] = True
@@ -247,21 +244,20 @@ def _decode(packet: Packet) -> list[VideoFrame | None]:
         return [None]
 
 
-def _single_threaded(container: InputContainer, shown: Shown, strict: bool) -> VideoStream:
+def _stream(container: InputContainer, shown: Shown, strict: bool) -> VideoStream:
     stream = container.streams[shown.stream]
     assert isinstance(stream, VideoStream)
-    stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
-    if strict:
-        stream.codec_context.options = {"err_detect": "explode"}  # else FFmpeg paints over what is damaged
+    single_threaded(stream, strict)
     return stream
 
 
 def _ticks(container: InputContainer, stream: VideoStream, times: np.ndarray) -> list[int]:
-    return [round((time + clock_zero(container)) / float(tick_of(stream))) for time in times]
+    zero, tick = clock_zero(container), float(tick_of(stream))
+    return [round((time + zero) / tick) for time in times.tolist()]
 
 
 def _scale(scaler: VideoReformatter, frame: VideoFrame, scale: Scale) -> np.ndarray:
     """The whole picture, turned upright, as (height, width, 3) uint8."""
     size = (scale.height, scale.width) if scale.orientation.transposed else (scale.width, scale.height)
-    picture = scaler.reformat(frame, *size, "rgb24", interpolation="BILINEAR").to_ndarray()
+    picture = scaler.reformat(frame, *size, "rgb24", interpolation="BILINEAR", threads=1).to_ndarray()
     return scale.orientation.upright(picture)

@@ -6,7 +6,6 @@ are two: decord, and PyAV where decord has no wheels or does not know the codec.
 PyAV once more, with FFmpeg's error concealment, and a count of the frames that show no trace of the damage.
 """
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from av import FFmpegError
 
-from features.decode.media import PADDING, Source, check_segment, open_source
+from features.decode.media import PADDING, MediaFile, check_segment, media_file
 from features.decode.probe import EARLIER, TICK, Orientation, Shown, frame_times
 from features.decode.pyav import Mistimed, Scale, exact_pictures, latest_pictures
 from features.decode.specs import VideoSpec, decord_misreads, resolve_decoder
@@ -52,7 +51,9 @@ class Pictures(NamedTuple):
     salvaged: bool
 
 
-def decode_frames(uri: str, spec: VideoSpec, start: float | None = None, end: float | None = None) -> Frames | None:
+def decode_frames(
+    file: str | MediaFile, spec: VideoSpec, start: float | None = None, end: float | None = None
+) -> Frames | None:
     """Sample the frames of a clip, or of its segment from start to end (s; an end beyond the file's end is cut).
 
     Frame k of round(duration * fps), at least one, is the last one shown at or before start + (k + 0.5) / fps. A
@@ -60,32 +61,32 @@ def decode_frames(uri: str, spec: VideoSpec, start: float | None = None, end: fl
     video. Raises MediaError (stage open or video) where it cannot be read, SegmentBeyondEnd where the picture ends
     before the segment starts.
     """
-    begin, stop = check_segment("video", uri, start, end)
-    source = open_source(uri)
-    try:
-        shown = frame_times(source, uri, begin, stop)
+    with media_file(file) as media:
+        begin, stop = check_segment("video", media.uri, start, end)
         try:
-            return None if shown is None else _sample(source, uri, shown, spec, begin, stop)
-        except Mistimed as error:
-            shown = frame_times(source, uri, begin, stop, timing=error.timing)
-            assert shown is not None  # it had a picture before
-            return _sample(source, uri, shown, spec, begin, stop)
-    except (MediaError, MemoryError):
-        raise
-    except Exception as error:  # decord raises its own classes, RuntimeError and AssertionError alike
-        raise MediaError("video", f"{uri}: the video does not decode: {one_line(error)}") from error
+            shown = frame_times(media, begin, stop)
+            try:
+                return None if shown is None else _sample(media, shown, spec, begin, stop)
+            except Mistimed as error:
+                shown = frame_times(media, begin, stop, timing=error.timing)
+                assert shown is not None  # it had a picture before
+                return _sample(media, shown, spec, begin, stop)
+        except (MediaError, MemoryError):
+            raise
+        except Exception as error:  # decord raises its own classes, RuntimeError and AssertionError alike
+            raise MediaError("video", f"{media.uri}: the video does not decode: {one_line(error)}") from error
 
 
-def _sample(source: Source, uri: str, shown: Shown, spec: VideoSpec, begin: float, stop: float | None) -> Frames:
+def _sample(media: MediaFile, shown: Shown, spec: VideoSpec, begin: float, stop: float | None) -> Frames:
     until = shown.end if stop is None else min(stop, shown.end)
     if not until > begin:
         whole = shown.declared is None or shown.declared <= begin + PADDING
-        beyond = f"{uri}: the segment starts at {begin:g} s, but the video ends at {until:.3f} s"
+        beyond = f"{media.uri}: the segment starts at {begin:g} s, but the video ends at {until:.3f} s"
         raise SegmentBeyondEnd("video", beyond) if whole else MediaError("video", beyond)
     times = begin + (np.arange(max(1, round((until - begin) * spec.fps))) + 0.5) / spec.fps
     on_screen = np.maximum(np.searchsorted(shown.times, times + TICK, side="right") - 1, 0)
     needed, repeats = np.unique(on_screen, return_inverse=True)
-    pictures = _decode(source, uri, shown, shown.times[needed], spec, seek=begin > 0 and shown.seekable)
+    pictures = _decode(media, shown, shown.times[needed], spec, seek=begin > 0 and shown.seekable)
     _, _, left, top = spec.window()
     values = np.ascontiguousarray(pictures.values[repeats, top : top + spec.size, left : left + spec.size])
     quality = {
@@ -97,36 +98,36 @@ def _sample(source: Source, uri: str, shown: Shown, spec: VideoSpec, begin: floa
     return Frames(values, np.minimum(times, until), until - begin, quality)
 
 
-def _decode(source: Source, uri: str, shown: Shown, wanted: np.ndarray, spec: VideoSpec, seek: bool) -> Pictures:
+def _decode(media: MediaFile, shown: Shown, wanted: np.ndarray, spec: VideoSpec, seek: bool) -> Pictures:
     """The pictures shown at the wanted times (sorted, s), scaled as a whole."""
     width, height, _, _ = spec.window()
     scale = Scale(width, height, shown.orientation)
     if spec.sampling == "exact":
-        exact = _exact_pictures(source, uri, shown, wanted, scale, spec.decoder, seek)
+        exact = _exact_pictures(media, shown, wanted, scale, spec.decoder, seek)
         if exact is not None:
             return Pictures(exact, np.ones(len(wanted), bool), salvaged=False)
     # FFmpeg conceals damage without a word: what is damaged shows where it must not conceal, the pictures where it may.
-    strict = latest_pictures(source, uri, shown, wanted, scale, spec.sampling, strict=True, seek=seek)
+    strict = latest_pictures(media, shown, wanted, scale, spec.sampling, strict=True, seek=seek)
     if spec.sampling != "exact" and len(strict.values) and not strict.damaged:
         return Pictures(strict.values, np.ones(len(wanted), bool), salvaged=False)
-    concealed = latest_pictures(source, uri, shown, wanted, scale, spec.sampling, strict=False, seek=seek)
+    concealed = latest_pictures(media, shown, wanted, scale, spec.sampling, strict=False, seek=seek)
     if not len(concealed.values):
-        raise MediaError("video", f"{uri}: no frame decodes; it is damaged, fetch it again")
+        raise MediaError("video", f"{media.uri}: no frame decodes; it is damaged, fetch it again")
     good = strict.intact & (concealed.exact if spec.sampling == "exact" else True)
     return Pictures(concealed.values, good, salvaged=True)
 
 
 def _exact_pictures(
-    source: Source, uri: str, shown: Shown, wanted: np.ndarray, scale: Scale, decoder: str, seek: bool
+    media: MediaFile, shown: Shown, wanted: np.ndarray, scale: Scale, decoder: str, seek: bool
 ) -> np.ndarray | None:
     """The wanted pictures by decord or PyAV, None where one of them does not decode without concealment."""
     if decoder == "decord":
-        _require_decord(uri, shown)
-        return _decord_pictures(source, wanted - shown.first, scale.width, scale.height)
+        _require_decord(media.uri, shown)
+        return _decord_pictures(media, wanted - shown.first, scale.width, scale.height)
     suits = not seek and not decord_misreads(scale.width) and shown.orientation == Orientation()
     if resolve_decoder(decoder) == "decord" and suits and _decord_agrees(shown):
         try:
-            return _decord_pictures(source, wanted - shown.first, scale.width, scale.height)
+            return _decord_pictures(media, wanted - shown.first, scale.width, scale.height)
         except MemoryError:
             raise
         except Exception:  # AV1, damage: there PyAV has the last word
@@ -134,7 +135,7 @@ def _exact_pictures(
     margins = (0.0,) * (shown.format != "mpeg") + (EARLIER,) if seek else ()
     try:
         for margin in (*margins, math.inf):
-            pictures = exact_pictures(source, uri, shown, wanted, scale, margin)
+            pictures = exact_pictures(media, shown, wanted, scale, margin)
             if len(pictures) == len(wanted):
                 return pictures
     except MemoryError:
@@ -160,11 +161,9 @@ def _require_decord(uri: str, shown: Shown) -> None:
         raise MediaError("video", f"{uri}: decord and FFmpeg take other pictures of it; use --video.decoder auto")
 
 
-def _decord_pictures(source: Source, wanted: np.ndarray, width: int, height: int) -> np.ndarray:
+def _decord_pictures(media: MediaFile, wanted: np.ndarray, width: int, height: int) -> np.ndarray:
     """decord's pictures; wanted counts from the stream's first frame."""
-    if isinstance(source, io.BytesIO):
-        source.seek(0)
-    reader = decord.VideoReader(source, num_threads=1, width=width, height=height, fault_tol=FAULTS)
+    reader = decord.VideoReader(media.handle(), num_threads=1, width=width, height=height, fault_tol=FAULTS)
     shown = reader.get_frame_timestamp(range(len(reader)))[:, 0]
     nearest = np.searchsorted(np.concatenate([shown[:-1] + shown[1:], [np.inf]]) / 2, wanted)
     if np.abs(shown[nearest] - wanted).max() > 2 * TICK:

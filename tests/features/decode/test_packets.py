@@ -8,6 +8,7 @@ import pytest
 from mediafiles import numbered, numbers, write_media
 from test_probe import corners, expected_corners, quadrants
 
+from features.decode.media import MediaFile
 from features.decode.probe import frame_times
 from features.decode.specs import VideoSpec
 from features.decode.video import decode_frames
@@ -116,6 +117,16 @@ def test_the_beginning_of_a_transport_stream_is_that_of_the_whole(tmp_path, deco
     assert decode(path, decoder, 0.0, 0.4) == whole[:10] and decode(path, decoder, 0.0, 1.2) == whole[:30]
 
 
+@decoders
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_a_program_stream_that_times_few_of_its_frames_is_refused(tmp_path, decoder, codec):
+    options = {"crf": "30", "x265-params": "log-level=none"} if codec == "libx265" else {"crf": "30"}
+    path = write_media(tmp_path / "a.mpg", numbered(40), codec=codec, options=options)
+    for segment in ((None, None), (0.4, 0.8)):
+        with pytest.raises(MediaError, match="without the times of most frames; convert it to mp4"):
+            decode_frames(path, VideoSpec(decoder=decoder), *segment)
+
+
 FLIPS = {"rotate=90": (0, -1, 1, 0), "flip=horizontal": (-1, 0, 0, 1), "flip=vertical": (1, 0, 0, -1),
          "rotate=270:flip=horizontal": None, "rotate=180": (-1, 0, 0, -1)}  # fmt: skip
 
@@ -135,7 +146,7 @@ def test_an_orientation_may_be_in_the_first_frame_alone(tmp_path, decoder, turn,
             for each in packet:
                 each.stream, each.pts, each.dts = out, number * 48_000, number * 48_000
                 copy.mux(each)
-    assert frame_times(str(path), "", 0.0, None).orientation.is_rotation == ("flip" not in turn)
+    assert frame_times(MediaFile(str(path)), 0.0, None).orientation.is_rotation == ("flip" not in turn)
     seen = [
         corners(decode_frames(str(path), VideoSpec(fps=25, size=32, decoder=decoder), *segment).values[-1])
         for segment in ((None, None), (0.4, 0.8), (1.2, None))
@@ -190,7 +201,7 @@ def test_what_is_decoded_is_what_ffmpeg_shows(tmp_path, seed):
         bframes=bframes,
         pixels=pixels,
     )
-    last = frame_times(path, path, 0.0, None).end
+    last = frame_times(MediaFile(path), 0.0, None).end
     begin = float(rng.uniform(0.1, 0.6)) * last
     for decoder in ("auto", "pyav"):
         spec = VideoSpec(fps=float(rng.choice([8, 12.5, 25])), size=32, decoder=decoder)

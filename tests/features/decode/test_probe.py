@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from mediafiles import numbered, numbers, sine, write_media
 
+import features.decode.media
 import features.decode.video
 from features.corpus.manifest import Clip
-from features.decode.audio import decode_sound
+from features.decode.audio import decode_sound, encode_audio
 from features.decode.clip import encode_clip
+from features.decode.media import MediaFile
 from features.decode.probe import Orientation, frame_times
 from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.decode.video import decode_frames
@@ -305,7 +307,7 @@ def test_the_picture_is_probed_alike_from_bytes_and_files(tmp_path):
     import io
 
     path = turn(write_media(tmp_path / "a.mp4", numbered(40)), MATRICES[True, True, False])
-    a, b = (frame_times(s, path, 0.0, None) for s in (path, io.BytesIO(Path(path).read_bytes())))
+    a, b = (frame_times(MediaFile(path, s), 0.0, None) for s in (path, io.BytesIO(Path(path).read_bytes())))
     np.testing.assert_array_equal(a.times, b.times)
     assert (a.orientation, a.timing, a.end) == (b.orientation, b.timing, b.end)
 
@@ -353,7 +355,7 @@ def test_every_decoder_and_segment_shows_the_same_frames(tmp_path, seed):
         a, b, c, d = MATRICES[state]
         matrix = struct.pack(">9i", *(v << 16 for v in (a, b, 0, c, d, 0, 0, 0)), 1 << 30)
         Path(path).write_bytes(data[: first + 44] + matrix + data[first + 80 :])
-    shown = frame_times(path, path, 0.0, None)
+    shown = frame_times(MediaFile(path), 0.0, None)
     assert shown.orientation == Orientation(*state)
     rate = float(Fraction(fps))
     begins = shown.times[0]
@@ -393,7 +395,7 @@ class TestCases:
         whole = decode_frames(str(CASES / "twovid.mp4"), VideoSpec(fps=25, decoder=decoder))
         part = decode_frames(str(CASES / "twovid.mp4"), VideoSpec(fps=25, decoder=decoder), 3.0, 4.0)
         assert np.abs(whole.values[75:100].astype(float) - part.values).mean() < 3
-        assert frame_times(str(CASES / "twovid.mp4"), "", 0.0, None).stream == 0
+        assert frame_times(MediaFile(str(CASES / "twovid.mp4")), 0.0, None).stream == 0
 
     @pytest.mark.parametrize("name", ["bin.avi", "bin.mp4"])
     def test_frames_in_steps_of_two(self, decoder, name):
@@ -440,3 +442,18 @@ def bits(picture):
     half = len(picture) // 2
     cells = picture[half:, half:].mean(axis=-1).reshape(2, half // 2, 4, half // 4).mean(axis=(1, 3))
     return int("".join(str(int(cell > 128)) for cell in cells.ravel()), 2)
+
+
+def test_a_file_that_picture_and_sound_share_is_read_once_and_gives_the_same(tmp_path, monkeypatch):
+    """What one decoder leaves open changes nothing for the next."""
+    opened = []
+    original = features.decode.media.open_source
+    monkeypatch.setattr(features.decode.media, "open_source", lambda uri: opened.append(uri) or original(uri))
+    for suffix in ("mp4", "mkv"):
+        path = write_media(tmp_path / f"a.{suffix}", numbered(40), sound=sine(440, 1.6), bframes=2)
+        for segment in ((None, None), (0.7, 1.2)):
+            opened.clear()
+            sample = encode_clip(*clip(path, *segment), EVERY).features
+            assert opened == [str(path)]
+            np.testing.assert_array_equal(sample["video"], decode_frames(path, EVERY.video, *segment).values)
+            np.testing.assert_array_equal(sample["audio"], encode_audio(path, EVERY.audio, *segment).values)

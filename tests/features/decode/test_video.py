@@ -201,7 +201,7 @@ def test_a_file_without_pictures_has_no_frames(tmp_path, decoder):
 def test_bytes_from_a_remote_file_decode_like_the_file(clip, decoder, monkeypatch):
     spec = VideoSpec(size=32, decoder=decoder)
     expected = decode_frames(clip, spec, 0.3).values
-    monkeypatch.setattr(features.decode.video, "open_source", lambda uri: io.BytesIO(Path(uri).read_bytes()))
+    monkeypatch.setattr(features.decode.media, "open_source", lambda uri: io.BytesIO(Path(uri).read_bytes()))
     np.testing.assert_array_equal(decode_frames(clip, spec, 0.3).values, expected)
 
 
