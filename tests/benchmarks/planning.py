@@ -39,15 +39,16 @@ from features.corpus.manifest import read_corpus
 from features.corpus.validation import validate
 from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.store import StoreSpec
-from features.store.plan import write_plan
+from features.store.plan import remove_plan, write_plan
 from features.store.shards import create_store
 from features.decode.specs import DECODING
 corpus = read_corpus(f"{folder}/corpus.parquet")
 report = validate(corpus)
 features = EncoderSpec(VideoSpec(), AudioSpec()).features()
 spec = StoreSpec(features, report.tasks, report.splits, 64, report.digest, decoding=DECODING)
-begun = time.monotonic()
-write_plan(create_store(f"{folder}/store", spec), corpus)""",
+store, begun = create_store(f"{folder}/store", spec), time.monotonic()
+remove_plan(store)
+write_plan(store, corpus)""",
     "extract --dry-run, 99 % indexed": """
 from pipelines.extract import ExtractConfig, extract
 extract(ExtractConfig(f"{folder}/corpus.parquet", f"{folder}/store", dry_run=True))""",
@@ -91,6 +92,8 @@ class PlanningConfig:
     """clips of the manifest"""
     folder: str = ""
     """where the manifest and the store are kept, and taken from if they are there; none = a temporary folder"""
+    only: str = ""
+    """measure the steps whose names begin so"""
 
 
 def main() -> int:
@@ -102,6 +105,8 @@ def main() -> int:
         if not (folder / "corpus.parquet").exists():
             write_manifest(folder, config.rows)
         for step, code in STEPS.items():
+            if not step.startswith(config.only):
+                continue
             if step.startswith("extract --dry-run, 99"):
                 write_parts(folder / "store", leave=100)
             elif step.startswith("train: check the"):
