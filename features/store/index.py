@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -27,6 +28,7 @@ from filelock import FileLock
 from features.files import publish
 
 KEPT = re.compile("clip_id|split|shard|offset|nbytes|duration|fold|tokens_.*|label_.*")  # columns
+NAMED = ("split", "shard")  # columns that a part's name holds already
 MANY = 2000  # parts from which on they are kept in one file
 COPIES = 3  # files of one user on a host; older ones are removed
 ROWS = 1 << 18  # of a table, more or less
@@ -49,16 +51,25 @@ def read_parts(fs: pafs.FileSystem, parts: Iterable[pafs.FileInfo], schema: pa.S
 
     A column that a part lacks is null there. Raises pyarrow.ArrowInvalid, naming the file, for one that is damaged.
     """
-    for _, several in groupby(parts, split_of):
-        waiting, rows = [], 0
-        for table in _each(fs, list(several), schema):
+    stored = pa.schema([field for field in schema if field.name not in NAMED])
+    for split, several in groupby(parts, split_of):
+        waiting, shards, rows = [], [], 0
+        own = list(several)
+        for part, table in zip(own, _each(fs, own, stored), strict=True):
             waiting.append(table)
+            shards.append(part.base_name.removesuffix(".parquet"))
             rows += len(table)
-            if rows >= ROWS:
-                yield pa.concat_tables(waiting).combine_chunks()
-                waiting, rows = [], 0
-        if waiting:
-            yield pa.concat_tables(waiting).combine_chunks()
+            if rows >= ROWS or part is own[-1]:
+                yield _joined(waiting, split, shards, schema)
+                waiting, shards, rows = [], [], 0
+
+
+def _joined(tables: list[pa.Table], split: str, shards: list[str], schema: pa.Schema) -> pa.Table:
+    """Parts as one table, with what their names say."""
+    table = pa.concat_tables(tables).combine_chunks()
+    of_row = np.repeat(np.arange(len(shards)), [len(part) for part in tables])
+    named = {"split": pa.repeat(split, len(of_row)), "shard": pa.array(shards, pa.string()).take(pa.array(of_row))}
+    return pa.table([named[n] if n in NAMED else table[n] for n in schema.names], schema=schema)
 
 
 def count_rows(fs: pafs.FileSystem, parts: Iterable[pafs.FileInfo]) -> int:
@@ -124,19 +135,13 @@ def _each(fs: pafs.FileSystem, parts: Sequence[pafs.FileInfo], schema: pa.Schema
 def _read(fs: pafs.FileSystem, part: pafs.FileInfo, schema: pa.Schema) -> pa.Table:
     with fs.open_input_file(part.path) as file:
         content = file.read_buffer()  # whole: one request
-    shard = part.base_name.removesuffix(".parquet")
-    named = {"split": split_of(part), "shard": shard}  # they are in its name
     with _named(part):
-        found = pq.ParquetFile(pa.BufferReader(content))
-        table = found.read([name for name in schema.names if name not in named], use_threads=False)
-    rows, has = found.metadata.num_rows, set(table.column_names)
-
-    def column(wanted: pa.Field) -> pa.Array | pa.ChunkedArray:
-        if wanted.name in named:
-            return pa.repeat(named[wanted.name], rows)
-        return table[wanted.name].cast(wanted.type) if wanted.name in has else pa.nulls(rows, wanted.type)
-
-    return pa.table([column(wanted) for wanted in schema], schema=schema)
+        table = pq.ParquetFile(pa.BufferReader(content)).read(schema.names or ["clip_id"], use_threads=False)
+    if table.schema.equals(schema):
+        return table
+    has, rows = set(table.column_names), len(table)
+    columns = [table[f.name].cast(f.type) if f.name in has else pa.nulls(rows, f.type) for f in schema]
+    return pa.table(columns, schema=schema) if columns else table
 
 
 @contextlib.contextmanager
