@@ -6,10 +6,10 @@ NEUTRAL; a new name a line in RENAMED; and nothing else has to be done.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # jobs that load no model read how options are called
+    from torch import Tensor
 
 VERSION = 3
 # {version: {option: how all files of earlier versions behave}}, by dotted name.
@@ -99,7 +99,7 @@ def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
     return {RENAMED.get(name, name): value for name, value in options.items()}
 
 
-def completed_weights(weights: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def completed_weights(weights: Mapping[str, "Tensor"], model: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """Weights by name with those of NEUTRAL that they lack and `model`, a fresh model's, has."""
     missing: Collection[str] = NEUTRAL.keys() & model.keys() - weights.keys()
-    return {**weights, **{name: torch.full_like(model[name], NEUTRAL[name]) for name in missing}}
+    return {**weights, **{name: model[name].new_full(model[name].shape, NEUTRAL[name]) for name in missing}}

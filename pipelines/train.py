@@ -40,7 +40,6 @@ from pipelines.training.run_folder import (
     finish,
     open_run,
     prepare,
-    print_inputs,
     sole_owner,
     title,
     track_result,
@@ -87,12 +86,12 @@ def train(config: TrainConfig) -> None:
     """The job: check, claim the output folder, train on the cluster, print the test result."""
     config = replace(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
     config = as_begun(config)
-    check(config.store, config.recipe)
+    inputs = check(config.store, config.recipe)
     with sole_owner(config.out):
         started = claim(config, may_differ=CHANGEABLE)
         if (finished := read_json(config.out, "metrics.json")) is not None:
             return show_finished(config, started, finished)
-        print_inputs(config.store, config.recipe)
+        print(*inputs, sep="\n", flush=True)
         uri = prepare(config.out)
         run = open_training_run(config, started, uri)
         print(

@@ -12,19 +12,18 @@ bytes on any cluster. Writing is in `features.store.shards`; this file is the on
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from features.errors import StoreError
 from features.files import list_files, open_fs
+from features.store.index import count_rows, open_kept, read_parts, schema_of, split_of
 from features.store.samples import unpack
 from features.store.spec import StoreSpec
-
-if TYPE_CHECKING:
-    import pyarrow.dataset as ds
 
 OPEN_SHARDS = 128  # files that one reader keeps open: a large store has more shards than a process may open files
 
@@ -59,20 +58,39 @@ class Store:
         fold: cross-validation: this fold is the test split, the next one the val split, all others train, whatever
         the manifest's splits are. Raises StoreError where there is no such fold.
         """
-        return self._table("index", columns, None if split is None else self._condition(split, fold))
+        return pa.concat_tables(self.index_tables(split, columns, fold))
+
+    def index_tables(
+        self, split: str | None = None, columns: list[str] | None = None, fold: int | None = None
+    ) -> Iterator[pa.Table]:
+        """The same rows, a large table of one split at a time, an empty one first: for an index of millions."""
+        parts = self._parts("index")
+        schema = schema_of(self.fs, parts[0])
+        names = schema.names if columns is None else columns
+        yield schema.empty_table().select(names)
+        condition = None if split is None or fold is None else self._held_out(split, fold)
+        read = names if condition is None else [*names, *{"fold"}.difference(names)]
+        kept = open_kept(self.fs, parts)
+        whole = split is None or condition is not None
+        if kept is not None and {*read} <= {*kept[0].schema.names}:
+            own_batches = (batch for batch in kept if whole or batch["split"][0].as_py() == split)
+            tables = map(pa.Table.from_batches, zip(own_batches, strict=True))
+        else:
+            own = (part for part in parts if whole or split_of(part) == split)
+            tables = read_parts(self.fs, own, pa.schema([schema.field(name) for name in read]))
+        for table in tables:
+            yield (table if condition is None else table.filter(condition)).select(names)
 
     def folds(self) -> list[int]:
         """The folds of cross-validation. Raises StoreError where there are fewer than three, or a clip has none."""
-        column = self._table("index", ["fold"])["fold"]
+        column = self.index(columns=["fold"])["fold"]
         folds = sorted(pc.unique(column.drop_null()).to_pylist())
         if len(folds) < 3 or column.null_count:
             lack = f"{column.null_count} clips have no fold" if column.null_count else f"it has {len(folds)} folds"
             raise StoreError(f"{self.uri} has no cross-validation: {lack}; its corpus needs 3 or more in column fold")
         return folds
 
-    def _condition(self, split: str, fold: int | None) -> pc.Expression:
-        if fold is None:
-            return pc.field("split") == split
+    def _held_out(self, split: str, fold: int) -> pc.Expression:
         folds = self.folds()
         if fold not in folds:
             raise StoreError(f"{self.uri} has no fold {fold}; it has {', '.join(map(str, folds))}")
@@ -82,7 +100,9 @@ class Store:
 
     def failures(self) -> pa.Table:
         """One row per clip that could not be used."""
-        return self._table("failures")
+        parts = self._parts("failures")
+        schema = schema_of(self.fs, parts[0])
+        return pa.concat_tables([schema.empty_table(), *read_parts(self.fs, parts, schema)])
 
     def committed(self) -> set[str]:
         """Names of the shards whose index part exists."""
@@ -95,10 +115,12 @@ class Store:
 
     def counts(self) -> tuple[int, int]:
         """Rows indexed and rows failed, from the parts' footers."""
-        return self._rows("index"), self._rows("failures")
+        return self._count_indexed(), count_rows(self.fs, list_files(self.fs, f"{self.path}/failures"))
 
     def require_complete(self) -> None:
         """Raise StoreError unless every row of the manifest is indexed or failed."""
+        if self._count_indexed() == self.spec.rows:
+            return  # so that none failed
         indexed, failed = self.counts()
         if indexed + failed != self.spec.rows:
             raise StoreError(
@@ -145,18 +167,13 @@ class Store:
             self._shards[shard] = self.fs.open_input_file(f"{self.path}/shards/{shard}.tar")
         return self._shards[shard].read_at(nbytes, offset)
 
-    def _parts(self, folder: str) -> "ds.Dataset | None":
-        import pyarrow.dataset as ds  # here, for it loads pandas, which no decoding process needs
+    def _count_indexed(self) -> int:
+        parts = list_files(self.fs, f"{self.path}/index")
+        kept = open_kept(self.fs, parts)
+        return count_rows(self.fs, parts) if kept is None else sum(batch.num_rows for batch in kept)
 
-        paths = [info.path for info in list_files(self.fs, f"{self.path}/{folder}")]
-        return ds.dataset(paths, filesystem=self.fs, format="parquet") if paths else None
-
-    def _table(self, folder: str, columns: list[str] | None = None, condition: pc.Expression | None = None) -> pa.Table:
-        parts = self._parts(folder)
-        if parts is None:
+    def _parts(self, folder: str) -> list[pafs.FileInfo]:
+        parts = list_files(self.fs, f"{self.path}/{folder}")
+        if not parts:
             raise StoreError(f"{self.uri} has no {folder} parts yet: run pipelines/extract.py to the end first")
-        return parts.to_table(columns=columns, filter=condition)
-
-    def _rows(self, folder: str) -> int:
-        parts = self._parts(folder)
-        return 0 if parts is None else parts.count_rows()
+        return parts

@@ -30,10 +30,11 @@ FORWARDED = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_APPLICATION_CREDENTIALS", "DAT
 _started_own = False
 
 
-def start_ray(**options: Any) -> None:
+def start_ray(dashboard: bool = True, **options: Any) -> None:
     """Join the cluster that runs this job, or start a Ray of our own on this machine; options: those of `ray.init`.
 
-    Workers of a cluster that is joined get the driver's MLFLOW_* variables and credentials: it was started without.
+    dashboard: whether a Ray of our own has one, which Ray Tune needs and which takes seconds to start. Workers of a
+    cluster that is joined get the driver's MLFLOW_* variables and credentials: it was started without.
     """
     global _started_own
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
@@ -48,6 +49,8 @@ def start_ray(**options: Any) -> None:
     if address != "local":
         _require_answer(address)
         options = {"runtime_env": {"env_vars": forwarded_variables(address)}} | options
+    if address == "local":
+        options.setdefault("include_dashboard", dashboard)
     if address == "local" and "_temp_dir" not in options and (folder := short_ray_folder()):
         options["_temp_dir"] = folder
     started = {"address": address, "log_to_driver": True, "logging_level": "warning"} | options

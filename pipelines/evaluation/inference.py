@@ -84,7 +84,7 @@ def answer(
     from pipelines.common.cluster import start_ray
 
     require(ray_access())
-    start_ray()
+    start_ray(dashboard=False)
     return _merged(_answer_on_cluster(model, store, rows, question, concurrency, gpus), rows, question, model)
 
 

@@ -39,17 +39,19 @@ class SplitDataset(Dataset):
         wanted = ["clip_id", "shard", "offset", "nbytes", *(f"label_{name}" for name in tasks)]
         wanted += ["duration"] * any(declared[name].kind == "events" for name in tasks)
         self.modalities = tuple(features)
-        table = store.index(split, wanted, fold)
-        columns = dict(zip(table.column_names, table.columns, strict=True))
-        del table  # what becomes an array is let go, column by column
-        self.offsets, self.nbytes = (columns.pop(name).to_numpy() for name in ("offset", "nbytes"))
+        self._shard_names: list[str] = []
+        pieces = [self._arrays(table, tasks, declared) for table in store.index_tables(split, wanted, fold)]
+        columns = {name: _joined([piece.pop(name) for piece in pieces]) for name in wanted}
+        self.offsets, self.nbytes, self.shards = (columns.pop(name) for name in ("offset", "nbytes", "shard"))
+        self._clip_ids, seconds = columns.pop("clip_id"), columns.pop("duration", None)
+        self.targets = {name: columns[f"label_{name}"] for name in tasks}
+        self.targets |= {
+            name: Events(declared[name], labels, seconds)
+            for name, labels in self.targets.items()
+            if declared[name].kind == "events"
+        }
         self.cached = bool(self.nbytes.sum() <= cache_bytes)
         self.store = store if self.cached else Store(store.uri)  # a reading process is none of Ray's: it cannot share
-        shards = columns.pop("shard").dictionary_encode().unify_dictionaries().combine_chunks()
-        self.shards, self._shard_names = shards.indices.to_numpy(), shards.dictionary.to_pylist()
-        seconds = columns.pop("duration").to_numpy() if "duration" in columns else None
-        self.targets = {name: _encoded(declared[name], columns.pop(f"label_{name}"), seconds) for name in tasks}
-        self._clip_ids = columns.pop("clip_id")
         self._cache: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
@@ -73,6 +75,15 @@ class SplitDataset(Dataset):
     def missing(self, rows: Iterable[int]) -> list[int]:
         """The rows, without padding, that are not in memory."""
         return [row for row in rows if row >= 0 and row not in self._cache]
+
+    def _arrays(self, table: pa.Table, tasks: Iterable[str], declared: Mapping[str, Task]) -> dict[str, Any]:
+        """Some rows of the index by column: arrays, and Arrow's own of what is looked at by row alone."""
+        columns: dict[str, Any] = dict(zip(table.column_names, table.columns, strict=True))
+        shards = columns["shard"].combine_chunks().dictionary_encode()
+        found = {"clip_id": columns["clip_id"], "shard": shards.indices.to_numpy() + np.int32(len(self._shard_names))}
+        self._shard_names += shards.dictionary.to_pylist()
+        found |= {name: columns[name].to_numpy() for name in ("offset", "nbytes", "duration") if name in columns}
+        return found | {f"label_{name}": _encoded(declared[name], columns[f"label_{name}"]) for name in tasks}
 
     def _samples(self, rows: Sequence[int], read: Callable[[list[int]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
         new = self.missing(rows)
@@ -101,21 +112,27 @@ def sample(
 class Events:
     """Class indices of all bins by row, made when they are looked at."""
 
-    def __init__(self, task: Task, labels: pa.Array, seconds: np.ndarray) -> None:
+    def __init__(self, task: Task, labels: pa.ChunkedArray, seconds: np.ndarray) -> None:
         self.task, self.labels, self.seconds = task, labels, seconds
 
     def __getitem__(self, row: int) -> np.ndarray:
         return self.task.encode_events(self.labels[row].as_py(), self.seconds[row])
 
 
-def _encoded(task: Task, labels: pa.ChunkedArray, seconds: np.ndarray | None) -> Any:
-    """A task's targets by row: int64 class indices, -1 missing; float64 numbers, NaN missing; or `Events`."""
+def _joined(pieces: list[Any]) -> Any:
+    """Arrays in one; Arrow's columns stay in their pieces."""
+    if isinstance(pieces[0], pa.ChunkedArray):
+        return pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], pieces[0].type)
+    return np.concatenate(pieces)
+
+
+def _encoded(task: Task, labels: pa.ChunkedArray) -> Any:
+    """A task's targets by row: int64 class indices, -1 missing; float64 numbers, NaN missing; events as they are."""
     if task.kind == "events":
-        assert seconds is not None
-        return Events(task, labels.combine_chunks(), seconds)
+        return labels
     if task.kind != "classification":
         return pc.cast(labels, pa.float64()).to_numpy()
-    values = labels.dictionary_encode().unify_dictionaries().combine_chunks()
+    values = labels.combine_chunks().dictionary_encode()
     known = [task.encode(value) for value in values.dictionary.to_pylist()]
     codes = np.array([MISSING_CLASS if code is None else code for code in [*known, None]], dtype=np.int64)
     return codes[pc.fill_null(values.indices, len(known)).to_numpy()]

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow.compute as pc
 import ray
 import ray.train
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from features.files import list_files
 from features.store import Store
 from features.store.reader import Place
 
@@ -26,7 +26,7 @@ def fits(store: Store) -> bool:
     """Whether this host's shared memory has room for every sample of a store."""
     here = ray.get_runtime_context().get_node_id()
     room = next(node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["NodeID"] == here)
-    return (pc.sum(store.index(columns=["nbytes"])["nbytes"]).as_py() or 0) <= SHARE * room
+    return sum(tar.size for tar in list_files(store.fs, f"{store.path}/shards")) <= SHARE * room
 
 
 class SharedStore(Store):

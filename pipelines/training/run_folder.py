@@ -66,55 +66,55 @@ class JobConfig(Protocol):
 Config = TypeVar("Config", bound=JobConfig)
 
 
-def check(store_uri: str, recipe: Recipe) -> None:
+def check(store_uri: str, recipe: Recipe) -> list[str]:
     """Everything about the input that can be wrong, before anything is started or written.
 
-    Raises JobError for what cannot be learned; prints what can be learned in part only.
+    Returns lines that say which clips, modalities and tasks the run reads, and in how many clips each of them is
+    missing. Raises JobError for what cannot be learned; prints what can be learned in part only.
     """
     store = Store(store_uri)
     store.require_complete()
     model = build_model(store, recipe)
     check_names(recipe.loader, store, model.tasks)
+    columns = [*(f"label_{task}" for task in model.tasks), *(f"tokens_{name}" for name in model.features)]
+    clips, lacking = dict.fromkeys(SPLITS, 0), dict.fromkeys(columns, 0)
     for split in SPLITS:
-        columns = [*(f"label_{task}" for task in model.tasks), *(f"tokens_{name}" for name in model.features)]
         index = store.index(split, columns, recipe.loader.fold)
-        if not len(index):
-            raise JobError(f"{store_uri}: no usable clip in split {split}; see its failures")
-        missing = [task for task in model.tasks if index[f"label_{task}"].null_count == len(index)]
-        if len(missing) == len(model.tasks):
-            raise JobError(f"{store_uri}: no clip in split {split} has a label of {', '.join(missing)}")
-        if missing and split == "train":
-            raise JobError(
-                f"task {missing[0]}: no training clip has a label of it, so nothing would be learned; leave it out "
-                "with --tasks"
-            )
-        for task in missing:
-            where = "counts for nothing in val/score" if split == "val" else "is not tested"
-            print(f"task {task}: no clip in split {split} has a label of it, so it {where}", flush=True)
-        if split == "train":
-            check_training_clips(model, index)
-
-
-def print_inputs(store_uri: str, recipe: Recipe) -> None:
-    """Say which clips, modalities and tasks a run reads, and in how many clips each of them is missing."""
-    store = Store(store_uri)
-    model = build_model(store, recipe)
-    columns = [*(f"tokens_{name}" for name in model.features), *(f"label_{name}" for name in model.tasks)]
-    splits = {split: store.index(split, columns, recipe.loader.fold) for split in SPLITS}
-    index = pa.concat_tables(splits.values())
-    print(f"reading {store_uri}: {', '.join(f'{len(part)} {split}' for split, part in splits.items())} clips")
-    for name in model.features:
-        print_missing(
-            f"modality {name}", len(index) - (pc.sum(pc.greater(index[f"tokens_{name}"], 0)).as_py() or 0), index
-        )
+        check_split(store_uri, split, model, index)
+        clips[split] = len(index)
+        for column in columns:
+            values = index[column]
+            absent = values.is_null() if column.startswith("label_") else pc.invert(pc.greater(values, 0))
+            lacking[column] += pc.sum(pc.fill_null(absent, True)).as_py() or 0
+    total = sum(clips.values())
+    lines = [f"reading {store_uri}: {', '.join(f'{count} {split}' for split, count in clips.items())} clips"]
+    named = {f"tokens_{name}": f"modality {name}" for name in model.features}
     for name, task in model.tasks.items():
         kind = f"{task.kind}, {len(task.classes)} classes" if task.has_classes else task.kind
-        print_missing(f"task {name} ({kind})", index[f"label_{name}"].null_count, index)
+        named[f"label_{name}"] = f"task {name} ({kind})"
+    for column, what in named.items():
+        where = f"missing in {lacking[column]} of {total}" if lacking[column] else "in all"
+        lines.append(f"  {what}: {where} clips")
+    return lines
 
 
-def print_missing(what: str, missing: int, index: pa.Table) -> None:
-    """A line on one input of a run."""
-    print(f"  {what}: {f'missing in {missing} of {len(index)}' if missing else 'in all'} clips", flush=True)
+def check_split(store_uri: str, split: str, model: MultimodalModel, index: pa.Table) -> None:
+    """Whether a split's clips can be learned from, or judged by: as `check`."""
+    if not len(index):
+        raise JobError(f"{store_uri}: no usable clip in split {split}; see its failures")
+    missing = [task for task in model.tasks if index[f"label_{task}"].null_count == len(index)]
+    if len(missing) == len(model.tasks):
+        raise JobError(f"{store_uri}: no clip in split {split} has a label of {', '.join(missing)}")
+    if missing and split == "train":
+        raise JobError(
+            f"task {missing[0]}: no training clip has a label of it, so nothing would be learned; leave it out with "
+            "--tasks"
+        )
+    for task in missing:
+        where = "counts for nothing in val/score" if split == "val" else "is not tested"
+        print(f"task {task}: no clip in split {split} has a label of it, so it {where}", flush=True)
+    if split == "train":
+        check_training_clips(model, index)
 
 
 def check_training_clips(model: MultimodalModel, index: pa.Table) -> None:

@@ -1,32 +1,87 @@
-"""Planning and resuming a million clips: seconds and peak memory of `extract.py --dry-run`.
+"""Millions of clips before the first one is decoded, or learned from: seconds and peak memory of each step.
 
-    python -m tests.benchmarks.planning [--rows 1000000]
+    python -m tests.benchmarks.planning [--rows 10000000] [--folder KEPT]
 
-Once without a store, once with 99 % of the rows in the index already (parts as the extract job writes them, without
-the features themselves).
+The extract job's dry run without a store, writing the plan, the dry run with 99 % of the rows in the index, what the
+train job checks, and one worker's start up to its first batch. The index has parts as the extract job writes them, of
+64 rows each; features are left out (the worker is given the same one for every clip). On a machine with other work the
+seconds of the processor, of all threads, say more than those of the clock.
 """
 
+import contextlib
+import json
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from features.corpus.manifest import SPLITS
+from features.store import Store
+from features.store.plan import planned_rows
+from features.store.shards import FAILURE_SCHEMA, index_schema
+from infra.head import ROOT
+
+STEPS = {
+    "extract --dry-run, no store": """
+from pipelines.extract import ExtractConfig, extract
+extract(ExtractConfig(f"{folder}/corpus.parquet", f"{folder}/new", dry_run=True))""",
+    "extract: write the plan": """
 from features.corpus.manifest import read_corpus
 from features.corpus.validation import validate
 from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.store import StoreSpec
-from features.store.plan import planned_rows, write_plan
-from features.store.shards import FAILURE_SCHEMA, FOLDERS, create_store, index_schema
-from infra.head import ROOT
+from features.store.plan import remove_plan, write_plan
+from features.store.shards import create_store
+from features.decode.specs import DECODING
+corpus = read_corpus(f"{folder}/corpus.parquet")
+report = validate(corpus)
+features = EncoderSpec(VideoSpec(), AudioSpec()).features()
+spec = StoreSpec(features, report.tasks, report.splits, 64, report.digest, decoding=DECODING)
+store, begun = create_store(f"{folder}/store", spec), time.monotonic()
+remove_plan(store)
+write_plan(store, corpus)""",
+    "extract --dry-run, 99 % indexed": """
+from pipelines.extract import ExtractConfig, extract
+extract(ExtractConfig(f"{folder}/corpus.parquet", f"{folder}/store", dry_run=True))""",
+    "train: check the store (reads the index)": """
+from pipelines.training.learner import Recipe
+from pipelines.training.run_folder import check
+check(f"{folder}/store", Recipe())""",
+    "train: check it again": """
+from pipelines.training.learner import Recipe
+from pipelines.training.run_folder import check
+check(f"{folder}/store", Recipe())""",
+    "train: one worker's start": """
+import numpy as np
+from features.store import Store
+from pipelines.training.learner import Learner, Recipe
+
+class Hollow(Store):
+    def read(self, shard, offset, nbytes):
+        found = {name: np.zeros((4, *f.shape), f.dtype) for name, f in self.spec.features.items()}
+        return found | {"json": {"clip_id": f"clip-{offset:08d}"}}
+
+learner = Learner(Hollow(f"{folder}/store"), Recipe())
+print(next(learner.train.batches(0)).clip_ids[:2])""",
+}
+# In a process of its own: the peak of a process is at least what its parent had when it was forked.
+TIMED = """
+import json, resource, sys, time
+begun, folder = time.monotonic(), sys.argv[1]
+sys.argv[1:] = []
+{}
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps([time.monotonic() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e6]))
+"""
 
 
 @dataclass(frozen=True)
@@ -35,76 +90,101 @@ class PlanningConfig:
 
     rows: int = 1_000_000
     """clips of the manifest"""
+    folder: str = ""
+    """where the manifest and the store are kept, and taken from if they are there; none = a temporary folder"""
+    only: str = ""
+    """measure the steps whose names begin so"""
 
 
 def main() -> int:
-    """Measure both, print a table."""
+    """Measure each step, print a table."""
     config = tyro.cli(PlanningConfig, description=__doc__)
-    table = Table("dry run", "s", "peak GB", title=f"{config.rows:,} clips")
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = write_manifest(Path(folder), config.rows)
-        for name, store in (("fresh", "new"), ("99 % indexed", "old")):
-            if store == "old":
-                write_store(Path(folder, store), manifest)
-            seconds, memory, said = dry_run(manifest, Path(folder, store))
-            print(said.strip().splitlines()[2], flush=True)
-            table.add_row(name, f"{seconds:.0f}", f"{memory:.2f}")
+    table = Table("step", "s", "CPU s", "peak GB", title=f"{config.rows:,} clips")
+    with contextlib.ExitStack() as kept:
+        folder = Path(config.folder or kept.enter_context(tempfile.TemporaryDirectory()))
+        if not (folder / "corpus.parquet").exists():
+            write_manifest(folder, config.rows)
+        for step, code in STEPS.items():
+            if not step.startswith(config.only):
+                continue
+            if step.startswith("extract --dry-run, 99"):
+                write_parts(folder / "store", leave=100)
+            elif step.startswith("train: check the"):
+                write_parts(folder / "store", leave=0)
+            seconds, processor, memory = measure(code, folder)
+            table.add_row(step, f"{seconds:.1f}", f"{processor:.1f}", f"{memory:.2f}")
+            print(f"{step}: {seconds:.1f} s, CPU {processor:.1f} s, {memory:.2f} GB", file=sys.stderr, flush=True)
     Console(width=80).print(table)
     return 0
 
 
-def write_manifest(folder: Path, rows: int) -> Path:
+def measure(code: str, folder: Path) -> tuple[float, float, float]:
+    """Seconds from the start of a process or from where it says so; its processor's seconds, and its peak GB."""
+    shell = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, *sys.argv[1:]]).returncode)"
+    command = [sys.executable, "-c", shell, "-c", TIMED.format(code), str(folder)]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    seconds, processor, memory = json.loads(done.stdout.splitlines()[-1])
+    return seconds, processor, memory
+
+
+def write_manifest(folder: Path, rows: int, at_once: int = 500_000) -> None:
     """A manifest whose first file exists."""
     (folder / "clips" / "000").mkdir(parents=True)
-    (folder / "clips" / "000" / "0000000.mp4").touch()
-    splits = np.random.default_rng(0).choice(["train", "val", "test"], rows, p=[0.8, 0.1, 0.1])
-    columns = {
-        "clip_id": [f"clip-{n:07d}" for n in range(rows)],
-        "video": [f"clips/{n % 1000:03d}/{n:07d}.mp4" for n in range(rows)],
-        "split": splits,
-        "group": [f"g{n}" for n in range(rows)],
-        "label": np.random.default_rng(1).choice(list("abcdef"), rows),
-    }  # fmt: skip
-    pq.write_table(pa.table(columns), folder / "corpus.parquet")
-    return folder / "corpus.parquet"
+    (folder / "clips" / "000" / "00000000.mp4").touch()
+    names = ["clip_id", "video", "split", "group", "label"]
+    schema = pa.schema([(name, pa.string()) for name in names])
+    with pq.ParquetWriter(folder / "corpus.parquet", schema) as file:
+        for first in range(0, rows, at_once):
+            rng = np.random.default_rng(first)
+            numbers = np.arange(first, min(first + at_once, rows))
+            eight = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), 8, "0")
+            last = pc.utf8_slice_codeunits(eight, 5)
+            columns = [
+                pc.binary_join_element_wise("clip", eight, "-"),
+                pc.binary_join_element_wise("clips/", last, "/", eight, ".mp4", ""),
+                pa.array(rng.choice(SPLITS, len(numbers), p=[0.8, 0.1, 0.1])),
+                pc.binary_join_element_wise("g", eight, ""),
+                pa.array(rng.choice(list("abcdef"), len(numbers))),
+            ]
+            file.write_table(pa.table(columns, schema=schema))
 
 
-def write_store(folder: Path, manifest: Path) -> None:
-    """A store of which 99 % of the shards have their parts."""
-    corpus = read_corpus(str(manifest))
-    report = validate(corpus)
-    spec = StoreSpec(EncoderSpec(VideoSpec(), AudioSpec()).features(), report.tasks, report.splits, 64, report.digest)
-    store = create_store(str(folder), spec)
-    write_plan(store, corpus)
-    schema = index_schema(spec, pa.schema([corpus.schema.field(label) for label in corpus.labels]))
-    names = list(spec.shards())
-    for name in names[: int(len(names) * 0.99)]:
-        rows = pa.Table.from_batches([planned_rows(store, name)])
-        known = {"label_label": rows["label"], "uri_video": rows["video"], "shard": pa.array([name] * len(rows))}
-        columns = [
-            known[f.name] if f.name in known
-            else rows[f.name] if f.name in rows.column_names
-            else pa.nulls(len(rows), f.type)
-            for f in schema
-        ]  # fmt: skip
-        pq.write_table(pa.table(columns, schema=schema), folder / "index" / f"{name}.parquet")
-        pq.write_table(FAILURE_SCHEMA.empty_table(), folder / "failures" / f"{name}.parquet")
-        (folder / "shards" / f"{name}.tar").touch()
-    assert all((folder / sub).is_dir() for sub in FOLDERS)
+def write_parts(folder: Path, leave: int) -> None:
+    """Index and failures parts of a planned store, as if its shards were extracted.
+
+    leave: of so many shards each one is left out, 0 = none. A clip's number is its offset.
+    """
+    store = Store(str(folder))
+    labels = pa.schema([(task.name, pa.string()) for task in store.spec.tasks])
+    schema, none = index_schema(store.spec, labels), pa.BufferOutputStream()
+    pq.write_table(FAILURE_SCHEMA.empty_table(), none)
+    committed = store.committed()
+    for number, name in enumerate(store.spec.shards()):
+        if name in committed or (leave and number % leave == 0):
+            continue
+        table = pa.Table.from_batches([planned_rows(store, name)])
+        pq.write_table(indexed(table, name, schema), folder / "index" / f"{name}.parquet")
+        (folder / "failures" / f"{name}.parquet").write_bytes(none.getvalue())
 
 
-def dry_run(manifest: Path, store: Path) -> tuple[float, float, str]:
-    """Seconds, peak memory in GB, and what it said."""
-    command = [sys.executable, "pipelines/extract.py", "--corpus", str(manifest), "--store", str(store), "--dry-run"]
-    code = (
-        "import resource, subprocess, sys; r = subprocess.run(sys.argv[1:]).returncode; "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr); sys.exit(r)"
-    )
-    begun = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return time.monotonic() - begun, int(done.stderr.split()[-1]) / 1e6, done.stdout
+def indexed(rows: pa.Table, shard: str, schema: pa.Schema) -> pa.Table:
+    """The index part of a shard's planned rows."""
+    count = len(rows)
+    known = {
+        "label_label": rows["label"],
+        "uri_video": rows["video"],
+        "shard": pa.array([shard] * count),
+        "offset": pc.utf8_slice_codeunits(rows["clip_id"], 5).cast(pa.int64()),
+        "nbytes": pa.array([1] * count),
+        "duration": pa.array([3.0] * count),
+    } | {name: pa.array([4] * count, pa.int32()) for name in schema.names if name.startswith("tokens_")}
+    columns = [
+        known[f.name] if f.name in known
+        else rows[f.name] if f.name in rows.column_names
+        else pa.nulls(count, f.type)
+        for f in schema
+    ]  # fmt: skip
+    return pa.table(columns, schema=schema)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,8 @@ class Options:
     """features per token"""
     epochs: int = 6
     """of each side"""
+    device: str = "cpu"
+    """of all workers, where torchrun starts them"""
     bare: str = ""
     """the store, where torchrun calls this; leave it empty"""
 
@@ -83,9 +85,9 @@ def write_store(folder: str, clips: int) -> Store:
 
 def bare_loop(options: Options) -> None:
     """What torchrun starts: the loop without Ray, MLflow or checkpoints. Rank 0 prints its epochs' metrics."""
-    dist.init_process_group()
+    dist.init_process_group("gloo")  # NCCL refuses two workers on one device
     torch.set_num_threads(options.threads)
-    learner = Learner(options.bare, options.recipe(), dist.get_rank(), dist.get_world_size())
+    learner = Learner(options.bare, options.recipe(), dist.get_rank(), dist.get_world_size(), options.device)
     epochs = [epoch.metrics for epoch in learner.fit()]
     if dist.get_rank() == 0:
         print("EPOCHS " + json.dumps([{k: v for k, v in m.items() if k.startswith("perf/")} for m in epochs]))

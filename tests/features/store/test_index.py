@@ -1,0 +1,96 @@
+"""An index of many parts: each is read once on a host, and only those of the split that is asked for."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from storefiles import make_clips, write_store
+
+import features.store.index as parts
+from features.store import Store
+
+ASKED = (None, ["label_label", "clip_id", "nbytes"], ["shard", "split"])
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return write_store(tmp_path / "store", make_clips(29, 3, 5))
+
+
+@pytest.fixture
+def many(monkeypatch):
+    monkeypatch.setattr(parts, "MANY", 2)
+
+
+def part(store, name):
+    return Path(store.uri, "index", f"{name}.parquet")
+
+
+def spoil(path):
+    """Other bytes, of which neither size nor time tell."""
+    about = path.stat()
+    path.write_bytes(bytes(about.st_size))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+@pytest.mark.parametrize("split", [None, "train", "test"])
+@pytest.mark.parametrize("rows", [1, 10, 1 << 18])
+def test_few_parts_and_many_give_the_same_rows(store, split, rows, monkeypatch):
+    monkeypatch.setattr(parts, "ROWS", rows)
+    one_by_one = [store.part("index", name) for name in store.spec.shards() if split in (None, name.split("-")[0])]
+    few = [store.index(split, columns) for columns in ASKED]
+    monkeypatch.setattr(parts, "MANY", 2)
+    expected = pa.concat_tables(sorted(one_by_one, key=lambda table: table["shard"][0].as_py()))
+    for columns, found in zip(ASKED, few, strict=True):
+        assert found.equals(store.index(split, columns))
+        assert found.equals(expected.select(columns or expected.column_names))
+
+
+def test_many_parts_are_read_once_until_one_changes(store, many, tmp_path):
+    asked = ["clip_id", "offset", "tokens_video"]
+    before, counts = store.index("val", asked), store.counts()
+    content = part(store, "val-000000").read_bytes()
+    spoil(part(store, "val-000000"))
+    assert Store(store.uri).index("val", asked) == before and store.counts() == counts
+    part(store, "val-000000").write_bytes(content)  # at another time
+    spoil(part(store, "test-000000"))
+    with pytest.raises(pa.ArrowInvalid, match=r"index/test-000000\.parquet"):
+        store.index("val", asked)
+    assert not list(tmp_path.glob("clcr-index-*/*.tmp"))
+
+
+def test_old_copies_are_removed(store, many, tmp_path):
+    for second in range(5):
+        os.utime(part(store, "val-000000"), (second, second))
+        store.index("val", ["clip_id"])
+    assert len(list(tmp_path.glob("clcr-index-*/*.arrow"))) == parts.COPIES
+
+
+def test_a_disk_without_room_keeps_nothing(store, many, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "store" / "store.json"))  # no folder
+    assert store.index("val", ["clip_id"])["clip_id"].to_pylist() == ["clip/29.v1", "clip/30.v1", "clip/31.v1"]
+
+
+def test_of_a_split_only_its_own_parts_are_read(store):
+    expected = store.index("train")
+    spoil(part(store, "val-000000"))
+    assert store.index("train") == expected
+    with pytest.raises(pa.ArrowInvalid, match=r"index/val-000000\.parquet"):
+        store.index()
+
+
+def test_a_column_that_a_part_lacks_is_missing_there(store):
+    path = part(store, "train-000003")
+    pq.write_table(pq.read_table(path).drop_columns(["label_mood"]), path)
+    moods = store.index("train", ["label_mood"])["label_mood"].to_pylist()
+    assert moods[12:16] == [None] * 4 and moods[11] == 1.1
+
+
+def test_a_split_without_parts_has_no_rows_and_every_column(store):
+    part(store, "val-000000").unlink()
+    assert store.index("val", ["nbytes", "clip_id"]).schema == store.index("train", ["nbytes", "clip_id"]).schema
+    assert not len(store.index("val"))
