@@ -148,8 +148,9 @@ def _run_torch(path: Path, network: Network) -> Any:
 
 
 def _write_onnx(program: Any, network: Network, path: Path) -> None:
-    names = {"input_names": network.inputs, "output_names": network.outputs}
-    converted = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    converted = torch.onnx.export(
+        program, dynamo=True, verbose=False, input_names=network.inputs, output_names=network.outputs
+    )
     assert converted is not None  # it is with dynamo
     converted.save(str(path))
 
