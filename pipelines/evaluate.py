@@ -30,14 +30,16 @@ from features.corpus.manifest import SPLITS
 from features.errors import StoreError
 from features.files import open_fs, write_text
 from features.store import Store
+from infra.doctor import require, storage
 from pipelines.answering.table import answers
 from pipelines.common.cli import main, require_at_least, resolve_uri
 from pipelines.common.errors import JobError
-from pipelines.evaluation import calibration, comparison, robustness, slices
+from pipelines.evaluation import calibration, comparison, flows, robustness, slices
 from pipelines.evaluation.conditions import WHOLE, Condition, noises, subsets
 from pipelines.evaluation.inference import Logits, Question, answer, spread_of
 from pipelines.evaluation.models import Contender, find_run, fold_of, log_evaluation, open_models
 from pipelines.evaluation.scores import Figures, Scored, figures, plain, score_rows
+from pipelines.training.run_folder import sole_owner
 
 LOGGED_CLASSES = 50
 Row = Mapping[str, Any]
@@ -104,6 +106,23 @@ def evaluate(config: EvaluateConfig) -> None:
     index = read_split(store, config.split, config.fold, tasks)
     conditions = plan_conditions(models, store, config)
     parts = slices.slice_clips(index, config.slices)
+    require(storage(out))
+    with sole_owner(out):
+        measure(config, out, store, models, tasks, index, conditions, parts)
+    print(f"{out}/report.html, metrics.json and predictions/: {time.monotonic() - started:.0f} s")
+
+
+def measure(
+    config: EvaluateConfig,
+    out: str,
+    store: Store,
+    models: Sequence[Contender],
+    tasks: Mapping[str, TaskSpec],
+    index: pa.Table,
+    conditions: tuple[Condition, ...],
+    parts: Mapping[str, np.ndarray],
+) -> None:
+    """Ask, count, write, log: all that comes after the checks."""
     rows, sample = index.to_pylist(), robust_sample(index, config)
     print(f"{len(rows)} clips of {config.split}, {len(models)} models, {len(conditions)} conditions", flush=True)
     metrics, scored, logits = describe(config, store, rows, sample, tasks), {}, {}
@@ -123,7 +142,6 @@ def evaluate(config: EvaluateConfig) -> None:
     metrics["leaks"] = probe_metadata(store, config, tasks, index)
     metrics = plain(metrics)
     write(config, out, store, models, rows, sample, tasks, metrics, scored, logits)
-    print(f"{out}/report.html, metrics.json and predictions/: {time.monotonic() - started:.0f} s")
 
 
 def common_tasks(models: Sequence[Contender], store: Store, wanted: Sequence[str]) -> dict[str, TaskSpec]:
@@ -227,7 +245,7 @@ def count(
     network, sampled = model.trained.model, [rows[i] for i in sample]
     about: Figures = {"uri": model.uri, "architecture": network.recipe["model"], "digest": model.trained.digest}
     about |= {"modalities": list(network.features), "parameters": sum(p.numel() for p in network.parameters())}
-    about |= {"tasks": {}, "subsets": {}, "noise": {}}
+    about |= {"tasks": {}, "subsets": {}, "noise": {}, "flows": probe_flows(config, model, store, sampled)}
     mine = {name: task for name, task in network.tasks.items() if name in tasks}
     scored = {name: score_rows(task, rows, logits[WHOLE][name]) for name, task in mine.items()}
     tuned = ask(config, model, store, validation, (Condition(WHOLE),), range(len(validation))) if validation else None
@@ -275,6 +293,15 @@ def probe_metadata(
     return {name: slices.metadata_probe(task, train, index, config.seed) for name, task in tasks.items()}
 
 
+def probe_flows(config: EvaluateConfig, model: Contender, store: Store, sampled: Sequence[Row]) -> Figures:
+    """`flows.flow_probe`, learned on as many clips of the train split as are asked; empty where there is none."""
+    if config.split == "train" or not sampled:
+        return {}
+    train = store.index("train", None, config.fold)
+    learned_on = [train.slice(i, 1).to_pylist()[0] for i in robust_sample(train, config)]
+    return flows.flow_probe(model.trained.model, store, learned_on, sampled, config.batch_size)
+
+
 def said(model: str, found: Mapping[str, Figures]) -> str:
     """One line of progress: a model's main figures."""
     texts = []
@@ -310,7 +337,7 @@ def write(
     for model in models if config.track else ():
         if run := find_run(model):
             about, place = metrics["models"][model.name], f"evaluation/{config.split}-{store.spec.fingerprint[:8]}"
-            numbers = {key: about[key] for key in ("subsets", "noise")}
+            numbers = {key: about[key] for key in ("subsets", "noise", "flows")}
             for name, found in about["tasks"].items():  # of many classes, and of slices, the artifact has the figures
                 few = len(found.get("per_class") or ()) <= LOGGED_CLASSES
                 numbers[name] = {k: v for k, v in found.items() if k != "slices" and (few or k != "per_class")}

@@ -75,8 +75,9 @@ class ExtractConfig:
     vectors: VectorSpec = field(default_factory=VectorSpec)
     quality: QualitySpec = field(default_factory=QualitySpec)
     like: str = ""
-    """a store, a trained model or models:/NAME/VERSION whose options are taken: new clips are encoded just as its own
-    were. Text, video and image of a network from a file also need its place (--text.encoder, --video.weights)"""
+    """a store, a trained model, models:/NAME/VERSION or models:/NAME@ALIAS whose options are taken: new clips are
+    encoded just as its own were. Text, video and image of a network from a file also need its place (--text.encoder,
+    --video.weights)"""
     shard_rows: int = 64
     """clips per shard: the unit of work, of commit, and of loss when a machine dies"""
     concurrency: int = 0

@@ -51,7 +51,7 @@ class PredictConfig:
 
     model: str
     """--out of a finished pipelines/train.py, its folder `model`, or (with MLFLOW_TRACKING_URI set)
-    models:/NAME/VERSION"""
+    models:/NAME/VERSION or models:/NAME@ALIAS"""
     store: str = ""
     """feature store of the clips; path or URI"""
     out: str = ""

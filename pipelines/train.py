@@ -72,7 +72,7 @@ class TrainConfig:
     log_every: int = 50
     """log the losses every N steps, as step/...; 0 = only the means of each epoch"""
     register: str = ""
-    """register the model with MLflow under this name, as its next version"""
+    """register the model with MLflow under this name, as its next version; NAME@ALIAS gives that version an alias"""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
@@ -247,7 +247,9 @@ def register_model(config: TrainConfig, run: tracking.Run) -> None:
     """The finished run's model in MLflow's registry, where --register asks for it."""
     if config.register:
         version = register(run, config.register)
-        print(f"registered: models:/{config.register}/{version}", flush=True)
+        name, at, alias = config.register.partition("@")
+        also = f", models:/{name}@{alias}" if at else ""
+        print(f"registered: models:/{name}/{version}{also}", flush=True)
 
 
 def _last_line(error: BaseException) -> str:

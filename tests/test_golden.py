@@ -16,9 +16,12 @@ from features.decode.specs import AudioSpec
 from features.store import Store
 from features.store.verify import verify
 from pipelines.common.cli import flatten, option_types, parse
+from pipelines.evaluate import EvaluateConfig
 from pipelines.explain import ExplainConfig
+from pipelines.export import ExportConfig
 from pipelines.extract import ExtractConfig
 from pipelines.predict import PredictConfig
+from pipelines.serve import ServeConfig
 from pipelines.train import TrainConfig
 from pipelines.training.learner import Recipe
 from pipelines.training.trained import open_model
@@ -36,6 +39,9 @@ JOBS = {
     "pipelines/train.py": TrainConfig,
     "pipelines/predict.py": PredictConfig,
     "pipelines/explain.py": ExplainConfig,
+    "pipelines/evaluate.py": EvaluateConfig,
+    "pipelines/serve.py": ServeConfig,
+    "pipelines/export.py": ExportConfig,
     "tuning/sweep.py": SweepConfig,
     "tuning/compare.py": CompareConfig,
     "tuning/ablate.py": AblateConfig,

@@ -82,7 +82,7 @@ class MISA(MultimodalModel):
         # Where nothing is present all are read, which gives no NaN, and set to zero after.
         fused = self.fusion(parts, src_key_padding_mask=~known & known.any(dim=1, keepdim=True))
         fused = fused.float() * known[..., None]
-        return rearrange(fused, "(b n) k d -> b n (k d)", b=len(present))
+        return rearrange(fused, "(b n) k d -> b n (k d)", b=present.shape[0])
 
     def _losses(
         self, u: Tensor, shared: Tensor, private: Tensor, restored: Tensor, present: Tensor

@@ -18,6 +18,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +107,9 @@ class StackedTransformer(nn.Module):
 
     def forward(self, tokens: list[Tensor], sources: list[Tensor] | None, valid: list[Tensor]) -> list[Tensor]:
         """Run transformer i on tokens[i] (B, T, d), reading sources[i] (B, S, d) with valid[i] (B, S), or itself."""
-        shapes = [(x.shape[1], mask.shape[1]) for x, mask in zip(tokens, valid, strict=True)]
+        shapes: list[Any] = [(x.shape[1], mask.shape[1]) for x, mask in zip(tokens, valid, strict=True)]
+        if torch.compiler.is_exporting():  # for any length: which are equal is not known
+            shapes = list(range(len(tokens)))
         outputs: dict[int, Tensor] = {}
         for shape in dict.fromkeys(shapes):
             which = [i for i, other in enumerate(shapes) if other == shape]

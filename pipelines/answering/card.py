@@ -1,13 +1,20 @@
 """A model card: what a model reads, answers and learned from, how good it is and for what it was not made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from pipelines.training.trained import TrainedModel
 
 
-def write_card(trained: TrainedModel, name: str, metrics: Mapping[str, Any] | None) -> str:
-    """Markdown. metrics: of the training's metrics.json, by task, None where the run's folder is not there."""
+def write_card(
+    trained: TrainedModel, name: str, metrics: Mapping[str, Any] | None, networks: Sequence[str] = ()
+) -> str:
+    """Markdown. metrics: of the training's metrics.json, by task, None where the run's folder is not there.
+
+    networks: formats in which the network alone lies there.
+    """
     model, learned = trained.model, trained.learned
     lines = [f"# {name}", "", f"A `{model.recipe['model']}` of clcr with {_count(model):,} parameters.", ""]
     lines += ["## Reads", "", "| modality | token | tokens per second | made by |", "|---|---|---|---|"]
@@ -27,6 +34,8 @@ def write_card(trained: TrainedModel, name: str, metrics: Mapping[str, Any] | No
             f"| {t} | {figure} | {value:.3f} |" for t, values in metrics.items() for figure, value in values.items()
         ]
         lines.append("")
+    if networks:
+        lines += _network(trained, networks)
     lines += [
         "## Limits",
         "",
@@ -36,6 +45,27 @@ def write_card(trained: TrainedModel, name: str, metrics: Mapping[str, Any] | No
         f"Files: sha256 {trained.digest}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _network(trained: TrainedModel, networks: Sequence[str]) -> list[str]:
+    """The inputs and outputs of the network alone, and every class in the order of its logits."""
+    from pipelines.answering.network import FORMATS, Network
+
+    network, tasks = Network(trained.model), trained.model.tasks
+    files = " and ".join(f"`{FORMATS[name]}`" for name in networks)
+    lines = ["## Network", "", f"{files}: from features to logits, for any number of clips and tokens.", ""]
+    lines += ["| tensor | | shape |", "|---|---|---|"]
+    example = dict(zip(network.inputs, network.example(1, 1), strict=True))
+    for name, value in example.items():
+        shape = ", ".join(["clips", "bins" if name.endswith(".bins") else "tokens", *map(str, value.shape[2:])])
+        lines.append(f"| `{name}` | in, {np.dtype(value.numpy().dtype)} | {shape} |")
+    for name, task in zip(network.outputs, tasks.values(), strict=True):
+        lines.append(f"| `{name}` | out | clips, {'bins, ' if task.rate else ''}{task.outputs} |")
+    classes = [f"- `{name}`: {', '.join(task.classes)}" for name, task in tasks.items() if task.classes]
+    rates = ", ".join(f"{name} {task.rate:g} a second" for name, task in tasks.items() if task.rate)
+    note = ["`valid` is false for padding, and for all tokens of a modality that a clip lacks."]
+    note += [f"`bins` is false beyond a clip's last bin ({rates})."] if rates else []
+    return [*lines, "", *note, "", *([*classes, ""] if classes else [])]
 
 
 def _count(model: Any) -> int:

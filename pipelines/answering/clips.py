@@ -6,7 +6,7 @@ answerer.answer(clip_of_file("clip.mp4")).values      # {"label": "dog", "label_
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,16 @@ from features.store.samples import PackedSample, unpack
 from pipelines.answering.table import to_table
 from pipelines.common.errors import JobError
 from pipelines.training.trained import TrainedModel
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One clip's features, {modality: (T, *shape)}, its duration, and the seconds that decoding it took."""
+
+    clip: Clip
+    features: Mapping[str, np.ndarray]
+    duration: float
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,17 +88,24 @@ class ClipAnswerer:
 
     def answer(self, clip: Clip, folder: str = "") -> Answer:
         """One clip's answer. folder: what its relative paths are relative to."""
+        decoded = self.decode(clip, folder)
+        if isinstance(decoded, Answer):
+            return decoded
+        started = time.perf_counter()
+        table = answer_features(self.model, [decoded])
+        seconds = {"decode": decoded.seconds, "model": time.perf_counter() - started}
+        return Answer(clip.clip_id, table, seconds=seconds)
+
+    def decode(self, clip: Clip, folder: str = "") -> Decoded | Answer:
+        """One clip's features, or, where it cannot be used, the answer that says why."""
         started = time.perf_counter()
         with self._lock:
             _, outcome = next(self.encoder.encode([(clip, clip.media(folder))]))
-        decoded = time.perf_counter()
-        if not isinstance(outcome, PackedSample):
-            failure = {"stage": outcome.stage, "error": outcome.error, "message": outcome.message}
-            return Answer(clip.clip_id, failure=failure, seconds={"decode": decoded - started})
-        features = unpack(outcome.payload)
-        table = answer_features(self.model, clip, features, outcome.duration)
-        seconds = {"decode": decoded - started, "model": time.perf_counter() - decoded}
-        return Answer(clip.clip_id, table, seconds=seconds)
+        seconds = time.perf_counter() - started
+        if isinstance(outcome, PackedSample):
+            return Decoded(clip, unpack(outcome.payload), outcome.duration, seconds)
+        failure = {"stage": outcome.stage, "error": outcome.error, "message": outcome.message}
+        return Answer(clip.clip_id, failure=failure, seconds={"decode": seconds})
 
     def answer_many(self, clips: Iterable[Clip], folder: str = "") -> Iterator[Answer]:
         """Each clip's answer, in order."""
@@ -96,16 +113,17 @@ class ClipAnswerer:
 
 
 @torch.no_grad()
-def answer_features(
-    model: MultimodalModel, clip: Clip, features: Mapping[str, np.ndarray], duration: float
-) -> pa.Table:
-    """The row of predictions for one clip's features, {modality: (T, *shape)}; duration in seconds."""
-    unknown = {n: bin_events(None, duration, task.rate, {}) for n, task in model.tasks.items() if task.rate}
-    given = {m: features[m] for m in model.features if m in features}
-    batch = collate([{"clip_id": clip.clip_id, "features": given, "targets": unknown}], model.features, model.tasks)
+def answer_features(model: MultimodalModel, several: Sequence[Decoded]) -> pa.Table:
+    """Rows of predictions for some clips' features, of one forward pass."""
+    samples, rows = [], []
+    for clip, features, duration in ((d.clip, d.features, d.duration) for d in several):
+        unknown = {n: bin_events(None, duration, task.rate, {}) for n, task in model.tasks.items() if task.rate}
+        given = {m: features[m] for m in model.features if m in features}
+        samples.append({"clip_id": clip.clip_id, "features": given, "targets": unknown})
+        rows.append({"clip_id": clip.clip_id, "split": clip.split, "fold": clip.fold, "duration": duration})
+    batch = collate(samples, model.features, model.tasks)
     logits = model(batch.to(next(model.parameters()).device)).logits
-    row = {"clip_id": clip.clip_id, "split": clip.split, "fold": clip.fold, "duration": duration}
-    return to_table(model.tasks, [row], {name: values.cpu() for name, values in logits.items()})
+    return to_table(model.tasks, rows, {name: values.cpu() for name, values in logits.items()})
 
 
 def clip_of_file(uri: str, clip_id: str | None = None) -> Clip:

@@ -35,7 +35,8 @@ class ClipModel(PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A row of answers per clip; `error` says why a clip has none."""
-        return pd.DataFrame([self._row(uri) for uri in model_input["clip"]])
+        table = pd.DataFrame([self._row(uri) for uri in model_input["clip"]]).astype(object)
+        return table.where(table.notna(), None)  # JSON has no NaN
 
     def _row(self, uri: str) -> dict[str, Any]:
         try:
@@ -51,7 +52,8 @@ def save_pyfunc(trained: TrainedModel, folder: Path) -> None:
     """Write an MLflow model to a new folder: weights, this project's code, pinned requirements, signature, example."""
     import tempfile
 
-    with tempfile.TemporaryDirectory() as local:
+    with tempfile.TemporaryDirectory() as temporary:
+        local = str(Path(temporary, "model"))  # its name in the MLflow model
         clcr.save(trained.model, local, trained.learned.to_dict())
         assert sorted(path.name for path in Path(local).iterdir()) == sorted(FILES)
         mlflow.pyfunc.save_model(
@@ -83,7 +85,7 @@ def signature_of(trained: TrainedModel) -> ModelSignature:
 
 def requirements() -> list[str]:
     """What the project's jobs need, without further extras, pinned to what is installed here."""
-    pinned = []
+    pinned = [f"cloudpickle=={importlib.metadata.version('cloudpickle')}"]  # what `python_model` is written with
     for line in importlib.metadata.requires("clcr-pipeline") or []:
         required = re.match(r"([\w.-]+)(\[[\w,-]+\])?", line)
         assert required is not None  # every requirement begins with a name

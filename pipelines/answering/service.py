@@ -1,19 +1,20 @@
-"""The HTTP service that pipelines/serve.py runs on Ray Serve: a clip in, probabilities out.
+"""The HTTP service of pipelines/serve.py: a clip in, probabilities out.
 
     POST /predict?name=clip.mp4    a media file as the body
     POST /features                 {"features": {"audio": [[...], ...]}, "duration": 2.0}: tokens instead of media
     GET  /health, /model, /docs, / the last one is a page to try a clip in
 
 Whatever is posted is decoded in a process that may die. A clip that crashes it, hangs or asks for too much memory is
-answered with status 422 and the reason, and costs only itself.
+answered with status 422 and the reason, and costs only itself. Status 503 with Retry-After: send it again later.
 """
 
+import asyncio
 import hmac
 import io
 import math
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,27 +22,33 @@ import numpy as np
 from fastapi import FastAPI, Header, HTTPException, Request
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ValidationError
-from ray import serve
-from starlette.concurrency import run_in_threadpool
 
+from clcr import FeatureSpec
 from features.corpus.folder import SUFFIXES
-from pipelines.answering.clips import ClipAnswerer, answer_features, clip_of_file, make_clip
+from pipelines.answering.replica import Reply
 from pipelines.training.trained import TrainedModel
 
-app = FastAPI(title="clips to predictions", description=__doc__)
 # A playlist names other files and addresses, which the decoder would open from here.
 PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"[playlist]")
 TOKENS = 1_000_000  # numbers of one posted feature
+RETRY_AFTER = {"Retry-After": "2"}  # seconds
+Ask = Callable[..., Awaitable[Reply]]  # of a replica: the method's name and its arguments
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may take: MB of the body, seconds and GB to decode it. token: "" lets everyone in."""
+    """What requests may take. max_mb: MB of a body; timeout: seconds that decoding may take; token: "" lets all in.
 
-    max_mb: float
-    timeout: float
-    memory_gb: float
+    at_once: requests that are received and answered at a time; queue: further ones that may wait; patience: seconds
+    until a request that is not answered is given up.
+    """
+
+    max_mb: float = 50.0
+    timeout: float = 30.0
     token: str = ""
+    at_once: int = 4
+    queue: int = 64
+    patience: float = 600.0
 
 
 class PostedFeatures(BaseModel):
@@ -51,109 +58,136 @@ class PostedFeatures(BaseModel):
     duration: float = 0.0
 
 
-def _reply(values: Mapping[str, Any]) -> dict[str, Any]:
-    # Above the service: Serve copies its routes, and what they refer to, while the class is being made.
-    return {name: value for name, value in values.items() if name not in ("split", "fold")}
-
-
 POSTED = {
     "requestBody": {"content": {"application/json": {"schema": PostedFeatures.model_json_schema()}}, "required": True}
 }
 
 
-@serve.deployment
-@serve.ingress(app)
-class Service:
-    """One replica: it holds the model and a decoding process."""
+@dataclass
+class Door:
+    """Lets so many requests in at once, and so many wait; a body is read only of one that is in."""
 
-    def __init__(self, trained: TrainedModel, limits: Limits, places: Mapping[str, str], device: str) -> None:
-        import torch
+    limits: Limits
+    waiting: int = 0
+    room: asyncio.Semaphore = field(init=False)
 
-        torch.set_num_threads(1)
-        trained.model.to(device).eval()
-        self.trained, self.model, self.limits = trained, trained.model, limits
-        self.answerer = ClipAnswerer(trained, limits.timeout, limits.memory_gb, places).start()
+    def __post_init__(self) -> None:
+        self.room = asyncio.Semaphore(self.limits.at_once)
+
+    @asynccontextmanager
+    async def enter(self) -> AsyncIterator[None]:
+        """Wait for room. Raises HTTPException 503 where too many wait already, or this one waits for too long."""
+        if self.room.locked() and self.waiting >= self.limits.queue:
+            raise HTTPException(503, f"{self.waiting} requests wait already", RETRY_AFTER)
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(self.limits.patience):
+                await self.room.acquire()
+        except TimeoutError:
+            raise HTTPException(503, "waited too long", RETRY_AFTER) from None
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+        finally:
+            self.room.release()
+
+    def require_token(self, authorization: str | None) -> None:
+        """Raise HTTPException 401 for a request without the token."""
+        wanted = f"Bearer {self.limits.token}".encode()
+        if self.limits.token and not hmac.compare_digest((authorization or "").encode(), wanted):
+            raise HTTPException(401, "send the header Authorization: Bearer TOKEN")
+
+
+def make_app(trained: TrainedModel, ask: Ask, limits: Limits) -> FastAPI:
+    """The service's routes. ask: gives a request to a replica; raises HTTPException where none answers."""
+    app = FastAPI(title="clips to predictions", description=__doc__)
+    model, door = trained.model, Door(limits)
+    reads = {m: {"shape": f.shape, "rate": f.rate, "dtype": f.dtype} for m, f in model.features.items()}
+    answers = {t: {"kind": s.kind, "classes": s.classes} for t, s in model.tasks.items()}
 
     @app.get("/", response_class=HTMLResponse)
-    def page(self) -> str:
+    def page() -> str:
         """A page to try a clip in."""
         return (Path(__file__).parent / "page.html").read_text()
 
     @app.get("/health")
-    def health(self) -> dict[str, str]:
-        """Whether this replica answers, and by which model."""
-        return {"status": "ok", "model": self.model.recipe["model"], "digest": self.trained.digest}
+    def health() -> dict[str, str]:
+        """Whether the service answers, and by which model."""
+        return {"status": "ok", "model": model.recipe["model"], "digest": trained.digest}
 
     @app.get("/model")
-    def describe(self) -> dict[str, Any]:
+    def describe() -> dict[str, Any]:
         """What the model reads and answers, and the limits of a request."""
-        reads = {m: {"shape": f.shape, "rate": f.rate, "dtype": f.dtype} for m, f in self.model.features.items()}
-        answers = {t: {"kind": s.kind, "classes": s.classes} for t, s in self.model.tasks.items()}
-        return {"reads": reads, "answers": answers, "max_mb": self.limits.max_mb, "timeout_s": self.limits.timeout}
+        return {"reads": reads, "answers": answers, "max_mb": limits.max_mb, "timeout_s": limits.timeout}
 
     @app.post("/predict")
     async def predict(
-        self, request: Request, name: str = "clip.mp4", authorization: Annotated[str | None, Header()] = None
+        request: Request, name: str = "clip.mp4", authorization: Annotated[str | None, Header()] = None
     ) -> dict[str, Any]:
         """The answer for a media file, posted as the body. name: its ending says what it is."""
-        self._require_token(authorization)
-        suffix = name.rpartition(".")[2].lower()
-        if suffix not in SUFFIXES:
+        door.require_token(authorization)
+        if name.rpartition(".")[2].lower() not in SUFFIXES:
             raise HTTPException(415, f"{name}: not a media file that is known ({', '.join(SUFFIXES)})")
-        with tempfile.NamedTemporaryFile(suffix=f".{suffix}") as file:
-            await self._receive(request, file)
-            file.flush()
-            clip = clip_of_file(file.name, Path(name).name)
-            answer = await run_in_threadpool(self.answerer.answer, clip)
-        if answer.failure:
-            message = answer.failure["message"].replace(file.name, name)
-            raise HTTPException(422, {**answer.failure, "message": message, "clip_id": answer.clip_id})
-        return _reply(answer.values) | {"seconds": answer.seconds}
+        async with door.enter():
+            return said(await ask("media", name, await receive(request, limits.max_mb)))
 
     @app.post("/features", openapi_extra=POSTED)
     async def predict_features(
-        self, request: Request, authorization: Annotated[str | None, Header()] = None
+        request: Request, authorization: Annotated[str | None, Header()] = None
     ) -> dict[str, Any]:
         """The answer for features as the model's store has them."""
-        self._require_token(authorization)
-        body = io.BytesIO()
-        await self._receive(request, body)
-        try:
-            posted = PostedFeatures.model_validate_json(body.getvalue())
-        except ValidationError as error:
-            raise HTTPException(422, error.errors(include_url=False, include_input=False)) from None
-        arrays = {name: self._array(name, values) for name, values in posted.features.items()}
-        if not (arrays and 0 <= posted.duration < 1e6 and math.isfinite(posted.duration)):
-            raise HTTPException(422, f"give one or more of {', '.join(self.model.features)}, and a duration in seconds")
-        table = await run_in_threadpool(answer_features, self.model, make_clip("features"), arrays, posted.duration)
-        return _reply(table.to_pylist()[0])
+        door.require_token(authorization)
+        async with door.enter():
+            content = await receive(request, limits.max_mb)
+            arrays, duration = await asyncio.to_thread(parse_features, content, model.features)
+            return said(await ask("features", arrays, duration))
 
-    def _array(self, name: str, values: list) -> np.ndarray:
-        if (spec := self.model.features.get(name)) is None:
-            raise HTTPException(422, f"no feature {name!r}: the model reads {', '.join(self.model.features)}")
-        try:
-            array = np.asarray(values, np.float64)
-        except (ValueError, TypeError, OverflowError):
-            array = np.zeros(())
-        if array.shape[1:] != spec.shape or not len(array) or array.size > TOKENS or not np.isfinite(array).all():
-            raise HTTPException(422, f"{name}: give (tokens, {', '.join(map(str, spec.shape))}) finite numbers")
-        limit = np.iinfo(spec.dtype) if np.dtype(spec.dtype).kind in "iu" else np.finfo(spec.dtype)
-        return array.clip(limit.min, limit.max).astype(spec.dtype)
+    return app
 
-    async def _receive(self, request: Request, file: Any) -> None:
-        """Write the body to a file. Raises HTTPException (413, 415, 422) for one that is not taken."""
-        most, size = self.limits.max_mb * 1e6, 0
-        async for chunk in request.stream():
-            if not size and chunk.lstrip()[:16].startswith(PLAYLISTS):
-                raise HTTPException(415, "a playlist is no clip: post the media file itself")
-            size += len(chunk)
-            if size > most:
-                raise HTTPException(413, f"more than {self.limits.max_mb:g} MB")
-            file.write(chunk)
-        if not size:
-            raise HTTPException(422, "an empty body")
 
-    def _require_token(self, authorization: str | None) -> None:
-        wanted = f"Bearer {self.limits.token}".encode()
-        if self.limits.token and not hmac.compare_digest((authorization or "").encode(), wanted):
-            raise HTTPException(401, "send the header Authorization: Bearer TOKEN")
+def said(reply: Reply) -> dict[str, Any]:
+    """A replica's answer. Raises HTTPException where its status is not 200."""
+    status, values = reply
+    if status != 200:
+        raise HTTPException(status, values)
+    return values
+
+
+def parse_features(content: bytes, specs: dict[str, FeatureSpec]) -> tuple[dict[str, np.ndarray], float]:
+    """Arrays (T, *shape) of the model's types, and the duration. Raises HTTPException 422 for what is none."""
+    try:
+        posted = PostedFeatures.model_validate_json(content)
+    except ValidationError as error:
+        raise HTTPException(422, error.errors(include_url=False, include_input=False)) from None
+    arrays = {name: _array(name, values, specs) for name, values in posted.features.items()}
+    if not (arrays and 0 <= posted.duration < 1e6 and math.isfinite(posted.duration)):
+        raise HTTPException(422, f"give one or more of {', '.join(specs)}, and a duration in seconds")
+    return arrays, posted.duration
+
+
+def _array(name: str, values: list, specs: dict[str, FeatureSpec]) -> np.ndarray:
+    if (spec := specs.get(name)) is None:
+        raise HTTPException(422, f"no feature {name!r}: the model reads {', '.join(specs)}")
+    try:
+        array = np.asarray(values, np.float64)
+    except (ValueError, TypeError, OverflowError):
+        array = np.zeros(())
+    if array.shape[1:] != spec.shape or not len(array) or array.size > TOKENS or not np.isfinite(array).all():
+        raise HTTPException(422, f"{name}: give (tokens, {', '.join(map(str, spec.shape))}) finite numbers")
+    limit = np.iinfo(spec.dtype) if np.dtype(spec.dtype).kind in "iu" else np.finfo(spec.dtype)
+    return array.clip(limit.min, limit.max).astype(spec.dtype)
+
+
+async def receive(request: Request, max_mb: float) -> bytes:
+    """The body. Raises HTTPException (413, 415, 422) for one that is not taken."""
+    body = io.BytesIO()
+    async for chunk in request.stream():
+        if not body.tell() and chunk.lstrip()[:16].startswith(PLAYLISTS):
+            raise HTTPException(415, "a playlist is no clip: post the media file itself")
+        if body.tell() + len(chunk) > max_mb * 1e6:
+            raise HTTPException(413, f"more than {max_mb:g} MB")
+        body.write(chunk)
+    if not body.tell():
+        raise HTTPException(422, "an empty body")
+    return body.getvalue()

@@ -37,7 +37,9 @@ class Contender:
 def open_models(uris: Sequence[str], store: Store) -> list[Contender]:
     """All models, each with a name of its own. Raises JobError where one is missing or reads other features."""
     if not uris:
-        raise JobError("--model: name a run, a model folder or models:/NAME/VERSION; several are separated by commas")
+        raise JobError(
+            "--model: name runs, model folders, models:/NAME/VERSION or models:/NAME@ALIAS, separated by commas"
+        )
     contenders: list[Contender] = []
     for uri in uris:
         trained = open_model("--model", uri)

@@ -39,7 +39,13 @@ def write_html(
     text = (
         environment()
         .get_template("report.html.j2")
-        .render(metrics=metrics, names=names, tasks=parts, leaks={k: v for k, v in metrics["leaks"].items() if v})
+        .render(
+            metrics=metrics,
+            names=names,
+            tasks=parts,
+            leaks={k: v for k, v in metrics["leaks"].items() if v},
+            flows={model: about["flows"] for model, about in metrics["models"].items() if about["flows"]},
+        )
     )
     if len(text.encode()) > LIMIT and sheets:
         return write_html(metrics, tasks, scored, {})

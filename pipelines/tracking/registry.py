@@ -20,21 +20,29 @@ from pipelines.tracking.outbox import retry_until_up
 from pipelines.tracking.run import Run
 
 
-def register(run: Run, name: str) -> int:
-    """The version under which a run's model is registered; a model that already is keeps its version."""
+def register(run: Run, wanted: str) -> int:
+    """The version under which a run's model is registered; a model that already is keeps its version.
+
+    wanted: NAME, or NAME@ALIAS, which moves the alias to this version. Raises JobError where MLflow refuses it.
+    """
+    name, _, alias = wanted.partition("@")
 
     def call() -> int:
         with suppress(MlflowException):  # it exists; whatever else is wrong, the next call says too
             run.client.create_registered_model(name)
         if found := run.client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'"):
-            return int(found[0].version)
-        source = f"runs:/{run.run_id}/model"
-        return int(run.client.create_model_version(name, source, run.run_id).version)
+            version = int(found[0].version)
+        else:
+            source = f"runs:/{run.run_id}/model"
+            version = int(run.client.create_model_version(name, source, run.run_id).version)
+        if alias:
+            run.client.set_registered_model_alias(name, alias, str(version))
+        return version
 
     try:
         return retry_until_up(call, f"MLflow at {run.uri}")
     except MlflowException as error:
-        raise JobError(f"--register {name}: MLflow at {run.uri} refuses it: {str(error).splitlines()[0]}") from error
+        raise JobError(f"--register {wanted}: MLflow at {run.uri} refuses it: {str(error).splitlines()[0]}") from error
 
 
 def load_model(uri: str, tracking_uri: str | None = None) -> MultimodalModel:
@@ -52,7 +60,11 @@ def fetch(uri: str, folder: str, tracking_uri: str | None = None) -> str:
     tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     match = re.fullmatch(r"models:/([^/@]+)(?:/(\d+|latest)|@([^/@]+))", uri)
     if not match or not tracking_uri:
-        missing = "set MLFLOW_TRACKING_URI, or give tracking_uri" if match else "write models:/NAME/VERSION"
+        missing = (
+            "set MLFLOW_TRACKING_URI, or give tracking_uri"
+            if match
+            else "write models:/NAME/VERSION or models:/NAME@ALIAS"
+        )
         raise JobError(f"{uri} cannot be loaded: {missing}")
     client, (name, version, alias) = MlflowClient(tracking_uri), match.groups()
     try:

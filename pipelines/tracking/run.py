@@ -3,6 +3,7 @@
 Without MLFLOW_TRACKING_URI the runs go to an embedded sqlite file beside the run's output folder; that serves one host.
 """
 
+import json
 import logging
 import os
 import subprocess
@@ -19,9 +20,11 @@ from typing import Any
 
 from filelock import FileLock
 from matplotlib.figure import Figure
-from mlflow.entities import Metric, Param
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from pipelines.common.cli import submitted
 from pipelines.common.errors import JobError
@@ -106,6 +109,14 @@ class Run:
     def set_tag(self, name: str, value: str) -> None:
         """A tag of the run."""
         self.ask(lambda client: client.set_tag(self.run_id, name, value))
+
+    def log_input(self, name: str, uri: str, digest: str, splits: Mapping[str, int]) -> None:
+        """What the run learns from, as MLflow's dataset. digest: of its content; splits: clips of each."""
+        source = resolve_dataset_source(uri)
+        about = {"num_rows": sum(splits.values()), **splits}
+        dataset = Dataset(name, digest[:36], source._get_source_type(), source.to_json(), profile=json.dumps(about))
+        inputs = [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])]
+        self.ask(lambda client: client.log_inputs(self.run_id, inputs))
 
     def log_folder(self, folder: str | Path, name: str) -> None:
         """A folder's files among the run's artifacts, under `name`."""

@@ -44,7 +44,7 @@ class Recipe:
     """answer with averaged weights: the decay (0-1) of their moving average over the steps; .999 is usual, 0 = off"""
     init: str = ""
     """trained model to start from, whose weights of the same name and shape are taken: --out of a training, its folder
-    model, or models:/NAME/VERSION; none = fresh weights"""
+    model, models:/NAME/VERSION or models:/NAME@ALIAS; none = fresh weights"""
     freeze: tuple[str, ...] = ()
     """parts of the model that are not trained, by the names of its modules; a wrong name lists them"""
 

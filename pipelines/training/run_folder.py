@@ -240,6 +240,7 @@ def open_run(
         tags = {**tags, "store": name_of(config.store), "store.fingerprint": store.spec.fingerprint}
         tags |= {tracking.NOTE: description} if description else {}
         run = tracking.start_run(uri, config.experiment, name, flatten(config), tags)
+        run.log_input(name_of(config.store), config.store, store.spec.fingerprint, store.spec.splits)
         about = {"run_id": run.run_id, "tracking_uri": run.uri, "store": store.spec.fingerprint}
         write_text(config.out, "run.json", json.dumps(about))
     run.log_text(to_yaml(config), "config.yaml")

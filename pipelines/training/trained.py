@@ -69,5 +69,5 @@ def _copy(option: str, uri: str, local: str) -> str:
         return local
     raise JobError(
         f"{option} {uri} holds no trained model: give the --out of a pipelines/train.py that ended, its folder "
-        "`model`, or models:/NAME/VERSION of MLflow's registry"
+        "`model`, models:/NAME/VERSION or models:/NAME@ALIAS of MLflow's registry"
     )

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.fusion --store STORE --out tests/benchmarks/results/utd_inner.csv --folds inner \
         --common "epochs=40 model.width=64 lr=2e-3" --seeds 1,2 "clcr" "clcr model.exchange=none" "concat"
 
-A recipe is a model's name and options by dotted name. --folds: `inner` leaves out one group (subject) of the training
-split at a time and never opens the others: recipes are chosen there; `parts` does so with four random parts of it,
-where clips have no group. `outer` leaves out one fold of the corpus, chooses the epoch on the next and tests it.
-`official` takes the corpus's splits. --summary prints means and paired tests.
+A recipe is a model's name and options by dotted name, `clcr loader.drop=[audio=.2]`. --folds: `inner` leaves out one
+group (subject) of the training split at a time and never opens the others: recipes are chosen there; `parts` does so
+with four random parts of it, where clips have no group. `outer` leaves out one fold of the corpus, chooses the epoch on
+the next and tests it. `official` takes the corpus's splits. --summary prints means and paired tests.
 
 Trains by the project's own loop (clcr.training.Trainer) on samples held in memory. A row is a run: `val` is the
 validation score of the best epoch, `last` that of the last one, which nothing was chosen by; `test` that of the best
@@ -19,8 +19,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from clcr.batches import Batch, collate
 from clcr.training import Trainer
 from features.store import Store
 from pipelines.common.cli import override
+from pipelines.training.dropping import drop_modalities, parse_shares
 from pipelines.training.learner import Recipe, modalities_of
 from pipelines.training.loading import feature_specs, task_specs
 
@@ -46,8 +48,15 @@ Sample = dict[str, Any]
 class Memory:
     """Samples in memory as the loop's loader: shuffled by (seed, epoch) in training."""
 
-    def __init__(self, samples: list[Sample], model: clcr.base.MultimodalModel, size: int, seed: int | None) -> None:
-        self.samples, self.model, self.size, self.seed = samples, model, size, seed
+    def __init__(
+        self,
+        samples: list[Sample],
+        model: clcr.base.MultimodalModel,
+        size: int,
+        seed: int | None,
+        drop: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        self.samples, self.model, self.size, self.seed, self.drop = samples, model, size, seed, drop
         self.steps = -(-len(samples) // size)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -57,7 +66,8 @@ class Memory:
             order = np.random.default_rng((self.seed, epoch + 1)).permutation(len(order))
         for start in range(first * self.size, len(order), self.size):
             rows = order[start : start + self.size]
-            yield collate([self.samples[row] for row in rows], self.model.features, self.model.tasks)
+            batch = collate([self.samples[row] for row in rows], self.model.features, self.model.tasks)
+            yield drop_modalities(batch, self.drop, self.seed or 0, epoch) if self.drop else batch
 
     def sample_batches(self, clips: int) -> Iterator[Batch]:
         """So many clips, in a seeded order."""
@@ -116,8 +126,9 @@ def train(recipe: Recipe, store: Store, samples: list[Sample], parts: list[str])
         part: Memory(chosen, model, recipe.optim.batch_size, recipe.seed if part == "train" else None)
         for part, chosen in by_part.items()
     }
+    loaders["train"].drop = parse_shares("drop", recipe.loader.drop)
     started = time.perf_counter()
-    model.fit_statistics(loaders["train"].sample_batches(256))
+    model.fit_statistics(loaders["train"].sample_batches(256))  # of whole clips, whatever training drops
     trainer = Trainer(model, tasks, recipe.optim, loaders["train"].steps, seed=recipe.seed)
     scores = [epoch.metrics["val/score"] for epoch in trainer.fit(loaders["train"], loaders["val"])]
     found = {"epochs": len(scores), "val": max(scores), "last": scores[-1]}

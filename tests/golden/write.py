@@ -150,9 +150,12 @@ def write_log_mel(folder):
 
 def write_options(folder):
     from pipelines.common.cli import option_types
+    from pipelines.evaluate import EvaluateConfig
     from pipelines.explain import ExplainConfig
+    from pipelines.export import ExportConfig
     from pipelines.extract import ExtractConfig
     from pipelines.predict import PredictConfig
+    from pipelines.serve import ServeConfig
     from pipelines.train import TrainConfig
     from tuning.ablate import AblateConfig
     from tuning.compare import CompareConfig
@@ -163,6 +166,9 @@ def write_options(folder):
         "pipelines/train.py": TrainConfig,
         "pipelines/predict.py": PredictConfig,
         "pipelines/explain.py": ExplainConfig,
+        "pipelines/evaluate.py": EvaluateConfig,
+        "pipelines/serve.py": ServeConfig,
+        "pipelines/export.py": ExportConfig,
         "tuning/sweep.py": SweepConfig,
         "tuning/compare.py": CompareConfig,
         "tuning/ablate.py": AblateConfig,

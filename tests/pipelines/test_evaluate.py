@@ -23,7 +23,9 @@ from infra.screenshot import chromium
 from pipelines.common.cli import parse
 from pipelines.common.errors import JobError
 from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.evaluation import flows
 from pipelines.tracking import run as tracking
+from pipelines.training.run_folder import sole_owner
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"noise": (1.0,), "pictures": 0, "track": False}
@@ -238,6 +240,54 @@ def test_without_a_validation_split_there_is_no_temperature(tmp_path):
     small_model(tmp_path / "net", store)
     found = run(tmp_path / "out", store, [tmp_path / "net"])["models"]["net"]["tasks"]["label"]
     assert "temperature" not in found["calibration"] and found["calibration"]["ece"] >= 0
+
+
+def test_a_private_flow_that_follows_from_another_is_found_and_one_that_does_not_is_not(evaluated):
+    folder, _, metrics, _ = evaluated
+    assert set(metrics["models"]["clcr"]["flows"]) == {"video -> audio", "audio -> video"}
+    assert not metrics["models"]["fused"]["flows"]  # concat keeps nothing private
+    assert 'class="flows"' in (folder / "out" / "report.html").read_text()
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 4))
+    y = {"follows": x @ rng.normal(size=(4, 6)), "its own": rng.normal(size=(80, 6))}
+    found = {k: flows.r_squared(x[:40], v[:40], x[40:], v[40:]) for k, v in y.items()}
+    assert found["follows"] > 0.9 and found["its own"] < flows.LEAK
+    assert flows.r_squared(np.full((40, 4), np.nan), y["follows"][:40], x[40:], y["follows"][40:]) is None
+
+
+def test_a_second_job_is_kept_out_of_the_folder(tmp_path, store):
+    small_model(tmp_path / "net", store)
+    with sole_owner(str(tmp_path / "out")), pytest.raises(JobError, match="--out"):
+        run(tmp_path / "out", store, [tmp_path / "net"])
+
+
+SPLITS = {  # clips of the training, validation and test split, and the labels of the test split
+    "no training split": (0, 6, 6, "ab"),
+    "one clip": (6, 0, 1, "a"),
+    "one class": (6, 6, 6, "a"),
+    "a class that is rare": (6, 6, 9, "aaaaaaaab"),
+    "labels of one clip alone": (6, 6, 6, "a....."),
+}
+
+
+@pytest.mark.parametrize("case", SPLITS)
+def test_an_odd_store_gives_a_right_table(tmp_path, store, case):
+    train, val, test, labels = SPLITS[case]
+    known = [None if label == "." else label for label in (labels * test)[:test]]
+    clips = make_clips(train, val) + [make_clip(f"t{n}", "test", label, None) for n, label in enumerate(known)]
+    odd = store_of(tmp_path / "odd", clips)
+    small_model(tmp_path / "net", store, "clcr")
+    metrics = run(tmp_path / "out", odd, [tmp_path / "net"])
+    found = metrics["models"]["net"]["tasks"]
+    rows = (
+        pq.read_table(tmp_path / "out" / "predictions" / "net" / "all.parquet")
+        .to_pandas()
+        .dropna(subset=["label_label"])
+    )
+    assert found["label"]["n"] == len(rows) == sum(label is not None for label in known)
+    assert found["label"]["accuracy"] == pytest.approx((rows["label"] == rows["label_label"]).mean())
+    assert found["mood"]["n"] == 0 and any("no clip has a label" in note for note in metrics["notes"])
+    assert (tmp_path / "out" / "report.html").stat().st_size > 5000
 
 
 def test_what_cannot_be_evaluated_is_one_line(tmp_path, store):

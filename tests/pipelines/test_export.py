@@ -5,18 +5,25 @@ import re
 import subprocess
 import sys
 
+import numpy as np
+import onnxruntime
 import pytest
+import torch
 from mediafiles import numbered, sine, write_media
 from models import small_model
 from storefiles import TASKS, make_clips, write_store
 
+import clcr
+from clcr.config import ModelConfig
 from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
-from features.store import StoreSpec
+from features.store import Store, StoreSpec
 from pipelines.answering.card import write_card
 from pipelines.answering.clips import ClipAnswerer, clip_of_file
+from pipelines.answering.network import Network
 from pipelines.answering.pyfunc import requirements, signature_of
 from pipelines.common.errors import JobError
 from pipelines.export import ExportConfig, export
+from pipelines.training.loading import feature_specs, task_specs
 from pipelines.training.trained import open_model
 
 ASK = """
@@ -25,7 +32,7 @@ model = mlflow.pyfunc.load_model(sys.argv[1])
 import clcr, pipelines.answering.clips
 assert clcr.__file__.startswith(sys.argv[1]), clcr.__file__
 table = model.predict(pandas.DataFrame({"clip": sys.argv[2:]}))
-print(json.dumps([clcr.__file__, json.loads(table.to_json(orient="records"))]))
+print(json.dumps([clcr.__file__, table.to_dict("records")], allow_nan=False))
 """
 
 
@@ -59,6 +66,47 @@ def test_the_mlflow_model_answers_as_predict_does_from_its_own_code(run, tmp_pat
     assert "accuracy | 0.750" in (run / "out" / "README.md").read_text()
     with pytest.raises(JobError, match="name a new folder on this machine"):
         export(ExportConfig(str(run / "run"), str(run / "out")))
+
+
+WHEN = clcr.TaskSpec("when", "events", ("background", "a", "b"), 5.0)
+
+
+def test_a_network_alone_answers_as_the_model_for_any_number_of_clips_and_tokens(run, tmp_path):
+    """CLCR, whose bases ONNX cannot make, with a task of each kind; what is exported is read by onnxruntime alone."""
+    store = Store(str(run / "store"))
+    tasks = task_specs(store) | {"when": WHEN}
+    config = clcr.CLCRConfig(ModelConfig(width=8, heads=2, levels=2, blocks=1))
+    torch.manual_seed(0)
+    model = clcr.build("clcr", config, feature_specs(store), tasks).eval()
+    clcr.save(model, tmp_path / "model", Store(str(run / "store")).spec.to_dict())
+    export(ExportConfig(str(tmp_path / "model"), str(tmp_path / "out"), ("torch", "onnx")))
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"network.pt2", "network.onnx", "README.md"}
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "network.onnx", providers=["CPUExecutionProvider"])
+    network = Network(model)
+    inputs = network.example(4, 33, seed=9)
+    found = session.run(network.outputs, {n: x.numpy() for n, x in zip(network.inputs, inputs, strict=True)})
+    for name, values, wanted in zip(network.outputs, found, network(*inputs), strict=True):
+        np.testing.assert_allclose(values, wanted.detach(), atol=1e-4, err_msg=name)
+    assert [values.shape for values in found] == [(4, 2), (4, 1), (4, 34, 3)]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| `audio.values` | in, float16 | clips, tokens, 8 |" in card and "- `when`: background, a, b" in card
+    assert "| `when.logits` | out | clips, bins, 3 |" in card
+
+
+def test_what_cannot_be_exported_is_refused_by_name_and_leaves_nothing(run, tmp_path, monkeypatch):
+    class Stubborn(Network):
+        def forward(self, *tensors):
+            return (torch.zeros(int(tensors[0].sum())),)  # a shape that follows from values
+
+    monkeypatch.setattr("pipelines.answering.network.Network", Stubborn)
+    with pytest.raises(JobError, match=r"^concat cannot be exported as onnx: "):
+        export(ExportConfig(str(run / "run"), str(tmp_path / "out"), ("onnx",)))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(JobError, match=r"--formats onnx needs more packages: pip install 'clcr-pipeline\[export\]'"):
+        export(ExportConfig(str(run / "run"), str(tmp_path / "out"), ("onnx",)))
+    with pytest.raises(JobError, match="--formats tflite: choose from mlflow, torch, onnx"):
+        ExportConfig("m", "o", ("tflite",))
 
 
 def test_signature_requirements_and_card_say_what_the_model_is(run):

@@ -1,18 +1,24 @@
 """The serve job: clips over HTTP, answered as predict answers them; what is poison costs itself alone."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import requests
+import uvicorn
+from fastapi import HTTPException
 from mediafiles import numbered, sine, write_media
 from models import small_model
+from ray.exceptions import RayActorError
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from storefiles import TASKS, make_clips, write_store
@@ -22,10 +28,14 @@ from features.store import Store, StoreSpec
 from features.store.shards import create_store
 from infra.head import free_ports
 from infra.screenshot import chromium
-from pipelines.answering.clips import ClipAnswerer, clip_of_file
+from pipelines.answering.clips import ClipAnswerer, Decoded, answer_features, clip_of_file, make_clip
+from pipelines.answering.replica import Replica
+from pipelines.answering.service import Door, Limits, make_app
+from pipelines.answering.shared_pass import SharedPass
 from pipelines.common.errors import JobError
-from pipelines.serve import ServeConfig, is_loopback, serve_model
+from pipelines.serve import ServeConfig, is_loopback, listen, retry_dead, serve_model
 from pipelines.training.trained import open_model
+from tests.benchmarks.serving import kill_replica
 
 ROOT = Path(__file__).parents[2]
 TOKEN = {"Authorization": "Bearer open sesame"}
@@ -50,24 +60,24 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(model):
-    """The address of the job, which runs as a person starts it."""
+    """The address of the service, with a replica in this process: what Ray adds is tested below."""
+    trained = open_model("--model", str(model / "model"))
+    replica = Replica(trained, 20.0, 2.0, {})
     port = free_ports(1)[0]
-    command = ["pipelines/serve.py", "--model", model / "model", "--port", port, "--max-mb", "0.5", "--timeout", "20"]
-    with open(model / "log", "w") as log:
-        job = subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            cwd=ROOT,
-            env={**os.environ, "SERVE_TOKEN": "open sesame"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 400
-    while "serving " not in (model / "log").read_text():
-        assert job.poll() is None and time.monotonic() < end, (model / "log").read_text()
-        time.sleep(0.5)
-    yield address
-    job.send_signal(signal.SIGTERM)
-    assert job.wait(120) == 0, (model / "log").read_text()
+
+    async def ask(method, *arguments):
+        return await getattr(replica, method)(*arguments)
+
+    limits = Limits(max_mb=0.5, timeout=20.0, token="open sesame")
+    running = uvicorn.Server(uvicorn.Config(make_app(trained, ask, limits), port=port, log_level="warning"))
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    while not running.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    running.should_exit = True
+    thread.join(60)
+    replica.answerer.close()
 
 
 def post(server, path, name=None, headers=TOKEN, **content):
@@ -77,7 +87,6 @@ def post(server, path, name=None, headers=TOKEN, **content):
     )
 
 
-@pytest.mark.slow
 def test_a_clip_is_answered_as_predict_answers_it(model, server):
     reply = post(server, model / "loud.mp4")
     assert reply.status_code == 200, reply.text
@@ -92,7 +101,6 @@ def test_a_clip_is_answered_as_predict_answers_it(model, server):
     }
 
 
-@pytest.mark.slow
 def test_what_is_not_taken_is_refused_with_a_reason(model, server):
     assert post(server, model / "loud.mp4", headers={}).status_code == 401
     assert post(server, model / "loud.mp4", headers={"Authorization": "Bearer x"}).status_code == 401
@@ -105,7 +113,6 @@ def test_what_is_not_taken_is_refused_with_a_reason(model, server):
     assert post(server, None, "none.mp4", data=b"").status_code == 422
 
 
-@pytest.mark.slow
 def test_features_are_answered_and_wrong_ones_named(server):
     def ask(features, duration=1.0):
         return requests.post(
@@ -143,20 +150,98 @@ def test_health_docs_and_a_page_to_try_a_clip_in(model, server):
 
 
 @pytest.mark.slow
-def test_under_load_every_clip_is_answered_and_poison_costs_itself(model, server):
+def test_when_a_replica_is_killed_every_clip_is_answered_and_poison_costs_itself(model):
+    port = free_ports(1)[0]
+    command = ["pipelines/serve.py", "--model", model / "model", "--port", port, "--replicas", 2]
+    environment = {**os.environ, "SERVE_TOKEN": "open sesame"}
+    with open(model / "log", "w") as log:
+        job = subprocess.Popen(
+            [sys.executable, *map(str, command)], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    end = time.monotonic() + 400
+    while "serving " not in (model / "log").read_text():
+        assert job.poll() is None and time.monotonic() < end, (model / "log").read_text()
+        time.sleep(0.5)
     clips = [model / ("broken.mp4" if n % 20 == 10 else "loud.mp4") for n in range(40)]
-    started = time.monotonic()
-
-    def ask(clip):
-        begin = time.monotonic()
-        return clip.name, post(server, clip).status_code, time.monotonic() - begin
-
     with ThreadPoolExecutor(8) as clients:
-        answers = list(clients.map(ask, clips))
-    assert [code for name, code, _ in answers] == [422 if clip.name == "broken.mp4" else 200 for clip in clips]
-    seconds = sorted(s for _, _, s in answers)
-    rate = len(clips) / (time.monotonic() - started)
-    print(f"{rate:.1f} clips/s, p50 {seconds[20]:.3f} s, p95 {seconds[37]:.3f} s")
+        replies = [clients.submit(post, f"http://127.0.0.1:{port}", clip) for clip in clips]
+        wait(replies[:10])
+        killed = kill_replica(job.pid)
+        answers = [reply.result().status_code for reply in replies]
+    assert killed and answers == [422 if clip.name == "broken.mp4" else 200 for clip in clips]
+    with pytest.raises(JobError, match=rf"--port {port}: .*in use"):
+        listen(ServeConfig("m", port=port))
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(120) == 0, (model / "log").read_text()
+
+
+def test_requests_that_arrive_while_a_pass_runs_share_the_next_and_errors_stay_apart():
+    passes, first = [], threading.Event()
+
+    def run(items):
+        passes.append(list(items))
+        if len(passes) == 1:
+            first.wait(60)
+        if "poison" in items:
+            raise ValueError("poison")
+        return [item.upper() for item in items]
+
+    async def ask():
+        forward = SharedPass(run, most=3)
+        calls = [asyncio.create_task(forward(item)) for item in ("a", "b", "poison", "d", "e")]
+        while not passes:
+            await asyncio.sleep(0.001)
+        first.set()
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    answers = asyncio.run(ask())
+    assert [str(answer) for answer in answers] == ["A", "B", "poison", "D", "E"]
+    assert passes == [["a"], ["b", "poison", "d"], ["b"], ["poison"], ["d"], ["e"]]
+
+
+def test_a_request_passes_with_others_as_it_passes_alone(model):
+    network = open_model("--model", str(model / "model")).model
+    rng = np.random.default_rng(0)
+    several = [Decoded(make_clip(f"{n}"), {"audio": rng.random((n, 8), np.float32)}, 1.0) for n in (3, 9, 5)]
+    together = answer_features(network, several).to_pylist()
+    for decoded, row in zip(several, together, strict=True):
+        (alone,) = answer_features(network, [decoded]).to_pylist()
+        assert alone["clip_id"] == row["clip_id"] and alone["mood"] == pytest.approx(row["mood"], abs=1e-5)
+        assert alone["label_probabilities"] == pytest.approx(row["label_probabilities"], abs=1e-5)
+
+
+def test_a_dead_replica_is_asked_again_and_too_many_requests_get_503_with_a_time():
+    deaths = [2]
+
+    class Handle:
+        @staticmethod
+        async def remote(name):
+            if deaths[0]:
+                deaths[0] -= 1
+                raise RayActorError
+            return 200, {"label": name}
+
+    ask = retry_dead(SimpleNamespace(media=Handle), 60)
+    assert asyncio.run(ask("media", "a")) == (200, {"label": "a"})
+    deaths[0] = 99
+    with pytest.raises(HTTPException, match="replicas died while they had this request") as refused:
+        asyncio.run(ask("media", "a"))
+    assert refused.value.status_code == 503 and int(refused.value.headers["Retry-After"]) > 0
+
+    async def crowd():
+        door, inside = Door(Limits(at_once=2, queue=1)), asyncio.Event()
+
+        async def enter():
+            async with door.enter():
+                await inside.wait()
+
+        calls = [asyncio.create_task(enter()) for _ in range(5)]
+        await asyncio.sleep(0)
+        inside.set()
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    answers = asyncio.run(crowd())
+    assert [getattr(answer, "status_code", 200) for answer in answers] == [200, 200, 200, 503, 503]
 
 
 def test_an_open_address_needs_a_token_and_a_lost_model_is_one_line(tmp_path, monkeypatch):

@@ -144,7 +144,11 @@ def test_a_registered_model_comes_back_by_name_and_version(direct, store, tmp_pa
     for name in ("models:/toy/1", "models:/toy/latest"):
         loaded = load_model(name, uri)
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
-    with pytest.raises(JobError, match="has no such model"):
-        load_model("models:/toy/9", uri)
+    assert register(runs[0], "toy@best") == 1 and register(runs[1], "toy@best") == 2  # an alias moves
+    assert load_model("models:/toy@best", uri).recipe == model.recipe
+    assert MlflowClient(uri).get_model_version_by_alias("toy", "best").version == "2"
+    for name in ("models:/toy/9", "models:/toy@worst"):
+        with pytest.raises(JobError, match="has no such model"):
+            load_model(name, uri)
     with pytest.raises(JobError, match="write models:/NAME/VERSION"):
         load_model("toy", uri)

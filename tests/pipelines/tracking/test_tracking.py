@@ -1,10 +1,12 @@
 """MLflow through our one door."""
 
+import json
 import multiprocessing
 import threading
 import time
 from contextlib import suppress
 
+import mlflow.data
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -96,6 +98,15 @@ def test_a_machine_without_git_tracks_all_the_same(tmp_path, monkeypatch):
     monkeypatch.delenv("GIT_COMMIT", raising=False)
     run = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "run", {}, {})
     assert "git.commit" not in run.client.get_run(run.run_id).data.tags
+
+
+def test_a_run_names_the_store_that_it_learns_from(tmp_path):
+    run = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "run", {}, {})
+    run.log_input("grid", str(tmp_path), "f" * 64, {"train": 3, "test": 2})
+    (given,) = run.client.get_run(run.run_id).inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("grid", "f" * 36)
+    assert json.loads(given.dataset.profile) == {"num_rows": 5, "train": 3, "test": 2}
+    assert mlflow.data.get_source(given.dataset).uri == str(tmp_path)
 
 
 def cpu_points(run):
