@@ -1,5 +1,7 @@
 """--video.crop face and mouth: the crop follows a (drawn) face, and where there is none it is the picture's middle."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,7 +15,7 @@ from features.decode.like import spec_of_store
 from features.decode.specs import EncoderSpec, VideoSpec
 from features.decode.video import decode_frames
 from features.encoders import faces
-from features.encoders.faces import Face
+from features.encoders.faces import Face, find_faces
 from features.errors import FeaturesError
 from features.store import StoreSpec
 from features.store.quality import quality_schema
@@ -21,6 +23,7 @@ from features.store.samples import Sample, pack
 from features.store.shards import ShardWriter, create_store
 from pipelines.extract import print_modalities
 
+DATA = Path(__file__).parents[4] / "shared" / "data"
 FPS = 5
 WAY = np.linspace(90, 230, 12)  # where the face is, from left to right, in 2.4 s
 
@@ -63,6 +66,15 @@ def test_decoders_and_a_phones_rotation_change_little(moving, tmp_path):
     b = decode_frames(write_media(tmp_path / "upright.mp4", upright, fps=FPS), VideoSpec(FPS, 64, "face"))
     assert a.quality["face_found"] == b.quality["face_found"] == 1
     assert np.abs(a.values.astype(float) - b.values).mean() < 3
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not (DATA / "grid").is_dir(), reason="needs ../shared/data/grid")
+def test_real_speakers_have_a_mouth_where_it_is_known_to_be():
+    path = str(DATA / "grid/clips/bbaf2n.mp4")
+    assert decode_frames(path, VideoSpec(2, 32, "mouth")).quality["face_found"] == 1
+    mouth = find_faces(decode_frames(path, VideoSpec(2, 250)).values).mouth / 250
+    assert (np.abs(mouth - (0.5, 0.695)) < (0.2, 0.225)).all()  # .30 to .70 by .47 to .92 of the picture
 
 
 def test_without_a_face_it_is_the_middle_and_the_index_says_so(tmp_path):
