@@ -19,8 +19,6 @@ from typing import NamedTuple
 
 import psutil
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from infra.head import ROOT, Head, local_head
 from tests.benchmarks.extraction import first_rows, job_command, timed
@@ -71,10 +69,8 @@ class Used(NamedTuple):
 
 
 def main() -> int:
-    """Measure, print one table."""
+    """Measure, print a line for each comparison."""
     config = tyro.cli(EncodersConfig, description=__doc__)
-    sizes = f"memory, GB, {config.few} clips", f"{config.many} clips"
-    table = Table("", "clips/s: job", "loop", "ratio", "clips/CPU s: job", "loop", "ratio", *sizes)
     for options in config.options:
         with tempfile.TemporaryDirectory() as folder, local_head() as head:
             corpora = {clips: corpus_of(config.corpus, clips, Path(folder)) for clips in (config.few, config.many)}
@@ -83,9 +79,11 @@ def main() -> int:
             many = measured(corpora[config.many], folder, options, head)
         further = config.many - config.few
         job = further / (many.seconds - few.seconds), further / (many.cpu - few.cpu)
-        rates = [f"{x:.2f}" for ours, theirs in zip(job, loop, strict=True) for x in (ours, theirs, ours / theirs)]
-        table.add_row(options, *rates, f"{few.memory:.2f}", f"{many.memory:.2f}")
-    Console(width=160).print(table)
+        print(options)
+        for unit, ours, theirs in zip(("s", "CPU s"), job, loop, strict=True):
+            print(f"  clips/{unit}: job {ours:.2f}, loop {theirs:.2f}, ratio {ours / theirs:.2f}")
+        memory = f"{few.memory:.2f} GB at {config.few} clips, {many.memory:.2f} GB at {config.many}"
+        print(f"  peak memory of the job: {memory}", flush=True)
     return 0
 
 
