@@ -32,7 +32,7 @@ from features.store.growth import apply_change, changed_spec
 from features.store.inspect import make_console
 from features.store.lock import StoreLock
 from features.store.plan import write_plan
-from features.store.quality import QualitySpec
+from features.store.quality import QualitySpec, follows_faces
 from features.store.shards import (
     create_store,
     failed_shards,
@@ -355,6 +355,16 @@ def print_modalities(store: Store, indexed: int) -> None:
         else:
             others = ",".join(other for other in store.spec.features if other != name)
             print(f"{line}: leave it out with --modalities {others}" if others else line)
+    if indexed and follows_faces(store.spec.features):
+        print_faces(store)
+
+
+def print_faces(store: Store) -> None:
+    """In how many clips the crop found no face to follow, and what it shows of them."""
+    found = store.index(columns=["face_found"])["face_found"].drop_null()
+    without = pc.sum(pc.equal(found, 0)).as_py() or 0
+    middle = "; of the others it shows the middle (face_found 0 in the index)" if without else ""
+    print(f"  crop: a face in {len(found) - without} of {len(found)} videos{middle}")
 
 
 def summarize(store: Store, max_failed: float) -> None:

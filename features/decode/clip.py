@@ -13,6 +13,7 @@ from features.decode.audio import encode_audio
 from features.decode.media import MediaFile
 from features.decode.specs import Encoded, EncoderSpec
 from features.decode.video import decode_frames
+from features.encoders import faces
 from features.errors import MediaError, SegmentBeyondEnd
 from features.store.samples import Sample
 
@@ -55,6 +56,8 @@ def encode_clip(clip: Clip, media: Mapping[str, str], spec: EncoderSpec) -> Samp
 
 def prepare(spec: EncoderSpec) -> None:
     """Load the networks that a spec needs, once per process, so that no clip's time or memory pays for that."""
+    if spec.video is not None and spec.video.follows():
+        faces.load()
     if spec.text is not None:
         from features.decode.text import load
 

@@ -18,6 +18,7 @@ from features.decode.specs import (
     VideoSpec,
     resolve_decoder,
 )
+from features.encoders import hub
 from features.encoders.registry import TAKES_WEIGHTS, is_digest, kind_of
 from features.errors import FeaturesError
 from features.store.quality import QualitySpec
@@ -54,7 +55,7 @@ def spec_of_store(features: Mapping[str, Feature], places: Mapping[str, str] | N
             own = {"encoder": kind, "weights": _weights("image", encoder, places.get("image", ""))}
             found["image"] = _options(ImageSpec, {**encoder, **own})
         elif name == "text" and kind == "hidden_layers":
-            found["text"] = replace(_options(TextSpec, encoder), encoder=places.get("text", ""))
+            found["text"] = replace(_options(TextSpec, encoder), encoder=_text(encoder, places.get("text", "")))
         elif kind == "vectors":
             rates = (f"{name}={feature.rate:g}",) if feature.rate else ()
             before = found["vectors"].rates if "vectors" in found else ()
@@ -93,13 +94,20 @@ def _network(modality: str, encoder: Mapping[str, Any], place: str) -> str:
     """The name of an encoder of the contract: the store's, or the place of its file or folder that the caller knows."""
     name = encoder["encoder"]
     if kind_of(place):
-        return place
+        return hub.pinned(place, f"--{modality}.encoder") if kind_of(place) == "hf" else place
     if is_digest(name.partition(":")[2]):
         raise FeaturesError(
             f"feature {modality} was made by {encoder['name']} from files (sha256 {name.partition(':')[2][:12]}): "
             f"name them with --{modality}.encoder {encoder['name']}:PLACE"
         )
     return name
+
+
+def _text(encoder: Mapping[str, Any], place: str) -> str:
+    """Where a language model is: the place that the caller knows, the store's commit of the hub, or the package's."""
+    if place:
+        return hub.pinned(place, PLACES["text"])
+    return "" if is_digest(encoder["weights"]) else encoder["weights"]
 
 
 def _weights(modality: str, encoder: Mapping[str, Any], place: str) -> str:

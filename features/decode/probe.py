@@ -97,6 +97,7 @@ class Shown:
     what the file declares is there, None where it declares nothing; declared: where it says that the stream ends.
     format: FFmpeg's name of the container; stream: the stream's number; alone: it is the only one with pictures.
     seekable: segments need not be read from the file's beginning. sparse: a packet of its codec may show nothing.
+    width, height: of the upright picture, in square pixels.
     """
 
     times: np.ndarray
@@ -111,6 +112,8 @@ class Shown:
     orientation: Orientation
     timing: Timing
     sparse: bool
+    width: int
+    height: int
 
 
 def picture_stream(media: MediaFile, container: InputContainer) -> VideoStream | None:
@@ -244,11 +247,18 @@ def frame_times(
             share = min(1.0, max(share, (len(stamps) + read.hidden) / stream.frames))
         alone, number = len(container.streams.video) == 1, stream.index
         name, seekable = container.format.name, seekable and timing != "ordered"
-        sparse = codec in SPARSE
+        sparse, size = codec in SPARSE, _square_pixels(stream, opening.orientation)
     if not len(stamps):
         raise MediaError("video", f"{media.uri} holds no video frame; it is damaged or incomplete, fetch it again")
     turned = opening.orientation
-    return Shown(stamps, end, first, share, declared, name, number, alone, seekable, turned, timing, sparse)
+    return Shown(stamps, end, first, share, declared, name, number, alone, seekable, turned, timing, sparse, *size)
+
+
+def _square_pixels(stream: VideoStream, orientation: Orientation) -> tuple[int, int]:
+    """Width and height of a stream's upright picture; one whose pixels are no squares is made wider, or narrower."""
+    context, ratio = stream.codec_context, stream.sample_aspect_ratio
+    width, height = round(context.width * float(ratio or 1)) or 1, context.height or 1
+    return (height, width) if orientation.transposed else (width, height)
 
 
 def _opening_of_damaged(media: MediaFile, number: int) -> "_Opening":

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from features.encoders import faces
 from features.encoders.contract import Asked
 from features.encoders.registry import KINDS, TAKES_WEIGHTS, find_encoder, forms, identity_of, kind_of, weights_id
 from features.store.quality import QualitySpec
@@ -26,8 +27,9 @@ class VideoSpec:
     """Frames sampled per second."""
     size: int = 64
     """Width and height of a sampled frame in pixels."""
-    crop: tuple[float, float, float, float] | None = None
-    """Left, top, right, bottom as fractions of the picture; none takes all of it."""
+    crop: tuple[float, float, float, float] | Literal["face", "mouth"] | None = None
+    """Left, top, right, bottom as fractions of the picture; none takes all of it. face and mouth follow the largest
+    face, or its mouth; where no face is found, it is the picture's middle, and the index says so (face_found)."""
     decoder: Literal["auto", "decord", "pyav"] = "auto"
     """auto is decord for whole files, and PyAV for segments and for files that decord does not read or that are
     damaged. decord alone fails on those files."""
@@ -54,14 +56,14 @@ class VideoSpec:
             raise ValueError(f"--video.stride {self.stride}: must be 0 or more frames")
         if self.stride and self.encoder == "pixels":
             raise ValueError(f"--video.stride {self.stride}: only networks see windows; --video.fps thins out pixels")
-        left, top, right, bottom = self.crop or (0.0, 0.0, 1.0, 1.0)
+        left, top, right, bottom = self._edges()
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise ValueError(f"crop {self.crop} is not left < right, top < bottom within 0 and 1")
         if not (0 < self.fps < math.inf and self.size > 0):
             raise ValueError(f"fps {self.fps} and size {self.size} must be above 0, and finite")
         if self.decoder == "decord" and self.sampling != "exact":
             raise ValueError(f"decord decodes every frame; sampling {self.sampling} needs decoder auto or pyav")
-        if self.decoder == "decord" and decord_misreads(self.window()[0]):
+        if self.decoder == "decord" and not self.follows() and decord_misreads(self.window()[0]):
             raise ValueError(
                 f"decord misreads pictures {self.window()[0]} pixels wide; set decoder auto, or another size"
             )
@@ -76,9 +78,16 @@ class VideoSpec:
         """How the frames are decoded that go through the network: in its own size, where it has one."""
         return replace(self, size=_network_size(self.asked(), self.size))
 
+    def follows(self) -> bool:
+        """Whether the crop follows a face: its place is another in every clip."""
+        return isinstance(self.crop, str)
+
+    def _edges(self) -> tuple[float, float, float, float]:
+        return self.crop if isinstance(self.crop, tuple) else (0.0, 0.0, 1.0, 1.0)
+
     def window(self) -> tuple[int, int, int, int]:
         """Width and height the whole picture is scaled to, and where the crop's left and top edge then lie (pixels)."""
-        left, top, right, bottom = self.crop or (0.0, 0.0, 1.0, 1.0)
+        left, top, right, bottom = self._edges()
         width, height = round(self.size / (right - left)), round(self.size / (bottom - top))
         return width, height, min(round(left * width), width - self.size), min(round(top * height), height - self.size)
 
@@ -273,6 +282,8 @@ class EncoderSpec:
         if (v := self.video) is not None:
             options = _without(v, "encoder", "weights", "layers", "stride")
             options["decoder"] = resolve_decoder(v.decoder) if v.sampling == "exact" else "pyav"
+            if v.follows():
+                options["detector"] = faces.identity()
             if (asked := v.asked()) is None:
                 encoder = {"name": "frames", **options, "quality": quality}
                 features["video"] = Feature((v.size, v.size, 3), "uint8", v.fps, encoder)

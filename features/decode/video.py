@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from av import FFmpegError
 
+from features.decode.follow import follow, picture_size
 from features.decode.media import PADDING, MediaFile, check_segment, media_file
 from features.decode.probe import EARLIER, TICK, Orientation, Shown, frame_times
 from features.decode.pyav import Mistimed, Scale, exact_pictures, latest_pictures
@@ -86,21 +87,28 @@ def _sample(media: MediaFile, shown: Shown, spec: VideoSpec, begin: float, stop:
     times = begin + (np.arange(max(1, round((until - begin) * spec.fps))) + 0.5) / spec.fps
     on_screen = np.maximum(np.searchsorted(shown.times, times + TICK, side="right") - 1, 0)
     needed, repeats = np.unique(on_screen, return_inverse=True)
-    pictures = _decode(media, shown, shown.times[needed], spec, seek=begin > 0 and shown.seekable)
-    _, _, left, top = spec.window()
-    values = np.ascontiguousarray(pictures.values[repeats, top : top + spec.size, left : left + spec.size])
+    wanted = shown.times[needed]
+    pictures = _decode(media, shown, wanted, spec, seek=begin > 0 and shown.seekable)
+    faces: dict[str, float] = {}
+    if isinstance(spec.crop, str):
+        values, faces["face_found"] = follow(pictures.values, wanted, spec.crop, spec.size)
+        values = values[repeats]
+    else:
+        _, _, left, top = spec.window()
+        values = np.ascontiguousarray(pictures.values[repeats, top : top + spec.size, left : left + spec.size])
     quality = {
         "salvaged": pictures.salvaged,
         "good_frames": float(pictures.good[repeats].mean()),
         "repeated_frames": float((values[1:] == values[:-1]).all((1, 2, 3)).sum() / len(values)),
         "decoded_video": shown.share,
+        **faces,
     }
     return Frames(values, np.minimum(times, until), until - begin, quality)
 
 
 def _decode(media: MediaFile, shown: Shown, wanted: np.ndarray, spec: VideoSpec, seek: bool) -> Pictures:
-    """The pictures shown at the wanted times (sorted, s), scaled as a whole."""
-    width, height, _, _ = spec.window()
+    """The pictures shown at the wanted times (sorted, s), scaled as a whole; not scaled, where faces are followed."""
+    width, height = picture_size(shown.width, shown.height, len(wanted)) if spec.follows() else spec.window()[:2]
     scale = Scale(width, height, shown.orientation)
     if spec.sampling == "exact":
         exact = _exact_pictures(media, shown, wanted, scale, spec.decoder, seek)
@@ -122,7 +130,7 @@ def _exact_pictures(
 ) -> np.ndarray | None:
     """The wanted pictures by decord or PyAV, None where one of them does not decode without concealment."""
     if decoder == "decord":
-        _require_decord(media.uri, shown)
+        _require_decord(media.uri, shown, scale.width)
         return _decord_pictures(media, wanted - shown.first, scale.width, scale.height)
     suits = not seek and not decord_misreads(scale.width) and shown.orientation == Orientation()
     if resolve_decoder(decoder) == "decord" and suits and _decord_agrees(shown):
@@ -154,10 +162,10 @@ def _decord_agrees(shown: Shown) -> bool:
     return alone and not shown.sparse and shown.format not in ("mpeg", "mpegts")
 
 
-def _require_decord(uri: str, shown: Shown) -> None:
+def _require_decord(uri: str, shown: Shown, width: int) -> None:
     """Raise MediaError where decord alone would give other pictures: it turns those of an mp4, and mirrors none."""
     turns = shown.orientation.is_rotation and shown.format.startswith("mov")
-    if not (_decord_agrees(shown) and (shown.orientation == Orientation() or turns)):
+    if not (_decord_agrees(shown) and (shown.orientation == Orientation() or turns)) or decord_misreads(width):
         raise MediaError("video", f"{uri}: decord and FFmpeg take other pictures of it; use --video.decoder auto")
 
 

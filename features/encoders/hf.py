@@ -1,6 +1,7 @@
 """`hf:NAME[@revision]`: hidden layers of a Hugging Face model, from a folder or the hub, for the modality it is for."""
 
 import importlib
+from dataclasses import replace
 from typing import Any
 
 from features.encoders import hub
@@ -18,6 +19,11 @@ FAMILIES: dict[str, tuple[tuple[str, ...], str, str, str]] = {
     "whisper": (("audio",), SOUND, "Whisper", "AutoModel"),
     "audio-spectrogram-transformer": (("audio",), SOUND, "Spectrograms", "AutoModel"),
 }
+
+
+def pin(asked: Asked) -> Asked:
+    """See features.encoders.registry.pinned."""
+    return replace(asked, name=hub.pinned(asked.name, asked.option))
 
 
 def make(asked: Asked) -> Encoder:

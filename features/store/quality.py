@@ -26,13 +26,20 @@ QUALITY_SCHEMA = pa.schema(
         ("silence", pa.float32()),  # share of the log-mel frames without sound
     ]
 )
+FACE = pa.field("face_found", pa.float32())  # share of looks that found the face that the crop follows; 0: the middle
 BROKEN = pa.field("broken_values", pa.float32())  # largest share of broken values in a clip's given vectors
 
 
 def quality_schema(features: Mapping[str, "Feature"]) -> pa.Schema:
     """The index's quality columns of a store with these features."""
     given = any(feature.encoder.get("name") == "vectors" for feature in features.values())
-    return QUALITY_SCHEMA.append(BROKEN) if given else QUALITY_SCHEMA
+    schema = QUALITY_SCHEMA.append(FACE) if follows_faces(features) else QUALITY_SCHEMA
+    return schema.append(BROKEN) if given else schema
+
+
+def follows_faces(features: Mapping[str, "Feature"]) -> bool:
+    """Whether the picture of a store with these features is cropped to faces."""
+    return any("detector" in feature.encoder for feature in features.values())
 
 
 @dataclass(frozen=True)

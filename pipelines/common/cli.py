@@ -355,17 +355,23 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 @_registry.primitive_rule
 def _comma_separated(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Tuples are written `a,b,c`, in one argument: `--tasks color,digit`, `--video.crop .3,.5,.7,.9`."""
-    kind, optional = info.type, False
+    """Tuples are written `a,b,c`, in one argument: `--tasks color,digit`, `--video.crop .3,.5,.7,.9`.
+
+    A word may stand in the place of one, such as `--video.crop face`.
+    """
+    kind, optional, words = info.type, False, tuple[str, ...]()
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         inner = [a for a in typing.get_args(kind) if a is not type(None)]
-        kind, optional = inner[0], len(inner) == 1
+        words = tuple(word for a in inner for word in typing.get_args(a) if typing.get_origin(a) is typing.Literal)
+        kind, optional = inner[0], len(inner) == 1 or bool(words)
     if typing.get_origin(kind) is not tuple:
         return None
     elements = typing.get_args(kind)
     length = None if elements[-1] is Ellipsis else len(elements)
 
-    def construct(texts: list[str]) -> tuple[Any, ...] | None:
+    def construct(texts: list[str]) -> tuple[Any, ...] | str | None:
+        if texts[0] in words:
+            return texts[0]
         if optional and texts[0].lower() == "none":
             return None
         values = tuple(elements[0](text.strip()) for text in texts[0].split(",") if text.strip())
@@ -375,8 +381,10 @@ def _comma_separated(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] |
 
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar=",".join("ABCDEFG"[:length]) if length else "A,B,...",
+        metavar="|".join([",".join("ABCDEFG"[:length]) if length else "A,B,...", *words]),
         instance_from_str=construct,
-        is_instance=lambda value: value is None or isinstance(value, tuple),
-        str_from_instance=lambda value: ["none" if value is None else ",".join(map(str, value))],
+        is_instance=lambda value: value is None or isinstance(value, tuple) or value in words,
+        str_from_instance=lambda value: [
+            "none" if value is None else value if value in words else ",".join(map(str, value))
+        ],
     )

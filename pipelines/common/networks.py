@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from features.decode.specs import AudioSpec, ImageSpec, TextSpec, VideoSpec
-from features.encoders import find_encoder
-from features.encoders.registry import WEIGHT_FILES
+from features.encoders import find_encoder, hub
+from features.encoders.registry import WEIGHT_FILES, pinned
 from features.errors import FeaturesError
 from pipelines.common.cli import resolve_uri
 
@@ -14,10 +14,13 @@ Options = TypeVar("Options", VideoSpec, AudioSpec, ImageSpec, TextSpec)
 
 
 def resolved(modality: str, spec: Options) -> Options:
-    """The same options with files and folders that every process finds. Raises FeaturesError for no network."""
+    """The same options with files, folders and the hub's commits that every process finds.
+
+    Raises FeaturesError for no network.
+    """
     option, changes = f"--{modality}.encoder", dict[str, Any]()
     kind, _, place = spec.encoder.partition(":")
-    if kind == "onnx" or (kind == "hf" and _is_folder(place)):
+    if kind in ("onnx", "voice") or (kind == "hf" and _is_folder(place)):
         changes["encoder"] = f"{kind}:{resolve_uri(option, place)}"
     elif modality == "text" and _is_folder(spec.encoder):
         changes["encoder"] = resolve_uri(option, spec.encoder)
@@ -32,7 +35,12 @@ def resolved(modality: str, spec: Options) -> Options:
 
         load_resnet18(getattr(spec, "weights", ""))
     elif (asked := spec.asked()) is not None:
+        asked = pinned(asked)
         find_encoder(asked)
+        named: dict[str, Any] = {"weights": asked.weights} if asked.weights else {}
+        spec = replace(spec, encoder=asked.name, **named)
+    elif modality == "text":
+        spec = replace(spec, encoder=hub.pinned(spec.encoder, option))
     return spec
 
 

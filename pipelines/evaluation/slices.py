@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from features.store.quality import QUALITY_SCHEMA
+from features.store.quality import FACE, QUALITY_SCHEMA
 from pipelines.common.errors import JobError
 from pipelines.evaluation.scores import Figures, Scored, summary
 
@@ -113,9 +113,8 @@ def metadata_probe(task: Any, train: pa.Table, tested: pa.Table, seed: int) -> F
     train, tested = (t.filter(t[label].is_valid()) for t in (train, tested))
     if not len(tested):
         return None
-    columns = [
-        c for c in tested.column_names if c in ("duration", "nbytes", *QUALITY_SCHEMA.names) or c[:7] == "tokens_"
-    ]
+    figures_of = ("duration", "nbytes", FACE.name, *QUALITY_SCHEMA.names)
+    columns = [c for c in tested.column_names if c in figures_of or c[:7] == "tokens_"]
     x, x_test = (np.stack([t[c].cast(pa.float64()).to_numpy() for c in columns], 1) for t in (train, tested))
     y, y_test = (np.array(t[label].to_pylist()) for t in (train, tested))
     options = {"n_estimators": 100, "max_depth": 8, "random_state": seed, "n_jobs": 1}

@@ -3,10 +3,11 @@
     python -m tests.benchmarks.fusion --store STORE --out tests/benchmarks/results/utd_inner.csv --folds inner \
         --common "epochs=40 model.width=64 lr=2e-3" --seeds 1,2 "clcr" "clcr model.exchange=none" "concat"
 
-A recipe is a model's name and options by dotted name, `clcr loader.drop=[audio=.2]`. --folds: `inner` leaves out one
-group (subject) of the training split at a time and never opens the others: recipes are chosen there; `parts` does so
-with four random parts of it, where clips have no group. `outer` leaves out one fold of the corpus, chooses the epoch on
-the next and tests it. `official` takes the corpus's splits. --summary prints means and paired tests.
+A recipe is a model's name and options by dotted name, `clcr loader.drop=[audio=.2]`; the word `last` in it takes the
+last layer alone of modalities that have several. --folds: `inner` leaves out one group (subject) of the training split
+at a time and never opens the others: recipes are chosen there; `parts` does so with four random parts of it, where
+clips have no group. `outer` leaves out one fold of the corpus, chooses the epoch on the next and tests it. `official`
+takes the corpus's splits. --summary prints means and paired tests.
 
 Trains by the project's own loop (clcr.training.Trainer) on samples held in memory. A row is a run: `val` is the
 validation score of the best epoch, `last` that of the last one, which nothing was chosen by; `test` that of the best
@@ -20,6 +21,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -115,10 +117,20 @@ def _part(group: str, training: list[str], left_out: str) -> str:
     return "val" if group == left_out else "train" if group in training else ""
 
 
-def train(recipe: Recipe, store: Store, samples: list[Sample], parts: list[str]) -> dict[str, Any]:
-    """One run: its scores and what it showed."""
+def _last(modality: str, values: np.ndarray, features: dict[str, clcr.FeatureSpec]) -> np.ndarray:
+    one = modality in features and values.ndim == 3 and len(features[modality].shape) == 1
+    return values[:, -1] if one else values
+
+
+def train(
+    recipe: Recipe, store: Store, samples: list[Sample], parts: list[str], last_layer: bool = False
+) -> dict[str, Any]:
+    """One run: its scores and what it showed. last_layer: of layers the last one alone."""
     tasks = task_specs(store, recipe.tasks)
     features = feature_specs(store, modalities_of(recipe.architecture, store))
+    if last_layer:
+        features = {m: replace(f, shape=f.shape[-1:]) if len(f.shape) == 2 else f for m, f in features.items()}
+        samples = [{**s, "features": {m: _last(m, v, features) for m, v in s["features"].items()}} for s in samples]
     torch.manual_seed(recipe.seed)
     model = clcr.build(recipe.architecture, recipe.network, features, tasks)
     by_part = {p: [s for s, part in zip(samples, parts, strict=True) if part == p] for p in ("train", "val", "test")}
@@ -208,8 +220,9 @@ def main() -> int:
                 key = (corpus, args.folds, text, fold, str(seed))
                 if key in done or (args.only and fold not in args.only.split(",")):
                     continue
-                recipe = parse(f"{text} {args.common}", seed)
-                found = train(recipe, store, samples, parts)
+                words = text.split()
+                recipe = parse(" ".join([*(word for word in words if word != "last"), args.common]), seed)
+                found = train(recipe, store, samples, parts, last_layer="last" in words)
                 row = dict(zip(KEY, key, strict=True))
                 write(args.out, {"commit": commit, "command": args.common, **row, **found})
     return 0

@@ -135,6 +135,16 @@ def _onnx(modality, shape, *nodes, **options):
     return lambda folder: Asked(write_onnx(folder / f"{modality}.onnx", shape, *nodes), modality, **options)
 
 
+def _voice(folder):
+    if not (weights := folder / "voice.pt").exists():
+        torch.manual_seed(0)
+        lstm, linear = torch.nn.LSTM(40, 256, 3), torch.nn.Linear(256, 256)
+        states = {"lstm": lstm.state_dict(), "linear": linear.state_dict()}
+        named = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
+        torch.save({"model_state": named}, weights)
+    return Asked(f"voice:{weights}", "audio", layers=(1, 4))
+
+
 KINDS = {
     "video python": _own("video", "Colours"),
     "video python window": _own("video", "Motion"),
@@ -155,5 +165,6 @@ KINDS = {
     "audio onnx": _onnx("audio", (2, 800), ("Abs", "x", "y", 1)),
     "video efficientnet_lite0": lambda folder: Asked("efficientnet_lite0", "video", layers=(1, 3)),
     "audio speech_embedding": lambda folder: Asked("speech_embedding", "audio"),
+    "audio voice": _voice,
     "image vit": _of("image", "vit", grid=1),
 }

@@ -83,12 +83,13 @@ def job(*options):
     [
         ENCODER,
         EncoderSpec(VideoSpec(sampling="keyframes"), None),
+        EncoderSpec(VideoSpec(crop="face"), None),
         EncoderSpec(None, AudioSpec(hop=0.01, window=0.02), QualitySpec()),
         EncoderSpec(None, None, image=ImageSpec(size=32, grid=2)),
         EncoderSpec(VideoSpec(encoder="resnet18", weights="IMAGENET1K_V1"), None),
         EncoderSpec(None, None, vectors=VectorSpec(("face=50",), trim=True), declared={"face": GIVEN}),
     ],
-    ids=["crop", "keyframes", "sound", "image", "resnet18", "vectors"],
+    ids=["crop", "keyframes", "face", "sound", "image", "resnet18", "vectors"],
 )
 def test_the_options_of_a_store_are_read_back_from_its_spec(spec):
     stored = StoreSpec(spec.features(), TASKS, {}, 4, "x")

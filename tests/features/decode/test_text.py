@@ -1,6 +1,7 @@
 """Texts as hidden layers of a real encoder: what transformers itself gives, token by token, layer by layer."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -144,11 +145,23 @@ def test_a_decoding_process_without_text_does_not_load_the_language_library():
 
 
 FROM_HUB = """
+import sys
+from pathlib import Path
+from features.decode.like import spec_of_store
 from features.decode.specs import TextSpec
 from features.decode.text import encode_text, find_feature
-spec = TextSpec(encoder="someone/tiny")
+from features.errors import FeaturesError
+from pipelines.common.networks import resolved
+spec = resolved("text", TextSpec(encoder="someone/tiny"))
 feature = find_feature(spec)
-print(feature.encoder["weights"], encode_text("one word", spec, feature).values.shape)
+Path(sys.argv[1]).write_text("f" * 40)  # the branch moves on
+again = spec_of_store({"text": feature}).text
+for found in spec, again:
+    print(found.encoder, feature.encoder["weights"], encode_text("one word", found, feature).values.shape)
+try:
+    resolved("text", TextSpec(encoder="someone/else"))
+except FeaturesError as error:
+    print(error)
 """
 
 
@@ -160,8 +173,11 @@ def test_a_name_on_the_hub_is_named_by_its_commit(other, tmp_path):
     (folder / "refs/main").write_text(commit)
     shutil.copytree(other, folder / "snapshots" / commit)
     env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", FROM_HUB], capture_output=True, text=True, cwd=ROOT, env=env)
-    assert done.stdout.strip() == f"someone/tiny@{commit} (4, 3, 16)", done.stderr
+    code = [sys.executable, "-c", FROM_HUB, str(folder / "refs/main")]
+    done = subprocess.run(code, capture_output=True, text=True, cwd=ROOT, env=env)
+    *same, elsewhere = done.stdout.strip().splitlines()
+    assert same == 2 * [f"someone/tiny@{commit} someone/tiny@{commit} (4, 3, 16)"], done.stderr
+    assert re.match("--text.encoder someone/else does not load: .* NAME@COMMIT of one that is in", elsewhere)
 
 
 @pytest.mark.slow

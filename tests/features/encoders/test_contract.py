@@ -19,9 +19,12 @@ from features.errors import FeaturesError
 
 FPS, RATE, SECONDS = 10, 16_000, 3.0
 MOMENTS = (0.23, 0.73, 1.53, 2.63)  # seconds at which there is a flash and a click: in the middle of any token
-WIDE = "audio speech_embedding"  # the middle of its .78 s counts for no more than their edges
+# The middle of their .78 s and 1.6 s counts for no more than the edges.
+WIDE = ("audio speech_embedding", "audio voice")
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_timed = pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("image") and kind != WIDE])
+each_timed = pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if not kind.startswith("image") and kind not in WIDE]
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +88,18 @@ def test_it_gives_what_it_declares_without_its_weights(folder, kind):
         assert len(values) == spec.image.grid**2
 
 
-def test_an_embedding_of_a_long_window_is_changed_by_what_lies_in_it_and_by_nothing_else(folder):
-    encoder = find_encoder(KINDS[WIDE](folder))
-    spec = spec_of(KINDS[WIDE](folder))
+@pytest.mark.parametrize("kind", WIDE)
+def test_an_embedding_of_a_long_window_is_changed_by_what_lies_in_it_and_by_nothing_else(folder, kind):
+    encoder = find_encoder(KINDS[kind](folder))
+    spec = spec_of(KINDS[kind](folder))
     rate, half = spec.features()["audio"].rate, encoder.window / encoder.sample_rate / 2
     still = encoded(folder, spec)
     for number, moment in enumerate(MOMENTS, start=1):
         changed = (encoded(folder, spec, number) != still).any(axis=1)
         middles = (np.arange(len(still)) + 0.5) / rate
         near = np.abs(middles - moment)
-        assert not changed[near > half + 0.01].any() and changed[near < half - 0.05].all()
+        inside = changed[near < half - 0.05]  # an LSTM of random weights forgets the window's beginning
+        assert not changed[near > half + 0.01].any() and (inside.any() if kind == "audio voice" else inside.all())
 
 
 @each_timed
@@ -115,10 +120,10 @@ def test_neighbours_change_no_bit_and_too_large_a_batch_is_halved(folder, kind):
     clips = clips_for(encoder, KINDS[kind](folder).modality)
     runner = Runner(encoder, batch=4)
     together, alone = runner.many(clips), [runner.many([clip])[0] for clip in clips]
+    small = Runner(encoder, batch=16)
     for one, other, clip in zip(together, alone, clips, strict=True):
         np.testing.assert_array_equal(one, other)
-        np.testing.assert_allclose(one, Runner(encoder, batch=16).one(clip), atol=4e-3, rtol=4e-3)
-    small = Runner(encoder, batch=16)
+        np.testing.assert_allclose(one, small.one(clip), atol=4e-3, rtol=4e-3)
     small.encoder = OnlyTwo(encoder)
     for one, other in zip(small.many(clips), together, strict=True):
         np.testing.assert_allclose(one, other, atol=4e-3, rtol=4e-3)
@@ -155,8 +160,10 @@ def test_its_options_are_read_back_from_a_store_and_its_place_is_nowhere_in_it(f
     spec = spec_of(asked)
     (modality,) = spec.features()
     assert str(folder) not in str(identity_of(asked))
-    if asked.name.startswith("hf:"):
-        with pytest.raises(FeaturesError, match=rf"from files \(sha256 .*name them with --{modality}.encoder hf:PLACE"):
+    form = asked.name.partition(":")[0]
+    if form in ("hf", "onnx", "voice"):
+        said = rf"from files \(sha256 .*name them with --{modality}.encoder {form}:PLACE"
+        with pytest.raises(FeaturesError, match=said):
             spec_of_store(spec.features())
     assert spec_of_store(spec.features(), {modality: asked.weights or asked.name}).features() == spec.features()
 

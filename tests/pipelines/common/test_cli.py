@@ -33,7 +33,7 @@ class Frames:
 
     fps: float = 12.5
     """frames per second"""
-    crop: tuple[float, float] | None = None
+    crop: tuple[float, float] | Literal["face"] | None = None
     """left, right"""
     mirror: bool = True
     """both ways round"""
@@ -79,6 +79,13 @@ def test_options_come_from_the_command_line():
         Options, ["--store", "s", "--tasks", "a,b", "--frames.crop", ".25,.5", "--frames", "small", "--dry-run"]
     )
     assert options == Options("s", ("a", "b"), 1, True, Shared("small"), Frames(crop=(0.25, 0.5)))
+
+
+def test_a_word_may_stand_in_the_place_of_a_tuple(tmp_path):
+    options = parse(Options, ["--store", "s", "--frames.crop", "face"])
+    assert options.frames.crop == "face"
+    assert parse(Options, [config_file(tmp_path, "store: s\nframes: {crop: face}\n")]) == options
+    assert parse(Options, ["--store", "s", "--frames.crop", "none"]).frames.crop is None
 
 
 @pytest.mark.parametrize("option", ["--learning-rate", "--learning_rate"])
@@ -136,6 +143,7 @@ def test_print_config_prints_what_gives_the_same_options_and_runs_nothing(tmp_pa
         (["--store", "s", "--frames", "huge"], r"'huge'.*--frames.*'big', 'small'"),
         (["--store", "s", "--frames.crop", "1,2,3"], r"--frames\.crop.*2 values"),
         (["--store", "s", "--frames.crop", "1,x"], r"--frames\.crop.*'x'"),
+        (["--store", "s", "--frames.crop", "nose"], r"--frames\.crop.*'nose'"),
         (["--store", "s", "--frames.fps", "-1"], r"--frames\.fps -1\.0: must be above 0"),
         (["--store", "s", "stray"], "stray"),
         (["--store"], "--store"),
