@@ -27,7 +27,7 @@ from clcr.base import MultimodalModel
 from clcr.batches import Batch
 from clcr.class_loss import ClassLoss
 from clcr.errors import ConfigError, DivergedError
-from clcr.schedule import warmup_cosine
+from clcr.schedule import parse_scales, scale_parts, warmup_cosine
 from clcr.steps import Losses, Step, blame, read
 from clcr.tasks import TaskSpec, target_losses
 from clcr.versions import completed_weights
@@ -54,6 +54,9 @@ class OptimConfig:
     """sgd has momentum 0.9 (the paper)"""
     lr: float = 1e-3
     """peak learning rate"""
+    lr_scale: tuple[str, ...] = ()
+    """parts of the model that learn faster or slower, `encoder=.1`: the rate of a module, by its dotted name, times
+    that of the rest; of a module within another the inner one's counts. A wrong name lists them"""
     weight_decay: float = 1e-2
     """on weight matrices only: bases, budgets, norms and biases are left out"""
     warmup: float = 0.1
@@ -77,6 +80,8 @@ class OptimConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 0 or more")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"--warmup {self.warmup}: must lie in [0, 1)")
+        object.__setattr__(self, "lr_scale", tuple(self.lr_scale))
+        parse_scales(self.lr_scale)
 
 
 class Loader(Protocol):
@@ -121,7 +126,7 @@ class Trainer:
         self.model, self.tasks, self.config, self.seed = model.to(device), tasks, config, seed
         self.device, self.steps_per_epoch = torch.device(device), steps_per_epoch
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        groups = model.parameter_groups(config.weight_decay)
+        groups = scale_parts(model, model.parameter_groups(config.weight_decay), config.lr_scale)
         for group in groups:
             group["lr"] = config.lr * group.pop("lr_scale", 1.0)  # the schedule multiplies each group's own
         self.optimizer: Any  # found_inf is in no type hint

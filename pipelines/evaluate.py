@@ -29,7 +29,7 @@ from clcr import TaskSpec
 from features.corpus.manifest import SPLITS
 from features.errors import StoreError
 from features.files import open_fs, write_text
-from features.store import Store
+from features.store import Store, open_store
 from infra.doctor import require, storage
 from pipelines.answering.table import answers
 from pipelines.common.cli import main, require_at_least, resolve_uri
@@ -98,7 +98,7 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> None:
     """The job: check that models and store fit, ask every model, count, write, log."""
     started, out = time.monotonic(), resolve_uri("--out", config.out)
-    store = Store(resolve_uri("--store", config.store))
+    store = open_store(resolve_uri("--store", config.store))
     store.require_complete()
     models = open_models(config.model, store)
     config = replace(config, fold=fold_of(models) if config.fold is None else config.fold)
@@ -224,7 +224,7 @@ def ask(
     """A model's logits of every row, of sampled ones under every condition."""
     network = model.trained.model
     spread = spread_of(network, store, rows, config.seed) if len(conditions) > 1 else {}
-    robust = None if len(sample) == len(rows) else frozenset(rows[i]["clip_id"] for i in sample)
+    robust = None if len(sample) == len(rows) else frozenset((rows[i]["shard"], rows[i]["offset"]) for i in sample)
     question = Question(conditions, spread, config.seed, config.batch_size, robust)
     return answer(network, store, rows, question, config.here, config.concurrency, config.gpus_per_process)
 

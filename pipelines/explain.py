@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 import clcr
 from clcr.batches import Batch
 from features.files import open_fs, read_json, read_text, resolve
-from features.store import Store
+from features.store import Store, open_store
 from features.store.sheet import contact_sheet, write_figure
 from pipelines.common.cli import main, require_at_least, resolve_uri
 from pipelines.common.errors import JobError
@@ -52,7 +52,7 @@ class ExplainConfig:
 def explain(config: ExplainConfig) -> None:
     """The job: load the model, read the test split once, draw."""
     folder = resolve_uri("--run", config.run)
-    store = Store(resolve_uri("--store", config.store))
+    store = open_store(resolve_uri("--store", config.store))
     trained, fold = load_model(folder), fold_of(folder)
     require_learned(trained, store)
     model = trained.model

@@ -30,7 +30,7 @@ from clcr.base import MultimodalModel
 from features.corpus.manifest import SPLITS
 from features.errors import one_line
 from features.files import list_files, open_fs, read_json, write_atomic, write_text
-from features.store import Store
+from features.store import Store, open_store
 from infra.doctor import ray_access, require, storage
 from pipelines.answering.batches import batch_of
 from pipelines.answering.table import require_distinct_columns, to_table
@@ -90,7 +90,7 @@ def predict(config: PredictConfig) -> None:
 
         return predict_corpus(config, predict)
     out = resolve_uri("--out", config.out)
-    store, trained = Store(resolve_uri("--store", config.store)), open_model("--model", config.model)
+    store, trained = open_store(resolve_uri("--store", config.store)), open_model("--model", config.model)
     store.require_complete()
     trained.require_features(store)
     require_distinct_columns(trained.model.tasks)
@@ -178,7 +178,7 @@ class Predictor:
         """A table with one shard's name in, the same and what went wrong out: Ray would wrap an error in its own."""
         shard, error = batch["shard"][0].as_py(), ""
         try:
-            table = predict_shard(self.model, Store(self.store_uri), shard, self.batch_size)
+            table = predict_shard(self.model, open_store(self.store_uri), shard, self.batch_size)
             write_part(self.out, shard, table)
         except torch.OutOfMemoryError as failure:
             error = f"shard {shard}: {one_line(failure)}; lower --batch-size {self.batch_size}"

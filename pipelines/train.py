@@ -20,7 +20,7 @@ from rich.table import Table
 
 from clcr.errors import DivergedError
 from features.files import open_fs, read_json, read_text
-from features.store import Store
+from features.store import open_store
 from pipelines.common.cli import Progress, main, require_at_least, resolve_uri
 from pipelines.common.cluster import count_slots, cpus_for, own_cluster
 from pipelines.common.compat import plain_train_driver
@@ -108,7 +108,7 @@ def train(config: TrainConfig) -> None:
 def open_training_run(config: TrainConfig, started: Mapping[str, str] | None, uri: str) -> tracking.Run:
     """The training's MLflow run, whose name, tags and description say what it is."""
     recipe = config.recipe
-    tasks = task_specs(Store(config.store), recipe.tasks)
+    tasks = task_specs(open_store(config.store), recipe.tasks)
     tags = {"model": recipe.architecture, "tasks": ", ".join(tasks), "seed": str(recipe.seed)}
     about = description(config.store, recipe, tasks)
     return open_run(config, started, uri, title(config.store, recipe), tags, about)

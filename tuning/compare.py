@@ -22,7 +22,7 @@ from clcr.errors import ConfigError
 from clcr.versions import renamed
 from features.corpus.manifest import SPLITS
 from features.files import open_fs, read_json, read_text, resolve
-from features.store import Store
+from features.store import Store, open_store
 from pipelines.common.cli import main, require_at_least, resolve_uri
 from pipelines.common.errors import JobError
 from pipelines.tracking.run import Run, children_metrics
@@ -117,7 +117,7 @@ def compare(config: CompareConfig) -> None:
     if config.tuned_in:
         config = replaced(config, tuned_in=resolve_uri("--tuned-in", config.tuned_in))
     config = as_begun(config)
-    store = Store(config.store)
+    store = open_store(config.store)
     names = able(config, config.names(store))
     require_searched(config, names)
     folds: Sequence[int | None] = store.folds() if config.folds else [config.recipe.loader.fold]

@@ -13,7 +13,7 @@ import ray
 import torch
 
 from features.files import open_fs, read_json, resolve, write_text
-from features.store import Store
+from features.store import open_store
 from pipelines.common.cli import Progress, flatten, to_yaml
 from pipelines.common.cluster import count_slots
 from pipelines.common.errors import JobError
@@ -96,7 +96,7 @@ def train_and_test(runs: SeedRuns, name: str, seed: int, device: str) -> None:
     """One run, from the recipe to its test metrics. If its worker or node is lost, Ray starts it again."""
     torch.set_num_threads(runs.cpus_per_run)
     recipe, out = replace(runs.recipes[name], seed=seed), runs.folder(name, seed)
-    tasks = task_specs(Store(runs.store), recipe.tasks)
+    tasks = task_specs(open_store(runs.store), recipe.tasks)
     tags = {"model": recipe.architecture, "variant": name, "seed": str(seed), "tasks": ", ".join(tasks)}
     tags |= {"store": name_of(runs.store), tracking.NOTE: description(runs.store, recipe, tasks)}
     called = title(runs.store, recipe, name)

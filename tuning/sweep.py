@@ -27,7 +27,7 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.util.placement_group import get_current_placement_group
 
 from features.files import open_fs
-from features.store import Store
+from features.store import open_store
 from pipelines.common.cli import main, resolve_uri
 from pipelines.common.cluster import count_slots
 from pipelines.common.errors import JobError, find_user_error
@@ -73,7 +73,7 @@ def search_and_train(config: SweepConfig) -> None:
     started = claim(config, may_differ=CHANGEABLE)
     keep_space(config.out, config.space, started is None)
     uri = prepare(config.out)
-    architecture, tasks = config.recipe.architecture, task_specs(Store(config.store), config.recipe.tasks)
+    architecture, tasks = config.recipe.architecture, task_specs(open_store(config.store), config.recipe.tasks)
     name = f"sweep of {title(config.store, config.recipe)}"
     tags = {"model": architecture, "tasks": ", ".join(tasks), "seed": str(config.recipe.seed)}
     run = open_run(config, started, uri, name, tags)

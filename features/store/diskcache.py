@@ -37,7 +37,8 @@ class DiskCache:
     def path(self, shard: str) -> str | None:
         """The copy of a shard, fetched first where there is room; None where there is none."""
         if shard not in self._known:
-            info = self.store.fs.get_file_info(f"{self.store.path}/shards/{shard}.tar")
+            fs, tar = self.store.tar(shard)
+            info = fs.get_file_info(tar)
             changed = 0 if info.mtime_ns is None else info.mtime_ns
             self._known[shard] = self.folder / f"{shard}.{info.size or 0}.{changed}.tar"
         copy = self._known[shard]
@@ -80,7 +81,8 @@ class DiskCache:
             return True
 
     def _fetch(self, shard: str, temporary: Path, size: int) -> None:
-        source = self.store.fs.open_input_file(f"{self.store.path}/shards/{shard}.tar")
+        fs, tar = self.store.tar(shard)
+        source = fs.open_input_file(tar)
         with source, temporary.open("r+b") as target:
             for offset in range(0, size, PIECE):
                 target.write(source.read_at(min(PIECE, size - offset), offset))

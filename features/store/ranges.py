@@ -92,7 +92,7 @@ class RangeReader:
                 return _bytes(pafs.LocalFileSystem(), local, asked)
         except OSError:  # another job needed the room, or the disk is full: the storage itself is asked
             pass
-        return _bytes(self.store.fs, f"{self.store.path}/shards/{asked.shard}.tar", asked)
+        return _bytes(*self.store.tar(asked.shard), asked)
 
 
 def _bytes(fs: pafs.FileSystem, path: str, asked: Range) -> bytes:

@@ -20,24 +20,35 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from features.errors import StoreError
-from features.files import list_files, open_fs
+from features.files import list_files, open_fs, path_of
 from features.store.index import count_rows, open_kept, read_parts, schema_of, split_of
 from features.store.samples import unpack
 from features.store.spec import StoreSpec
 
+MIXTURES = (".yaml", ".yml")
 OPEN_SHARDS = 128  # files that one reader keeps open: a large store has more shards than a process may open files
 
 
 Place = tuple[str, int, int]  # where a sample lies: shard, offset, nbytes
 
 
+def is_mixture(uri: str) -> bool:
+    """Whether a path or URI names a YAML file of several stores (`features.store.mixture`)."""
+    return path_of(uri).endswith(MIXTURES)
+
+
 class Store:
     """Read access to a feature store on any filesystem that pyarrow opens.
 
-    Raises StoreError when there is no store at `uri`.
+    shared: whether samples come from memory that processes share. Raises StoreError when there is no store at `uri`.
     """
 
+    shared = False
+    weights: tuple[float, ...] = ()  # of a mixture's stores
+
     def __init__(self, uri: str) -> None:
+        if is_mixture(uri):
+            raise StoreError(f"{uri}: a mixture of stores cannot be used here: name one of its stores")
         self.uri = uri
         self.fs, self.path = open_fs(uri)
         try:
@@ -51,6 +62,11 @@ class Store:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}  # open files do not cross processes
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is elsewhere than on this machine's own disks."""
+        return bool(self.fs.type_name != "local")
 
     def index(self, split: str | None = None, columns: list[str] | None = None, fold: int | None = None) -> pa.Table:
         """One row per committed sample, ordered by shard and offset.
@@ -159,12 +175,17 @@ class Store:
                 "duration": row["duration"],
             }
 
+    def tar(self, shard: str) -> tuple[pafs.FileSystem, str]:
+        """A shard's file: its filesystem, and the path in it."""
+        return self.fs, f"{self.path}/shards/{shard}.tar"
+
     def payload(self, shard: str, offset: int, nbytes: int) -> bytes:
         """One sample's stretch of its tar."""
         if shard not in self._shards:
             if len(self._shards) >= OPEN_SHARDS:
                 self._shards.pop(next(iter(self._shards))).close()
-            self._shards[shard] = self.fs.open_input_file(f"{self.path}/shards/{shard}.tar")
+            fs, path = self.tar(shard)
+            self._shards[shard] = fs.open_input_file(path)
         return self._shards[shard].read_at(nbytes, offset)
 
     def _count_indexed(self) -> int:

@@ -15,7 +15,7 @@ import torch
 
 from clcr.base import MultimodalModel
 from features.errors import one_line
-from features.store import Store
+from features.store import Store, open_store
 from pipelines.answering.batches import batch_of
 from pipelines.common.cli import Progress
 from pipelines.common.errors import JobError, find_user_error
@@ -33,14 +33,15 @@ PLACE = ["clip_id", "shard", "offset", "nbytes", "duration"]
 class Question:
     """What is asked of every clip. spread: of each modality, for noise; seed: of noise.
 
-    robust: clips that are asked under every condition; the others are only asked as they are. None means all.
+    robust: shards and offsets of the clips that are asked under every condition; the others are only asked as they
+    are. None means all.
     """
 
     conditions: tuple[Condition, ...]
     spread: Mapping[str, np.ndarray]
     seed: int = 0
     batch_size: int = 64
-    robust: frozenset[str] | None = None
+    robust: frozenset[tuple[str, int]] | None = None
 
 
 def spread_of(model: MultimodalModel, store: Store, rows: Sequence[Row], seed: int) -> dict[str, np.ndarray]:
@@ -56,7 +57,7 @@ def answer_rows(model: MultimodalModel, store: Store, rows: Sequence[Row], quest
     answers: Logits = {c.name: {task: [] for task in model.tasks} for c in question.conditions}
     parts = [rows[first : first + question.batch_size] for first in range(0, len(rows), question.batch_size)]
     for part, batch in prefetch(((part, batch_of(model, store, part)) for part in parts), AHEAD):
-        asked = np.array([question.robust is None or row["clip_id"] in question.robust for row in part])
+        asked = np.array([question.robust is None or (row["shard"], row["offset"]) in question.robust for row in part])
         for condition in question.conditions:
             keep = np.ones(len(part), bool) if condition.name == WHOLE else asked
             if not keep.any():
@@ -110,7 +111,7 @@ class Answerer:
         """A table with one shard's rows in, its answers out; errors travel as text, for Ray would wrap them."""
         rows, answers, error = pickle.loads(batch["rows"][0].as_py()), {}, ""
         try:
-            answers = answer_rows(self.model, Store(self.store_uri), rows, self.question)
+            answers = answer_rows(self.model, open_store(self.store_uri), rows, self.question)
         except Exception as failure:
             known = isinstance(failure, OSError | torch.OutOfMemoryError) or find_user_error(failure) is not None
             if not known:

@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 from clcr import FeatureSpec, TaskSpec
 from clcr.tasks import MISSING_CLASS
 from features.corpus.tasks import Task
-from features.store import Store
+from features.store import Store, open_store
+from features.store.mixture import number_of
 from features.store.ranges import Requested, payload_of
 from features.store.reader import Place
 from features.store.samples import unpack
@@ -51,7 +52,8 @@ class SplitDataset(Dataset):
             if declared[name].kind == "events"
         }
         self.cached = bool(self.nbytes.sum() <= cache_bytes)
-        self.store = store if self.cached else Store(store.uri)  # a reading process is none of Ray's: it cannot share
+        # A reading process is none of Ray's: it cannot share.
+        self.store = store if self.cached else open_store(store.uri)
         self._cache: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
@@ -71,6 +73,10 @@ class SplitDataset(Dataset):
     def place(self, row: int) -> Place:
         """Where in the store a row lies."""
         return self._shard_names[self.shards[row]], int(self.offsets[row]), int(self.nbytes[row])
+
+    def stores(self) -> np.ndarray:
+        """Which store of a mixture each row is in, by number: (rows,)."""
+        return np.array([number_of(name) for name in self._shard_names], dtype=np.int64)[self.shards]
 
     def missing(self, rows: Iterable[int]) -> list[int]:
         """The rows, without padding, that are not in memory."""

@@ -1,6 +1,7 @@
 """Samples in memory once per host: workers of one run on the same host see one copy of them, in Ray's shared memory."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -9,17 +10,17 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from features.files import list_files
-from features.store import Store
+from features.store import Store, open_store
 from features.store.reader import Place
 
 SHARE = 0.5  # of a host's shared memory that samples may take: what workers send each other goes through it too
 
 
-def open_store(uri: str) -> Store:
+def open_on_host(uri: str) -> Store:
     """The store, for a worker of Ray Train: shared with its host's other workers where there are any and it fits."""
-    store, context = Store(uri), ray.train.get_context()
+    store, context = open_store(uri), ray.train.get_context()
     shared = context.get_local_world_size() > 1 and fits(store)
-    return SharedStore(uri, context.get_experiment_name()) if shared else store
+    return open_store(uri, partial(SharedStore, run=context.get_experiment_name())) if shared else store
 
 
 def fits(store: Store) -> bool:
@@ -34,6 +35,8 @@ class SharedStore(Store):
 
     run: what the workers that share have in common. A worker reads for itself where sharing fails.
     """
+
+    shared = True
 
     def __init__(self, uri: str, run: str) -> None:
         super().__init__(uri)

@@ -15,9 +15,10 @@ from clcr.base import MultimodalModel
 from clcr.class_loss import ClassLossConfig, class_loss
 from clcr.config import CLCRConfig
 from clcr.registry import MODELS
+from clcr.schedule import scale_parts
 from clcr.training import Epoch, OptimConfig, Trainer
 from features.corpus.manifest import SPLITS
-from features.store import Store
+from features.store import Store, open_store
 from pipelines.common.cli import require_at_least, resolve_uri
 from pipelines.common.errors import JobError
 from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
@@ -76,7 +77,7 @@ class Learner:
         splits: tuple[str, ...] = SPLITS,
     ) -> None:
         self.recipe, self.rank, self.world, self.splits = recipe, rank, world, splits
-        self.store = Store(store) if isinstance(store, str) else store
+        self.store = open_store(store) if isinstance(store, str) else store
         self.tasks = task_specs(self.store, recipe.tasks)
         self.features = feature_specs(self.store, modalities_of(recipe.architecture, self.store))
         torch.manual_seed(recipe.seed)
@@ -121,6 +122,7 @@ def build_model(store: Store, recipe: Recipe) -> MultimodalModel:
     features = feature_specs(store, modalities_of(recipe.architecture, store))
     model = clcr.build(recipe.architecture, recipe.network, features, task_specs(store, recipe.tasks))
     begin(model, recipe.init, recipe.freeze)
+    scale_parts(model, (), recipe.optim.lr_scale)
     return model
 
 

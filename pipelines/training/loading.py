@@ -27,15 +27,17 @@ from features.store import Store
 from features.store.diskcache import DiskCache
 from features.store.ranges import RangeReader, Requested
 from pipelines.common.errors import JobError
+from pipelines.training.augmenting import augment_frames
 from pipelines.training.dataset import SplitDataset
 from pipelines.training.dropping import drop_modalities, parse_shares
 from pipelines.training.masking import mask_features
-from pipelines.training.order import bucketed, chances, count_classes
+from pipelines.training.order import bucketed, chances, count_classes, mixed
 from pipelines.training.windows import Order, read_ahead, windowed
 
 SAMPLED = 16  # samples for statistics that are read at once
 AHEAD = 2  # batches that lie ready while one is computed
-SHARES = ("drop", "mask_time", "mask_bands")  # options that give a share by modality
+FRAMES = ("flip", "crop", "brightness")  # of them those of frames alone
+SHARES = ("drop", "mask_time", "mask_bands", *FRAMES)  # options that give a share by modality
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ class LoaderConfig:
     by the clip's mean; sampled anew in every epoch"""
     mask_bands: tuple[str, ...] = ()
     """SpecAugment, `audio=.2`: the same of a band of a vector's dimensions, such as the mel bands of sound"""
+    flip: tuple[str, ...] = ()
+    """frames, `video=.5`: the share of training clips (0-1) that are mirrored, left to right; sampled anew in every
+    epoch, as the next two are"""
+    crop: tuple[str, ...] = ()
+    """frames, `video=.2`: in training up to this share of each side (0-1) is cut off, and the rest resized"""
+    brightness: tuple[str, ...] = ()
+    """frames, `video=.2`: in training values are multiplied by up to one plus or minus this (0-1)"""
     balance: str = ""
     """task whose classes are to be seen equally often in training: clips of rare classes come more than once in an
     epoch, of frequent ones not all; none = each clip once"""
@@ -117,10 +126,16 @@ def check_names(config: LoaderConfig, store: Store, tasks: Mapping[str, TaskSpec
         if unknown:
             name = option.replace("_", "-")
             raise JobError(f"--loader.{name} {unknown[0]}: {store.uri} has {', '.join(store.spec.features)}")
+    for option in FRAMES:
+        for name in parse_shares(option, getattr(config, option)):
+            if len(store.spec.features[name].shape) != 3:
+                raise JobError(f"--loader.{option} {name}: {store.uri} holds vectors of it, and only frames have sides")
     known = [name for name, spec in tasks.items() if spec.kind == "classification"]
     if config.balance and config.balance not in known:
         rule = f"name a learned task with one class per clip: {', '.join(known) or 'none'}"
         raise JobError(f"--loader.balance {config.balance}: {rule}")
+    if config.balance and store.weights:
+        raise JobError(f"--loader.balance and the weights of {store.uri}: each says what an epoch has; leave one out")
 
 
 class SplitLoader:
@@ -149,8 +164,11 @@ class SplitLoader:
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.shuffle = split == "train"
         shares = {option: parse_shares(option, getattr(config, option)) if self.shuffle else {} for option in SHARES}
-        self.drop, self.times, self.bands = shares.values()
+        self.drop, self.times, self.bands, *frames = shares.values()
+        flips, crops, brightness = frames
+        self.augment = partial(augment_frames, flips=flips, crops=crops, brightness=brightness) if any(frames) else None
         self.buckets, self.chances = config.buckets if self.shuffle else 0, None
+        self.weights = store.weights if self.shuffle else ()
         if self.shuffle:
             check_names(config, store, tasks)
             self.chances = chances(self.dataset.targets[config.balance]) if config.balance else None
@@ -159,22 +177,28 @@ class SplitLoader:
             self.lengths = np.sum([column.to_numpy() for column in tokens.columns], axis=0)
         self.steps = -(-len(self.dataset) // batch_size)
         self.collate = partial(collate, features=features, tasks=tasks)
+        self.stores = self.dataset.stores() if self.weights else None
         self.window = config.window
         self.processes = 0 if self.dataset.cached or self.window else config.processes
-        remote = self.dataset.store.fs.type_name != "local"
-        self.disk = DiskCache(self.dataset.store, config.disk_gb * 1e9) if config.disk_gb and remote else None
+        kept = config.disk_gb and self.dataset.store.remote
+        self.disk = DiskCache(self.dataset.store, config.disk_gb * 1e9) if kept else None
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """This worker's share of every global batch of an epoch, in order, from batch `first` on; made ahead of use."""
-        plan, order = self._plan(epoch, first)
-        loader: Iterable[Batch] = self._ahead(plan, order) if order else self._anywhere(plan)
+        loader: Iterable[Batch]
+        if self.window:
+            loader = self._ahead(*self._plan_by_windows(epoch, first))
+        else:
+            loader = self._anywhere(self._plan(self._order(epoch), first))
+        if self.augment:
+            loader = (self.augment(batch, seed=self.seed, epoch=epoch) for batch in loader)
         if self.times or self.bands:
             loader = (mask_features(batch, self.times, self.bands, self.seed, epoch) for batch in loader)
         if self.drop:
             loader = (drop_modalities(batch, self.drop, self.seed, epoch) for batch in loader)
         return prefetch(loader, 0 if self.processes else AHEAD)
 
-    def _anywhere(self, plan: "Plan") -> Iterable[Batch]:
+    def _anywhere(self, plan: Iterable[list[int]]) -> Iterable[Batch]:
         """Each sample read by itself, by the reading processes where there are any."""
         return DataLoader(
             self.dataset,
@@ -185,14 +209,18 @@ class SplitLoader:
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _ahead(self, plan: "Plan", order: Order) -> Iterator[Batch]:
-        """Windows read by threads ahead of use, or what other workers of this host have read."""
-        if type(self.dataset.store) is not Store:  # they share memory
-            yield from self._anywhere(plan)
+    def _ahead(self, plan: "Plan", order: Order, rows: np.ndarray) -> Iterator[Batch]:
+        """Windows read by threads ahead of use, or what other workers of this host have read.
+
+        rows: the split's row at each number of the plan.
+        """
+        if self.dataset.store.shared:
+            yield from self._anywhere(rows[numbers].tolist() for numbers in plan)
             return
         with RangeReader(self.dataset.store, self.disk) as reader:
-            for rows, asked in read_ahead(plan, order.window, partial(self._request, reader)):
-                batch = self.collate(self.dataset.requested(rows, asked))
+            request = lambda numbers: self._request(reader, rows[numbers].tolist())  # noqa: E731
+            for numbers, asked in read_ahead(plan, order.window, request):
+                batch = self.collate(self.dataset.requested(rows[numbers].tolist(), asked))
                 yield batch.pin_memory() if torch.cuda.is_available() else batch
 
     def _request(self, reader: RangeReader, rows: Sequence[int]) -> Requested:
@@ -204,7 +232,7 @@ class SplitLoader:
         with RangeReader(self.dataset.store, requests=SAMPLED) as reader:
             for first in range(0, len(rows), self.batch_size):
                 several = rows[first : first + self.batch_size]
-                if self.window and type(self.dataset.store) is Store:
+                if self.window and not self.dataset.store.shared:
                     yield self.collate(self.dataset.requested(several, [self._request(reader, several)]))
                 else:
                     yield self.collate(self.dataset.__getitems__(several))
@@ -228,7 +256,10 @@ class SplitLoader:
     def _order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(len(self.dataset))
-        if epoch < 0 or self.chances is None:  # epoch -1: a sample for statistics
+        if self.weights:
+            rows, _ = self._mixed(epoch)
+            order = np.random.default_rng((self.seed, epoch + 1, 2)).permutation(rows)
+        elif epoch < 0 or self.chances is None:  # epoch -1: a sample for statistics
             order = self._random(epoch).permutation(len(self.dataset))
         else:
             order = self._random(epoch).choice(len(self.dataset), len(self.dataset), p=self.chances)
@@ -239,12 +270,21 @@ class SplitLoader:
     def _random(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, epoch + 1))
 
-    def _plan(self, epoch: int, first: int) -> tuple["Plan", Order | None]:
-        whole = partial(Plan, batch_size=self.batch_size, rank=self.rank, world=self.world, first=first)
-        if not self.window:
-            return whole(self._order(epoch)), None
-        order = windowed(self.dataset.shards, self.window, self._random(epoch) if self.shuffle else None)
-        return whole(order.rows, place=order.place if self.shuffle else None), order
+    def _mixed(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of an epoch in which each store has its share, and their shards."""
+        assert self.stores is not None
+        return mixed(self.stores, self.weights, self.dataset.shards, self._random(epoch), bool(self.window))
+
+    def _plan(self, order: np.ndarray, first: int, place: np.ndarray | None = None) -> "Plan":
+        return Plan(order, self.batch_size, self.rank, self.world, place, first)
+
+    def _plan_by_windows(self, epoch: int, first: int) -> tuple["Plan", Order, np.ndarray]:
+        """The plan of an epoch by windows, and the split's row at each of its numbers; padding (-1) stays so."""
+        rows, shards = self._mixed(epoch) if self.weights else (np.arange(len(self.dataset)), self.dataset.shards)
+        random = np.random.default_rng((self.seed, epoch + 1, 2)) if self.weights else self._random(epoch)
+        order = windowed(shards, self.window, random if self.shuffle else None)
+        plan = self._plan(order.rows, first, order.place if self.shuffle else None)
+        return plan, order, np.append(rows, -1)
 
 
 def prefetch(batches: Iterable[Item], count: int) -> Iterator[Item]:

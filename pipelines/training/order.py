@@ -1,9 +1,9 @@
-"""The order of a training split beyond a plain shuffle: even classes, and batches of clips of like length.
+"""The order of a training split beyond a plain shuffle: even classes, shares of stores, batches of like length.
 
 All of it is a function of (seed, epoch) alone, so that a run resumes exactly, on any number of workers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -21,6 +21,36 @@ def chances(index: np.ndarray) -> np.ndarray:
     counts = np.bincount(index[known])
     even = known.sum() / (counts > 0).sum()
     return np.where(known, even / np.maximum(counts, 1)[index], 1.0) / len(index)
+
+
+def shares(total: int, weights: Sequence[float] | np.ndarray) -> list[int]:
+    """So many clips, shared out by weight: whole numbers, those with the largest remainders rounded up."""
+    exact = total * np.asarray(weights) / np.sum(weights)
+    counts = np.floor(exact).astype(np.int64)
+    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+    return counts.tolist()
+
+
+def mixed(
+    stores: np.ndarray, weights: Sequence[float], shards: np.ndarray, rng: np.random.Generator, whole: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of an epoch in which every store has its share of the clips, not shuffled, and the shard of each.
+
+    stores, shards: by row, numbers. A store's rows come as many whole times as they fit into its share; the rest of it
+    is sampled, by shards as a whole where `whole` (so that few are read). Returns (rows,) row numbers, and (rows,)
+    shard numbers, others for each time that a shard comes. The share of a store without rows goes to the others.
+    """
+    drawn, times = [], []
+    held = np.bincount(stores, minlength=len(weights)) > 0
+    for number, count in enumerate(shares(len(stores), weights * held)):
+        rows = np.flatnonzero(stores == number)
+        if len(rows):
+            place = rng.permutation(shards.max() + 1)[shards[rows]] if whole else rng.permutation(len(rows))
+            order = rows[np.argsort(place, kind="stable")]
+            drawn.append(np.resize(order, count))
+            times.append(np.arange(count) // len(rows))
+    rows, time = np.concatenate(drawn), np.concatenate(times)
+    return rows, np.unique(time * (shards.max() + 1) + shards[rows], return_inverse=True)[1]
 
 
 def bucketed(

@@ -32,7 +32,7 @@ from features.corpus.events import BACKGROUND
 from features.corpus.manifest import SPLITS
 from features.errors import StoreError
 from features.files import open_fs, read_json, read_text, write_text
-from features.store import Store
+from features.store import Mixture, Store, open_store
 from features.store.lock import StoreLock
 from features.store.sheet import write_figure
 from infra.doctor import mlflow_server, ray_access, require, storage, torch_pairing
@@ -45,6 +45,7 @@ from pipelines.tracking.figures import confusion_figure
 from pipelines.tracking.names import file_name
 from pipelines.training.learner import Learner, Recipe, build_model
 from pipelines.training.loading import check_names
+from pipelines.training.order import shares
 
 
 class JobConfig(Protocol):
@@ -72,10 +73,11 @@ def check(store_uri: str, recipe: Recipe) -> list[str]:
     Returns lines that say which clips, modalities and tasks the run reads, and in how many clips each of them is
     missing. Raises JobError for what cannot be learned; prints what can be learned in part only.
     """
-    store = Store(store_uri)
+    store = open_store(store_uri)
     store.require_complete()
     model = build_model(store, recipe)
     check_names(recipe.loader, store, model.tasks)
+    drawn = mixture_lines(store, recipe)
     columns = [*(f"label_{task}" for task in model.tasks), *(f"tokens_{name}" for name in model.features)]
     clips, lacking = dict.fromkeys(SPLITS, 0), dict.fromkeys(columns, 0)
     for split in SPLITS:
@@ -87,7 +89,7 @@ def check(store_uri: str, recipe: Recipe) -> list[str]:
             absent = values.is_null() if column.startswith("label_") else pc.invert(pc.greater(values, 0))
             lacking[column] += pc.sum(pc.fill_null(absent, True)).as_py() or 0
     total = sum(clips.values())
-    lines = [f"reading {store_uri}: {', '.join(f'{count} {split}' for split, count in clips.items())} clips"]
+    lines = [f"reading {store_uri}: {', '.join(f'{count} {split}' for split, count in clips.items())} clips", *drawn]
     named = {f"tokens_{name}": f"modality {name}" for name in model.features}
     for name, task in model.tasks.items():
         kind = f"{task.kind}, {len(task.classes)} classes" if task.has_classes else task.kind
@@ -115,6 +117,22 @@ def check_split(store_uri: str, split: str, model: MultimodalModel, index: pa.Ta
         print(f"task {task}: no clip in split {split} has a label of it, so it {where}", flush=True)
     if split == "train":
         check_training_clips(model, index)
+
+
+def mixture_lines(store: Store, recipe: Recipe) -> list[str]:
+    """What each store of a mixture gives to an epoch, in a line each; nothing for a store alone.
+
+    Raises JobError for a weighted store without a training clip.
+    """
+    if not isinstance(store, Mixture):
+        return []
+    index = store.index("train", ["store"], recipe.loader.fold)
+    clips = {name: pc.sum(pc.equal(index["store"], name)).as_py() or 0 for name in store.stores}
+    if empty := [name for name, count in clips.items() if store.weights and not count]:
+        raise JobError(f"{store.uri}: store {empty[0]} has no training clip to make up its weight: leave it out")
+    drawn = shares(len(index), store.weights) if store.weights else [*clips.values()]
+    each = zip(clips.items(), drawn, strict=True)
+    return [f"  store {name}: {share} clips of an epoch, from {count} training clips" for (name, count), share in each]
 
 
 def check_training_clips(model: MultimodalModel, index: pa.Table) -> None:
@@ -201,7 +219,7 @@ def claim(config: JobConfig, may_differ: Sequence[str] = ()) -> dict[str, str] |
     if changed := [k for k in compared if before.get(k) != now.get(k)]:
         what = ", ".join(f"{k} {before.get(k)} not {now.get(k)}" for k in changed[:4])
         raise JobError(f"--out {config.out} holds another run ({what}): give another --out, or the same options")
-    started, content = read_json(config.out, "run.json"), Store(config.store).spec.fingerprint
+    started, content = read_json(config.out, "run.json"), open_store(config.store).spec.fingerprint
     if started and started.get("store", content) != content:
         raise JobError(f"--out {config.out} holds a run on what {config.store} was before: give another --out")
     if written != asked:
@@ -236,8 +254,9 @@ def open_run(
         except tracking.RunGoneError as error:
             print(f"{error}: this start has a new run, with what is logged from here on", flush=True)
     if run is None:
-        store = Store(config.store)
+        store = open_store(config.store)
         tags = {**tags, "store": name_of(config.store), "store.fingerprint": store.spec.fingerprint}
+        tags |= {"store.mixture": store.contents()} if isinstance(store, Mixture) else {}
         tags |= {tracking.NOTE: description} if description else {}
         run = tracking.start_run(uri, config.experiment, name, flatten(config), tags)
         run.log_input(name_of(config.store), config.store, store.spec.fingerprint, store.spec.splits)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from clcr.schedule import is_of, parts_of
 from pipelines.common.errors import JobError
 from pipelines.training.trained import open_model
 
@@ -56,12 +57,10 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> None:
     """Leave parts of a model as they are: modules by dotted name. Raises JobError for one that it does not have."""
     names = [name for name, _ in model.named_parameters()]
     for part in parts:
-        if not any(name == part or name.startswith(f"{part}.") for name in names):
-            raise JobError(
-                f"--freeze {part}: this model has {', '.join(dict.fromkeys(n.split('.')[0] for n in names))}"
-            )
+        if not any(is_of(name, part) for name in names):
+            raise JobError(f"--freeze {part}: this model has {', '.join(parts_of(model))}")
     for name, parameter in model.named_parameters():
-        if any(name == part or name.startswith(f"{part}.") for part in parts):
+        if any(is_of(name, part) for part in parts):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise JobError(f"--freeze {','.join(parts)}: nothing is left to learn")

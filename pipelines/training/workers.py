@@ -4,7 +4,7 @@ import ray.train
 import ray.train.torch
 
 from features.corpus.manifest import SPLITS
-from pipelines.training.hostcache import open_store
+from pipelines.training.hostcache import open_on_host
 from pipelines.training.learner import Learner, Recipe
 
 
@@ -12,4 +12,4 @@ def worker_learner(uri: str, recipe: Recipe, splits: tuple[str, ...] = SPLITS) -
     """What this worker of Ray Train learns of a store, on the device that it has."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    return Learner(open_store(uri), recipe, rank, world, ray.train.torch.get_device(), splits)
+    return Learner(open_on_host(uri), recipe, rank, world, ray.train.torch.get_device(), splits)

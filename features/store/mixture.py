@@ -1,0 +1,268 @@
+"""Several stores read as one: a YAML file of stores and weights, wherever a job takes `--store`.
+
+    stores:
+      - store: ../utd                 path or URI; a relative one is relative to the YAML's folder
+        weight: 2                     its share of an epoch's training clips, relative to the others
+      - store: s3://bucket/ravdess
+        weight: 1
+
+Weights are given for all stores or for none; without them an epoch has every clip once. Features of one name must be
+the same in all stores, and tasks of one name of one kind; what a store does not have, its clips lack. Shard S of the
+Nth store, from 0, is called N:S here.
+"""
+
+import hashlib
+import json
+import math
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import yaml
+
+from features.corpus.events import BACKGROUND
+from features.corpus.tasks import Task
+from features.errors import StoreError
+from features.files import open_fs, parent, path_of, resolve
+from features.store.reader import Place, Store, is_mixture
+from features.store.spec import Feature, StoreSpec, flatten
+
+KEYS = ("store", "weight")
+
+
+def open_store(uri: str, opened: Callable[[str], Store] = Store) -> Store:
+    """The store at `uri`, or the mixture that a YAML file there describes; opened: what opens one store."""
+    return Mixture(uri, opened) if is_mixture(uri) else opened(uri)
+
+
+class Mixture(Store):
+    """Several stores with the interface of one; its index has a column `store` more, each clip's store by name.
+
+    stores: by name, in the file's order; weights: as given, () where none are. Raises StoreError, naming the store and
+    the feature or task, where they do not go together.
+    """
+
+    def __init__(self, uri: str, opened: Callable[[str], Store] = Store) -> None:
+        entries = _read(uri)
+        self.uri, (self.fs, self.path) = uri, open_fs(uri)
+        self.weights = tuple(weight for _, weight in entries if weight is not None)
+        uris = [each for each, _ in entries]
+        last = [path_of(each).rstrip("/").rpartition("/")[2] for each in uris]
+        names = [name if last.count(name) == 1 else each for name, each in zip(last, uris, strict=True)]
+        self.stores = {name: opened(each) for name, each in zip(names, uris, strict=True)}
+        self._members = [*self.stores.values()]
+        self.shared = any(store.shared for store in self._members)
+        self.spec = _merged(uri, self.stores, self.weights)
+
+    @property
+    def remote(self) -> bool:
+        """Whether any of its stores is elsewhere than on this machine's own disks."""
+        return any(store.remote for store in self._members)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__  # each store leaves its open files behind
+
+    def tar(self, shard: str) -> tuple[pafs.FileSystem, str]:
+        """As `Store.tar`."""
+        store, name = self._locate(shard)
+        return store.tar(name)
+
+    def part(self, folder: str, shard: str) -> pa.Table:
+        """As `Store.part`."""
+        store, name = self._locate(shard)
+        table = store.part(folder, name)
+        return self._named(table, self._members.index(store)) if folder == "index" else table
+
+    def committed(self) -> set[str]:
+        """As `Store.committed`."""
+        return {_shard(number, name) for number, store in enumerate(self._members) for name in store.committed()}
+
+    def counts(self) -> tuple[int, int]:
+        """As `Store.counts`, over all stores."""
+        indexed, failed = zip(*(store.counts() for store in self._members), strict=True)
+        return sum(indexed), sum(failed)
+
+    def require_complete(self) -> None:
+        """As `Store.require_complete`, of each store."""
+        for store in self._members:
+            store.require_complete()
+
+    def read_many(self, places: Sequence[Place]) -> list[dict[str, Any]]:
+        """As `Store.read_many`; what one store holds is asked of it at once."""
+        where = sorted(range(len(places)), key=lambda i: places[i][0].partition(":")[0])
+        found: dict[int, dict[str, Any]] = {}
+        for _, of_store in groupby(where, key=lambda i: places[i][0].partition(":")[0]):
+            rows = [*of_store]
+            located = [(*self._locate(places[i][0]), *places[i][1:]) for i in rows]
+            samples = located[0][0].read_many([(name, offset, size) for _, name, offset, size in located])
+            found |= dict(zip(rows, samples, strict=True))
+        return [found[i] for i in range(len(places))]
+
+    def payload(self, shard: str, offset: int, nbytes: int) -> bytes:
+        """As `Store.payload`."""
+        store, name = self._locate(shard)
+        return store.payload(name, offset, nbytes)
+
+    def contents(self) -> str:
+        """Its stores by name, fingerprint and weight, in one line."""
+        weights = [f" weight {weight:g}" for weight in self.weights] or [""] * len(self.stores)
+        return ", ".join(
+            f"{name} {store.spec.fingerprint[:12]}{weight}"
+            for (name, store), weight in zip(self.stores.items(), weights, strict=True)
+        )
+
+    def _locate(self, shard: str) -> tuple[Store, str]:
+        number, _, name = shard.partition(":")
+        return self._members[int(number)], name
+
+    def _table(self, folder: str, columns: list[str] | None = None, condition: pc.Expression | None = None) -> pa.Table:
+        parts = []
+        for number, store in enumerate(self._members):
+            known = store.columns(folder)
+            lacks = {f"label_{task.name}" for task in self.spec.tasks} - {f"label_{t.name}" for t in store.spec.tasks}
+            wanted = [c for c in (known if columns is None else columns) if c in known and c not in lacks]
+            table = store._table(folder, wanted, condition)
+            if folder == "index":
+                table = self._named(table, number, columns is None or "store" in columns)
+            parts.append(table)
+        table = _concatenated(self.uri, parts, columns)
+        for place, name in enumerate(table.column_names):
+            if name.startswith("tokens_") and table[name].null_count:
+                table = table.set_column(place, name, pc.fill_null(table[name], 0))
+        return table
+
+    def _named(self, table: pa.Table, number: int, with_store: bool = True) -> pa.Table:
+        """An index's rows with their shards' names here, and the name of their store."""
+        if "shard" in table.column_names:
+            place = table.column_names.index("shard")
+            shards = pc.binary_join_element_wise(str(number), table["shard"], ":")
+            table = table.set_column(place, "shard", shards)
+        name = pa.array([[*self.stores][number]] * len(table), pa.string()) if with_store else None
+        return table if name is None else table.append_column("store", name)
+
+
+def number_of(shard: str) -> int:
+    """Which store of a mixture a shard is in."""
+    return int(shard.partition(":")[0])
+
+
+def _shard(number: int, name: str) -> str:
+    return f"{number}:{name}"
+
+
+def _concatenated(uri: str, parts: Sequence[pa.Table], columns: list[str] | None) -> pa.Table:
+    """One table of all rows; a column that a part lacks is null there, one of text and numbers is text."""
+    names = columns or list(dict.fromkeys(name for part in parts for name in part.column_names))
+    for name in names:
+        kinds = {part.schema.field(name).type for part in parts if name in part.column_names}
+        if len(kinds) > 1 and any(map(pa.types.is_string, kinds)):
+            try:
+                parts = [_cast(part, name, pa.string()) for part in parts]
+            except pa.ArrowException:
+                raise StoreError(f"{uri}: column {name} is {' and '.join(map(str, kinds))} in its stores") from None
+    return pa.concat_tables(
+        [
+            pa.table({n: part[n] if n in part.column_names else pa.nulls(len(part)) for n in names} or {"": []})
+            for part in parts
+        ],
+        promote_options="permissive",
+    )
+
+
+def _cast(table: pa.Table, name: str, kind: pa.DataType) -> pa.Table:
+    if name not in table.column_names:
+        return table
+    return table.set_column(table.column_names.index(name), name, pc.cast(table[name], kind))
+
+
+def _read(uri: str) -> list[tuple[str, float | None]]:
+    """The stores' absolute paths or URIs, and their weights. Raises StoreError for what is no such file."""
+    fs, path = open_fs(uri)
+    try:
+        with fs.open_input_file(path) as file:
+            tree = yaml.safe_load(file.read().decode())
+    except (FileNotFoundError, IsADirectoryError):
+        raise StoreError(f"{uri}: there is no such file; a mixture is a YAML file with a list `stores`") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StoreError(f"{uri}: not YAML: {' '.join(str(error).split())}") from None
+    listed = tree.get("stores") if isinstance(tree, Mapping) and tree.keys() == {"stores"} else None
+    if not isinstance(listed, list) or not listed:
+        raise StoreError(f"{uri}: expected one list, `stores`, of entries such as {{store: ../a, weight: 2}}")
+    entries = [_entry(uri, number, entry) for number, entry in enumerate(listed, 1)]
+    stores, weights = zip(*entries, strict=True)
+    if twice := [store for store in stores if stores.count(store) > 1]:
+        raise StoreError(f"{uri}: store {twice[0]} is named twice; raise its weight instead")
+    if None in weights and any(weight is not None for weight in weights):
+        raise StoreError(f"{uri}: store {stores[weights.index(None)]} has no weight: give all stores one, or none")
+    return entries
+
+
+def _entry(uri: str, number: int, entry: Any) -> tuple[str, float | None]:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("store"), str):
+        raise StoreError(f"{uri}: entry {number} of stores names no store: write {{store: ../a, weight: 2}}")
+    if unknown := [key for key in entry if key not in KEYS]:
+        raise StoreError(f"{uri}: entry {number} of stores has a key {unknown[0]}; known are {', '.join(KEYS)}")
+    weight = entry.get("weight")
+    numeric = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if weight is not None and not (numeric and 0 < weight < math.inf):
+        raise StoreError(f"{uri}: weight {weight!r} of store {entry['store']}: must be a number above 0")
+    store = _plain(resolve(entry["store"], parent(uri)))
+    if is_mixture(store):
+        raise StoreError(f"{uri}: {entry['store']} is a mixture itself: list its stores here")
+    return store, weight
+
+
+def _plain(uri: str) -> str:
+    """A path or URI without `..`, which object stores would take for a name."""
+    if "://" not in uri:
+        return posixpath.normpath(uri)
+    parts = urlsplit(uri)
+    return parts._replace(path=posixpath.normpath(parts.path) if parts.path else "").geturl()
+
+
+def _merged(uri: str, stores: Mapping[str, Store], weights: Sequence[float]) -> StoreSpec:
+    """The spec of all stores together; its corpus is the digest of what they hold, and of their weights."""
+    features: dict[str, Feature] = {}
+    tasks: dict[str, Task] = {}
+    first: dict[str, str] = {}  # which store each feature and task was seen in first
+    for name, store in stores.items():
+        for modality, feature in store.spec.features.items():
+            here, there = flatten(asdict(features.setdefault(modality, feature))), flatten(asdict(feature))
+            if differ := [key for key in sorted(here | there) if here.get(key) != there.get(key)]:
+                what = "; ".join(f"{key} is {there.get(key)}, not {here.get(key)}" for key in differ[:3])
+                raise StoreError(
+                    f"{uri}: store {name}, feature {modality}: {what} as in {first[modality]}; extract one of them "
+                    "again with --like and the other"
+                )
+            first.setdefault(modality, name)
+        for task in store.spec.tasks:
+            known = tasks.setdefault(task.name, task)
+            if (known.kind, known.rate) != (task.kind, task.rate):
+                kinds = (f"{t.kind}@{t.rate:g}" if t.rate else t.kind for t in (task, known))
+                other = first[f"task {task.name}"]
+                raise StoreError(f"{uri}: store {name}, task {task.name}: {' and not '.join(kinds)} as in {other}")
+            first.setdefault(f"task {task.name}", name)
+            tasks[task.name] = Task(task.name, task.kind, _classes(known, task), task.rate)
+    specs = [store.spec for store in stores.values()]
+    splits = {split: sum(s.splits.get(split, 0) for s in specs) for spec in specs for split in spec.splits}
+    content = [[spec.fingerprint for spec in specs], list(weights)]
+    return StoreSpec(
+        features,
+        tuple(tasks.values()),
+        splits,
+        max(spec.shard_rows for spec in specs),
+        hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        decoding=max(spec.decoding for spec in specs),
+    )
+
+
+def _classes(one: Task, other: Task) -> tuple[str, ...]:
+    """The classes of both, in the order in which a store of them all would have them."""
+    first = (BACKGROUND,) if one.kind == "events" else ()
+    return (*first, *sorted({*one.classes, *other.classes} - {*first}))
