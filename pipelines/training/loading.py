@@ -138,6 +138,18 @@ def check_names(config: LoaderConfig, store: Store, tasks: Mapping[str, TaskSpec
         raise JobError(f"--loader.balance and the weights of {store.uri}: each says what an epoch has; leave one out")
 
 
+def altered(batch: Batch, config: LoaderConfig, seed: int, epoch: int) -> Batch:
+    """A training batch as the options change it: its frames augmented, features masked, modalities dropped."""
+    shares = {option: parse_shares(option, getattr(config, option)) for option in SHARES}
+    if any(shares[option] for option in FRAMES):
+        batch = augment_frames(batch, shares["flip"], shares["crop"], shares["brightness"], seed, epoch)
+    if shares["mask_time"] or shares["mask_bands"]:
+        batch = mask_features(batch, shares["mask_time"], shares["mask_bands"], seed, epoch)
+    if shares["drop"]:
+        batch = drop_modalities(batch, shares["drop"], seed, epoch)
+    return batch
+
+
 class SplitLoader:
     """Batches of one split for one worker of `world`.
 
@@ -163,10 +175,7 @@ class SplitLoader:
         self.tasks = dict(tasks)
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.shuffle = split == "train"
-        shares = {option: parse_shares(option, getattr(config, option)) if self.shuffle else {} for option in SHARES}
-        self.drop, self.times, self.bands, *frames = shares.values()
-        flips, crops, brightness = frames
-        self.augment = partial(augment_frames, flips=flips, crops=crops, brightness=brightness) if any(frames) else None
+        self.config = config
         self.buckets, self.chances = config.buckets if self.shuffle else 0, None
         self.weights = store.weights if self.shuffle else ()
         if self.shuffle:
@@ -190,12 +199,8 @@ class SplitLoader:
             loader = self._ahead(*self._plan_by_windows(epoch, first))
         else:
             loader = self._anywhere(self._plan(self._order(epoch), first))
-        if self.augment:
-            loader = (self.augment(batch, seed=self.seed, epoch=epoch) for batch in loader)
-        if self.times or self.bands:
-            loader = (mask_features(batch, self.times, self.bands, self.seed, epoch) for batch in loader)
-        if self.drop:
-            loader = (drop_modalities(batch, self.drop, self.seed, epoch) for batch in loader)
+        if self.shuffle:
+            loader = (altered(batch, self.config, self.seed, epoch) for batch in loader)
         return prefetch(loader, 0 if self.processes else AHEAD)
 
     def _anywhere(self, plan: Iterable[list[int]]) -> Iterable[Batch]:

@@ -20,10 +20,10 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,15 @@ from scipy import stats
 
 import clcr
 from clcr import metrics as M
+from clcr.averaging import AveragedTrainer
 from clcr.batches import Batch, collate
+from clcr.class_loss import class_loss
 from clcr.training import Trainer
 from features.store import Store
-from pipelines.common.cli import override
-from pipelines.training.dropping import drop_modalities, parse_shares
+from pipelines.common.cli import flatten, override
 from pipelines.training.learner import Recipe, modalities_of
-from pipelines.training.loading import feature_specs, task_specs
+from pipelines.training.loading import altered, feature_specs, task_specs
+from pipelines.training.order import bucketed, chances, count_classes
 
 KEY = ["corpus", "folds", "recipe", "fold", "seed"]
 COLUMNS = ["commit", "command", *KEY, "epochs", "val", "last", "test", "alone", "participation", "seconds"]
@@ -48,32 +50,42 @@ Sample = dict[str, Any]
 
 
 class Memory:
-    """Samples in memory as the loop's loader: shuffled by (seed, epoch) in training."""
+    """Samples in memory as the loop's loader: shuffled by (seed, epoch) in training, where --loader's options count."""
 
     def __init__(
-        self,
-        samples: list[Sample],
-        model: clcr.base.MultimodalModel,
-        size: int,
-        seed: int | None,
-        drop: Mapping[str, float] = MappingProxyType({}),
+        self, samples: list[Sample], model: clcr.base.MultimodalModel, size: int, recipe: Recipe | None = None
     ) -> None:
-        self.samples, self.model, self.size, self.seed, self.drop = samples, model, size, seed, drop
+        self.samples, self.model, self.size, self.recipe = samples, model, size, recipe
         self.steps = -(-len(samples) // size)
+        self.lengths = np.array([sum(map(len, sample["features"].values())) for sample in samples])
+
+    def targets(self, task: str) -> np.ndarray:
+        """Class indices of every sample, -1 where there is none."""
+        return np.array([-1 if (index := sample["targets"][task]) is None else index for sample in self.samples])
+
+    def counts(self) -> dict[str, list[int]]:
+        """Clips of each class, by task."""
+        known = {name: task for name, task in self.model.tasks.items() if task.kind == "classification"}
+        return {name: count_classes(task, self.targets(name)) for name, task in known.items()}
+
+    def order(self, epoch: int, recipe: Recipe) -> np.ndarray:
+        """The rows of a training epoch."""
+        rng, rows = np.random.default_rng((recipe.seed, epoch + 1)), len(self.samples)
+        balance, buckets = recipe.loader.balance, recipe.loader.buckets
+        order = rng.choice(rows, rows, p=chances(self.targets(balance))) if balance else rng.permutation(rows)
+        return bucketed(order, self.lengths, self.size, buckets, recipe.seed, epoch) if buckets else order
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Batches of an epoch."""
-        order = np.arange(len(self.samples))
-        if self.seed is not None:
-            order = np.random.default_rng((self.seed, epoch + 1)).permutation(len(order))
+        order = self.order(epoch, self.recipe) if self.recipe else np.arange(len(self.samples))
         for start in range(first * self.size, len(order), self.size):
             rows = order[start : start + self.size]
             batch = collate([self.samples[row] for row in rows], self.model.features, self.model.tasks)
-            yield drop_modalities(batch, self.drop, self.seed or 0, epoch) if self.drop else batch
+            yield altered(batch, self.recipe.loader, self.recipe.seed, epoch) if self.recipe and epoch >= 0 else batch
 
     def sample_batches(self, clips: int) -> Iterator[Batch]:
         """So many clips, in a seeded order."""
-        part = Memory(self.samples, self.model, self.size, self.seed or 0)
+        part = Memory(self.samples, self.model, self.size, Recipe(seed=self.recipe.seed if self.recipe else 0))
         yield from (batch for batch, _ in zip(part.batches(-1), range(-(-clips // self.size)), strict=False))
 
 
@@ -135,13 +147,14 @@ def train(
     model = clcr.build(recipe.architecture, recipe.network, features, tasks)
     by_part = {p: [s for s, part in zip(samples, parts, strict=True) if part == p] for p in ("train", "val", "test")}
     loaders = {
-        part: Memory(chosen, model, recipe.optim.batch_size, recipe.seed if part == "train" else None)
+        part: Memory(chosen, model, recipe.optim.batch_size, recipe if part == "train" else None)
         for part, chosen in by_part.items()
     }
-    loaders["train"].drop = parse_shares("drop", recipe.loader.drop)
     started = time.perf_counter()
-    model.fit_statistics(loaders["train"].sample_batches(256))  # of whole clips, whatever training drops
-    trainer = Trainer(model, tasks, recipe.optim, loaders["train"].steps, seed=recipe.seed)
+    model.fit_statistics(loaders["train"].sample_batches(256))
+    made = partial(AveragedTrainer, decay=recipe.ema) if recipe.ema else Trainer
+    weighing = class_loss(recipe.classes, loaders["train"].counts)
+    trainer = made(model, tasks, recipe.optim, loaders["train"].steps, seed=recipe.seed, class_loss=weighing)
     scores = [epoch.metrics["val/score"] for epoch in trainer.fit(loaders["train"], loaders["val"])]
     found = {"epochs": len(scores), "val": max(scores), "last": scores[-1]}
     trainer.load_best()
@@ -233,6 +246,8 @@ def parse(text: str, seed: int) -> Recipe:
     architecture, *words = text.split()
     options = {name: yaml.safe_load(value) for name, _, value in (word.partition("=") for word in reversed(words))}
     options = {k: float(v) if isinstance(v, str) and "e-" in v else v for k, v in options.items()}  # YAML's 1e-3
+    listed = {name for name, value in flatten(Recipe()).items() if isinstance(value, tuple)}
+    options = {k: tuple(str(v).split(",")) if k in listed and isinstance(v, str) else v for k, v in options.items()}
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     return override(Recipe(architecture=architecture, seed=seed), options)
 

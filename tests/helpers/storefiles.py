@@ -1,7 +1,10 @@
 """Small feature stores written by the real writer, with values that follow from each clip's number."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
+import yaml
 
 from features.corpus.manifest import Clip
 from features.corpus.tasks import Task
@@ -60,12 +63,27 @@ def write_shard(store_uri, name, rows, spec):
         writer.commit()
 
 
-def write_store(uri, clips, shard_rows=4):
-    spec = make_spec(clips, shard_rows)
+def write_store(uri, clips, shard_rows=4, **changes):
+    spec = make_spec(clips, shard_rows, **changes)
     create_store(str(uri), spec)
     for name, rows in shards_of(clips, shard_rows):
         write_shard(uri, name, rows, spec)
     return Store(str(uri))
+
+
+def write_mixture(folder, weights=(2, 1)):
+    """A mixture of 29 + 3 + 5 clips and of 8 + 2 + 2, of whose tasks only `mood` is known."""
+    write_store(folder / "whole", make_clips(29, 3, 5))
+    few = [replace(clip, clip_id=f"few{clip.clip_id}") for clip in make_clips(8, 2, 2)]
+    write_store(folder / "few", few, tasks=TASKS[1:], corpus="few")
+    return write_yaml(folder / "mix.yaml", dict(zip(("whole", "few"), weights or (None, None), strict=True)))
+
+
+def write_yaml(path, weights):
+    """A mixture of the stores of these names beside it."""
+    listed = [{"store": name} | ({} if weight is None else {"weight": weight}) for name, weight in weights.items()]
+    path.write_text(yaml.safe_dump({"stores": listed}))
+    return str(path)
 
 
 def files_of(folder):

@@ -8,8 +8,9 @@ from learners import recipe, run
 
 import clcr
 from clcr.class_loss import ClassLossConfig
+from clcr.errors import ConfigError
 from pipelines.common.errors import JobError
-from pipelines.training.learner import Learner, Recipe
+from pipelines.training.learner import Learner, Recipe, build_model
 from pipelines.training.loading import LoaderConfig, feature_specs, task_specs
 from pipelines.training.start import freeze, initialise
 
@@ -44,6 +45,24 @@ def test_frozen_parts_stay_bit_for_bit_and_the_others_learn(store, optimizer):
     assert moved and not any(name.startswith(f"{part}.") for name in moved)
 
 
+def test_a_parts_first_step_is_its_factor_of_the_others(store):
+    """SGD without clipping: a step is proportional to the rate, and both runs' first gradients are the same."""
+
+    def moved(*scales):
+        optim = {"optimizer": "sgd", "grad_clip": 0.0, "weight_decay": 0.0, "warmup": 0.0}
+        learner = Learner(store.uri, recipe("concat", epochs=1, lr_scale=scales, **optim))
+        before = {name: value.detach().clone() for name, value in learner.trainer.model.named_parameters()}
+        torch.manual_seed(0)
+        learner.trainer.train_step(next(iter(learner.train.batches(0))))
+        return {name: value.detach() - before[name] for name, value in learner.trainer.model.named_parameters()}
+
+    plain, scaled = moved(), moved("encoder=.125")
+    assert any(name.startswith("encoder.") and step.any() for name, step in plain.items())
+    for name, step in plain.items():
+        factor = 0.125 if name.startswith("encoder.") else 1.0
+        assert torch.allclose(scaled[name], factor * step, rtol=1e-4, atol=1e-7), name
+
+
 def test_the_unit_of_a_number_is_the_labels_own_and_an_encoder_goes_to_its_modality(saved, store):
     folder, _ = saved
     for modalities in (("video", "audio"), ("audio", "video")):
@@ -68,6 +87,8 @@ def test_what_cannot_be_begun_is_named(saved, store):
         freeze(torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1)}), ("a",))
     with pytest.raises(JobError, match=f"--init {folder}: none of its weights fits"):
         initialise(torch.nn.Linear(1, 1), folder)
+    with pytest.raises(ConfigError, match=r"--lr-scale encoders: this model has \w+, "):
+        build_model(store, recipe(lr_scale=("encoders=.1",)))
     with pytest.raises(JobError, match=r"--ema 1\.0: must be below 1"):
         Recipe(ema=1.0)
     with pytest.raises(JobError, match="each makes up for rare classes; leave one out"):
