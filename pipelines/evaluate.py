@@ -53,7 +53,7 @@ class EvaluateConfig:
     """the models, separated by commas and shown side by side: --out of a finished pipelines/train.py, its folder
     `model`, or (with MLFLOW_TRACKING_URI set) models:/NAME/VERSION or models:/NAME@ALIAS"""
     store: str
-    """feature store with labels; path or URI"""
+    """feature store with labels, or a YAML file of several; path or URI"""
     out: str
     """folder for the report, the figures and the predictions; path or URI"""
     split: str = "test"

@@ -39,7 +39,7 @@ class ExplainConfig:
     run: str
     """--out of a finished pipelines/train.py with --architecture clcr; path or URI"""
     store: str
-    """feature store of the clips; path or URI"""
+    """feature store of the clips, or a YAML file of several; path or URI"""
     clips: int = 4
     """clips in clips.png, randomly sampled from the test split"""
     seed: int = 0

@@ -53,7 +53,7 @@ class PredictConfig:
     """--out of a finished pipelines/train.py, its folder `model`, or (with MLFLOW_TRACKING_URI set)
     models:/NAME/VERSION or models:/NAME@ALIAS"""
     store: str = ""
-    """feature store of the clips; path or URI"""
+    """feature store of the clips, or a YAML file of several; path or URI"""
     out: str = ""
     """folder for the predictions; path or URI; a few clips of --corpus are answered on the screen without one"""
     split: str = ""

@@ -56,7 +56,7 @@ class TrainConfig:
     """Options of the train job."""
 
     store: str
-    """feature store; path or URI"""
+    """feature store, or a YAML file of several and their weights; path or URI"""
     out: str
     """folder of this run; path or URI that every host can write"""
     experiment: str = "clcr"

@@ -64,7 +64,7 @@ class AblateConfig:
     """Options of the ablate job."""
 
     store: str
-    """feature store; path or URI"""
+    """feature store, or a YAML file of several and their weights; path or URI"""
     out: str
     """folder of the comparison; path or URI"""
     seeds: int = 5

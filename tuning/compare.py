@@ -46,7 +46,7 @@ class CompareConfig:
     """Options of the compare job."""
 
     store: str
-    """feature store; path or URI"""
+    """feature store, or a YAML file of several and their weights; path or URI"""
     out: str
     """folder of the comparison; path or URI"""
     models: tuple[str, ...] = (ALL,)

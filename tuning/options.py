@@ -21,7 +21,7 @@ class SweepConfig:
     """Options of the sweep job."""
 
     store: str
-    """feature store; path or URI"""
+    """feature store, or a YAML file of several and their weights; path or URI"""
     out: str
     """folder of this sweep; path or URI"""
     trials: int = 20

@@ -26,7 +26,7 @@ from pipelines.train import train
 from pipelines.training.learner import Learner
 
 pytestmark = pytest.mark.slow
-EPOCHS = 40
+EPOCHS = 32
 
 
 @pytest.fixture
@@ -69,7 +69,8 @@ def test_a_worker_that_is_killed_and_then_a_host_that_dies_cost_no_step(cluster,
     mixture = open_store(write_mixture(tmp_path))
     config = long_job(mixture, tmp_path / "run", workers=2, min_workers=1)
     network = replace(config.recipe.network, stem=StemConfig(shift=0.0))  # by which frames differ on other workers
-    config = replace(config, recipe=replace(config.recipe, network=network))
+    optim = replace(config.recipe.optim, lr=1e-4)  # at 1e-3 the last bit of a sum grows to .1 within 100 steps
+    config = replace(config, recipe=replace(config.recipe, network=network, optim=optim))
 
     def kill_a_worker():
         workers = [
@@ -93,7 +94,6 @@ def test_a_worker_that_is_killed_and_then_a_host_that_dies_cost_no_step(cluster,
     undisturbed: list = []
     list(Learner(mixture, config.recipe).fit(lambda losses: undisturbed.append(losses["train/loss"])))
     worst = max(abs(mine - one) for mine, one in zip(steps.values(), undisturbed, strict=True))
-    print("WORST", worst)
     assert worst < 1e-3
 
 
