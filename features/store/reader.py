@@ -37,6 +37,12 @@ def is_mixture(uri: str) -> bool:
     return path_of(uri).endswith(MIXTURES)
 
 
+def require_single(uri: str) -> None:
+    """Raise StoreError where a path or URI names a mixture, and one store is meant."""
+    if is_mixture(uri):
+        raise StoreError(f"{uri}: a mixture of stores cannot be used here: name one of its stores")
+
+
 class Store:
     """Read access to a feature store on any filesystem that pyarrow opens.
 
@@ -47,8 +53,7 @@ class Store:
     weights: tuple[float, ...] = ()  # of a mixture's stores
 
     def __init__(self, uri: str) -> None:
-        if is_mixture(uri):
-            raise StoreError(f"{uri}: a mixture of stores cannot be used here: name one of its stores")
+        require_single(uri)
         self.uri = uri
         self.fs, self.path = open_fs(uri)
         try:

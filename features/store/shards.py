@@ -21,6 +21,7 @@ from features.errors import StoreError
 from features.files import list_files, open_fs, publish, temporary_path, write_atomic
 from features.store import Store, StoreSpec
 from features.store.quality import quality_schema
+from features.store.reader import require_single
 from features.store.samples import PackedSample
 
 FOLDERS = ("shards", "index", "failures")  # of one file per shard
@@ -207,6 +208,7 @@ def is_retried(failure: Mapping[str, Any], retry: Sequence[str]) -> bool:
 
 def find_any_store(uri: str) -> Store | None:
     """The store at `uri`, None where there is none. Raises StoreError where other files lie there."""
+    require_single(uri)
     fs, path = open_fs(uri)
     if fs.get_file_info(f"{path}/store.json").type != pafs.FileType.NotFound:
         return Store(uri)

@@ -4,12 +4,16 @@ import pickle
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
+import s3
 from storefiles import FEATURES, TASKS, make_clips, write_mixture, write_store, write_yaml
 
 from features.corpus.tasks import Task
 from features.errors import StoreError
+from features.files import open_fs, write_text
 from features.store import Mixture, Store, open_store
+from features.store.shards import create_store
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +121,28 @@ def test_a_file_that_is_no_mixture_is_one_line(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
+def test_a_mixture_on_s3_names_its_stores_relative_to_itself(folder, monkeypatch):
+    for name, value in s3.CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with s3.server() as port, s3.Proxy(port) as proxy:
+        fs, _ = open_fs(proxy.uri("s3://bucket", allow_bucket_creation="true"))
+        fs.create_dir("bucket")
+        for name in ("whole", "few"):
+            pafs.copy_files(str(folder / name), f"bucket/stores/{name}", destination_filesystem=fs)
+        text = (folder / "mix.yaml").read_text().replace("store: ", "store: ../stores/")
+        write_text(proxy.uri("s3://bucket/mixes"), "mix.yaml", text)
+        there, here = open_store(proxy.uri("s3://bucket/mixes/mix.yaml")), open_store(str(folder / "mix.yaml"))
+        assert there.spec == here.spec and there.contents() == here.contents() and there.remote and not here.remote
+        pairs = zip(there.samples("val"), here.samples("val"), strict=True)
+        assert all((a["features"]["video"] == b["features"]["video"]).all() for a, b in pairs)
+
+
 def test_what_takes_one_store_alone_says_so(folder, tmp_path):
     with pytest.raises(StoreError, match="a mixture of stores cannot be used here: name one of its stores"):
         Store(str(folder / "mix.yaml"))
+    with pytest.raises(StoreError, match="a mixture of stores cannot be used here"):
+        create_store(str(tmp_path / "new.yaml"), Store(str(folder / "few")).spec)
+    assert not (tmp_path / "new.yaml").exists()
     with pytest.raises(StoreError, match="there is no such file"):
         open_store(str(tmp_path / "gone.yaml"))

@@ -1,13 +1,14 @@
 """Workers of one host share one copy of the samples; without the cache each reads for itself."""
 
 import shutil
+from functools import partial
 
 import pytest
 import ray
 import torch
-from storefiles import make_clips, write_store
+from storefiles import make_clips, write_mixture, write_store
 
-from features.store import Store
+from features.store import Store, open_store
 from pipelines.common.cluster import start_ray
 from pipelines.training.hostcache import SharedStore, fits
 from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
@@ -52,6 +53,15 @@ def test_what_one_worker_has_read_the_others_of_its_host_have(one_host, uri):
     assert_same(epoch(second, 2, 0), expected[0])  # there is nothing left to read from
     (sample,) = second.read_many([first_place(second)])
     assert not any(array.flags.writeable or array.flags.owndata for name, array in sample.items() if name != "json")
+
+
+def test_a_mixture_of_stores_is_shared_store_by_store(one_host, tmp_path):
+    uri = write_mixture(tmp_path)
+    shared = open_store(uri, partial(SharedStore, run="mixed"))
+    assert shared.shared and not open_store(uri).shared
+    assert_same(epoch(shared), epoch(open_store(uri)))
+    shutil.rmtree(tmp_path / "few" / "shards")
+    assert_same(epoch(open_store(uri, partial(SharedStore, run="mixed"))), epoch(shared))
 
 
 def test_without_the_cache_each_reads_for_itself(one_host, uri):
