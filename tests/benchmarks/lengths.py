@@ -3,7 +3,7 @@
     python -m tests.benchmarks.lengths [--models clcr concat] [--longest 3000] [--buckets 50]
 
 Clips of two modalities of vectors have 1 to --longest tokens, each length as likely, or each order of magnitude. The
-same clips are learned from in the order of a plain shuffle and in buckets, a batch of each in turn; a step is collating,
+same clips are learned from in the order of a plain shuffle and in buckets, in turn; a step is collating,
 forward, backward and update, and the clock is the process's time on the processor, which does not count waiting for a
 core. `padding` is the share of a batch's tokens that are none.
 """

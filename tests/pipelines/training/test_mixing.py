@@ -1,9 +1,11 @@
 """Training on several stores: each has its share of every epoch, a function of (seed, epoch), on any workers."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,8 +13,11 @@ from hypothesis import strategies as st
 from learners import recipe, run
 from storefiles import make_clips, write_mixture, write_store, write_yaml
 
+import clcr
 from features.store import open_store
 from pipelines.common.errors import JobError
+from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.predict import clips_by_shard, predict_shard
 from pipelines.training.learner import Learner
 from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 from pipelines.training.order import mixed, shares
@@ -108,11 +113,27 @@ def test_clips_of_a_store_without_a_task_are_masked_in_its_loss(mixture):
     batch = next(batch for batch in loader(mixture).batches(0) if any(c.startswith("few") for c in batch.clip_ids))
     few = torch.tensor([clip.startswith("few") for clip in batch.clip_ids])
     assert (batch.targets["label"][few] == -1).all() and (~batch.targets["mood"][few].isnan()).any()
-    (history,) = run(Learner(mixture, recipe(epochs=1)))
+
+
+def test_a_model_of_a_mixture_is_evaluated_by_store_and_predicts_every_clip(mixture, uri, tmp_path):
+    learner = Learner(uri, recipe("concat", epochs=1))
+    (history,) = run(learner)
     assert np.isfinite(history["train/loss_label"]) and np.isfinite(history["val/score"])
+    clcr.save(learner.trainer.model, tmp_path / "model", learner.store.spec.to_dict())
+    options = {"slices": ("store",), "robust_clips": 3, "pictures": 0, "track": False, "noise": (1.0,)}
+    evaluate(EvaluateConfig((str(tmp_path / "model"),), uri, str(tmp_path / "report"), **options))
+    (found,) = json.loads((tmp_path / "report" / "metrics.json").read_text())["models"].values()
+    assert {store: part["n"] for store, part in found["tasks"]["mood"]["slices"]["store"].items()} == {
+        "whole": 4,
+        "few": 2,
+    }
+    assert found["tasks"]["label"]["n"] == 4
+    shards = clips_by_shard(mixture, "")
+    answers = pa.concat_tables([predict_shard(learner.trainer.model, mixture, shard, 8) for shard in shards])
+    assert sorted(answers["clip_id"].to_pylist()) == sorted(mixture.index()["clip_id"].to_pylist())
 
 
-def test_a_run_says_what_each_store_gives_and_mlflow_has_the_mixture(uri, tmp_path, capsys, mixture):
+def test_a_run_says_what_each_store_gives_to_an_epoch(uri, capsys):
     check(uri, recipe())
     print_inputs(uri, recipe())
     said = capsys.readouterr().out
