@@ -167,10 +167,7 @@ def _concatenated(uri: str, parts: Sequence[pa.Table], columns: list[str] | None
             except pa.ArrowException:
                 raise StoreError(f"{uri}: column {name} is {' and '.join(map(str, kinds))} in its stores") from None
     return pa.concat_tables(
-        [
-            pa.table({n: part[n] if n in part.column_names else pa.nulls(len(part)) for n in names} or {"": []})
-            for part in parts
-        ],
+        [pa.table({n: part[n] if n in part.column_names else pa.nulls(len(part)) for n in names}) for part in parts],
         promote_options="permissive",
     )
 
