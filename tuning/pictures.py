@@ -1,7 +1,8 @@
 """Pictures of a search, drawn by Optuna: they need no browser and are logged as artifacts of the parent run."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,26 @@ def _figures(study: optuna.Study) -> dict[str, Figure]:
     if len(objectives) == 1:
         pictures["curves.png"] = _figure(plots.plot_intermediate_values(study), f"Best {score} by epoch")
     else:  # of four objectives and more the first three
-        names = [objective.metric for objective in objectives[:3]]
-        front = plots.plot_pareto_front(finished(study), target_names=names, targets=lambda trial: trial.values[:3])
-        pictures["pareto.png"] = _figure(front, " against ".join(name.removeprefix("best/") for name in names), (8, 6))
+        pictures["pareto.png"] = front_figure(finished(study), objectives[:3])
     return pictures
+
+
+def front_figure(study: optuna.Study, objectives: Sequence[Objective]) -> Figure:
+    """A panel for each pair of objectives, with the front's trials: points in space hide how far away they are."""
+    trials, front = study.get_trials(deepcopy=False), {trial.number for trial in study.best_trials}
+    pairs = list(combinations(range(len(objectives)), 2))
+    figure, panels = plt.subplots(1, len(pairs), squeeze=False, figsize=(6 * len(pairs), 5), layout="constrained")
+    for panel, (x, y) in zip(panels[0], pairs, strict=True):
+        for color, label, on in (("tab:gray", "trial", False), ("tab:red", "Pareto front", True)):
+            points = [trial.values for trial in trials if (trial.number in front) == on]
+            panel.scatter([p[x] for p in points], [p[y] for p in points], color=color, label=label, zorder=2 + on)
+        for axis, number in ((panel.set_xlabel, x), (panel.set_ylabel, y)):
+            better = "more" if objectives[number].direction == "maximize" else "less"
+            axis(f"{objectives[number].metric.removeprefix('best/')} ({better} is better)")
+        panel.grid(alpha=0.3)
+    panels[0][0].legend()
+    figure.suptitle(f"Pareto front: {len(front)} of {len(trials)} trials")
+    return figure
 
 
 def scores_of(study: optuna.Study, objective: Objective) -> optuna.Study:

@@ -8,9 +8,10 @@ from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
 from tuning.objectives import COST, SCORE, kept, read_objectives, shown
 from tuning.options import SweepConfig
-from tuning.pictures import write_pictures
+from tuning.pictures import front_figure, write_pictures
 from tuning.space import Space, space
 from tuning.study import FROM, REACHED, StudyFile, StudySearch, objectives_of, outcome, ranked, rows, tell
+from tuning.study import finished as complete
 from tuning.warm_start import lend
 
 THREE = ("score", "diag/participation/audio:min", "val/label/accuracy:max")
@@ -72,6 +73,13 @@ def test_three_objectives_are_drawn_and_options_of_a_condition_disturb_no_pictur
     (tmp_path / "pictures").mkdir()
     names = write_pictures(study, tmp_path / "pictures")
     assert {"pareto.png", "importance.png", "scatter.png"} <= set(names) and "curves.png" not in names
+    figure = front_figure(complete(study), objectives_of(study))
+    assert [panel.get_xlabel().split(" (")[0] for panel in figure.axes] == [
+        "score",
+        "score",
+        "diag/participation/audio",
+    ]
+    assert all(len(panel.collections[1].get_offsets()) == len(study.best_trials) for panel in figure.axes)
 
 
 def other_sweep(folder, objectives=("score",)):
