@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -56,17 +56,38 @@ class Mixture(Store):
         last = [path_of(each).rstrip("/").rpartition("/")[2] for each in uris]
         names = [name if last.count(name) == 1 else each for name, each in zip(last, uris, strict=True)]
         self.stores = {name: opened(each) for name, each in zip(names, uris, strict=True)}
-        self._members = [*self.stores.values()]
-        self.shared = any(store.shared for store in self._members)
+        self.shared = any(store.shared for store in self.members)
         self.spec = _merged(uri, self.stores, self.weights)
+
+    @property
+    def members(self) -> tuple[Store, ...]:
+        """Its stores, in the file's order."""
+        return tuple(self.stores.values())
 
     @property
     def remote(self) -> bool:
         """Whether any of its stores is elsewhere than on this machine's own disks."""
-        return any(store.remote for store in self._members)
+        return any(store.remote for store in self.members)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__  # each store leaves its open files behind
+
+    def index_tables(
+        self, split: str | None = None, columns: list[str] | None = None, fold: int | None = None
+    ) -> Iterator[pa.Table]:
+        """As `Store.index_tables`, store by store; of cross-validation each has its own folds."""
+        schema, known = self._schema()
+        names = schema.names if columns is None else columns
+        wanted = pa.schema([schema.field(name) for name in names])
+        yield wanted.empty_table()
+        for number, store in enumerate(self.members):
+            own = [name for name in names if name in known[number]] or ["clip_id"]
+            for table in store.index_tables(split, own, fold):
+                yield self._as_here(table, number, wanted)
+
+    def failures(self) -> pa.Table:
+        """As `Store.failures`, of all stores."""
+        return pa.concat_tables([store.failures() for store in self.members])
 
     def tar(self, shard: str) -> tuple[pafs.FileSystem, str]:
         """As `Store.tar`."""
@@ -77,20 +98,22 @@ class Mixture(Store):
         """As `Store.part`."""
         store, name = self._locate(shard)
         table = store.part(folder, name)
-        return self._named(table, self._members.index(store)) if folder == "index" else table
+        if folder != "index":
+            return table
+        return self._as_here(table, self.members.index(store), self._schema()[0])
 
     def committed(self) -> set[str]:
         """As `Store.committed`."""
-        return {_shard(number, name) for number, store in enumerate(self._members) for name in store.committed()}
+        return {_shard(number, name) for number, store in enumerate(self.members) for name in store.committed()}
 
     def counts(self) -> tuple[int, int]:
         """As `Store.counts`, over all stores."""
-        indexed, failed = zip(*(store.counts() for store in self._members), strict=True)
+        indexed, failed = zip(*(store.counts() for store in self.members), strict=True)
         return sum(indexed), sum(failed)
 
     def require_complete(self) -> None:
         """As `Store.require_complete`, of each store."""
-        for store in self._members:
+        for store in self.members:
             store.require_complete()
 
     def read_many(self, places: Sequence[Place]) -> list[dict[str, Any]]:
@@ -119,32 +142,33 @@ class Mixture(Store):
 
     def _locate(self, shard: str) -> tuple[Store, str]:
         number, _, name = shard.partition(":")
-        return self._members[int(number)], name
+        return self.members[int(number)], name
 
-    def _table(self, folder: str, columns: list[str] | None = None, condition: pc.Expression | None = None) -> pa.Table:
-        parts = []
-        for number, store in enumerate(self._members):
-            known = store.columns(folder)
-            lacks = {f"label_{task.name}" for task in self.spec.tasks} - {f"label_{t.name}" for t in store.spec.tasks}
-            wanted = [c for c in (known if columns is None else columns) if c in known and c not in lacks]
-            table = store._table(folder, wanted, condition)
-            if folder == "index":
-                table = self._named(table, number, columns is None or "store" in columns)
-            parts.append(table)
-        table = _concatenated(self.uri, parts, columns)
-        for place, name in enumerate(table.column_names):
-            if name.startswith("tokens_") and table[name].null_count:
-                table = table.set_column(place, name, pc.fill_null(table[name], 0))
-        return table
+    def _schema(self) -> tuple[pa.Schema, list[set[str]]]:
+        """The index's columns, and which of them each store has; labels of tasks that it does not declare are none."""
+        schemas, tasks = [], {task.name for task in self.spec.tasks}
+        for store in self.members:
+            lacks = {f"label_{name}" for name in tasks - {task.name for task in store.spec.tasks}}
+            fields = next(store.index_tables()).schema
+            schemas.append(pa.schema([field for field in fields if field.name not in lacks]))
+        named = pa.schema([("store", pa.string())])
+        return _unified(self.uri, [*schemas, named]), [{*schema.names} for schema in schemas]
 
-    def _named(self, table: pa.Table, number: int, with_store: bool = True) -> pa.Table:
-        """An index's rows with their shards' names here, and the name of their store."""
-        if "shard" in table.column_names:
-            place = table.column_names.index("shard")
-            shards = pc.binary_join_element_wise(str(number), table["shard"], ":")
-            table = table.set_column(place, "shard", shards)
-        name = pa.array([[*self.stores][number]] * len(table), pa.string()) if with_store else None
-        return table if name is None else table.append_column("store", name)
+    def _as_here(self, table: pa.Table, number: int, schema: pa.Schema) -> pa.Table:
+        """A store's rows of the index with the columns of all: its name, its shards' names here, and what it lacks."""
+        columns = []
+        for field in schema:
+            if field.name == "store":
+                columns.append(pa.repeat([*self.stores][number], len(table)))
+            elif field.name == "shard":
+                columns.append(pc.binary_join_element_wise(str(number), table["shard"], ":"))
+            elif field.name in table.column_names:
+                columns.append(table[field.name].cast(field.type))
+            elif field.name.startswith("tokens_"):
+                columns.append(pa.repeat(pa.scalar(0, field.type), len(table)))
+            else:
+                columns.append(pa.nulls(len(table), field.type))
+        return pa.table(columns, schema=schema)
 
 
 def number_of(shard: str) -> int:
@@ -156,26 +180,19 @@ def _shard(number: int, name: str) -> str:
     return f"{number}:{name}"
 
 
-def _concatenated(uri: str, parts: Sequence[pa.Table], columns: list[str] | None) -> pa.Table:
-    """One table of all rows; a column that a part lacks is null there, one of text and numbers is text."""
-    names = columns or list(dict.fromkeys(name for part in parts for name in part.column_names))
-    for name in names:
-        kinds = {part.schema.field(name).type for part in parts if name in part.column_names}
-        if len(kinds) > 1 and any(map(pa.types.is_string, kinds)):
-            try:
-                parts = [_cast(part, name, pa.string()) for part in parts]
-            except pa.ArrowException:
-                raise StoreError(f"{uri}: column {name} is {' and '.join(map(str, kinds))} in its stores") from None
-    return pa.concat_tables(
-        [pa.table({n: part[n] if n in part.column_names else pa.nulls(len(part)) for n in names}) for part in parts],
-        promote_options="permissive",
-    )
-
-
-def _cast(table: pa.Table, name: str, kind: pa.DataType) -> pa.Table:
-    if name not in table.column_names:
-        return table
-    return table.set_column(table.column_names.index(name), name, pc.cast(table[name], kind))
+def _unified(uri: str, schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The columns of all; one that is text in some stores and numbers in others is text."""
+    kinds: dict[str, set[pa.DataType]] = {}
+    for field in (field for schema in schemas for field in schema):
+        kinds.setdefault(field.name, set()).add(field.type)
+    texts = {name for name, types in kinds.items() if len(types) > 1 and pa.string() in types}
+    plain = [pa.schema([f.with_type(pa.string()) if f.name in texts else f for f in schema]) for schema in schemas]
+    try:
+        if nested := [name for name in texts if any(map(pa.types.is_nested, kinds[name]))]:
+            raise pa.ArrowTypeError(f"column {nested[0]}: text and lists")
+        return pa.unify_schemas(plain, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise StoreError(f"{uri}: the stores' indices differ: {' '.join(str(error).split())}") from None
 
 
 def _read(uri: str) -> list[tuple[str, float | None]]:

@@ -73,6 +73,11 @@ class Store:
         """Whether it is elsewhere than on this machine's own disks."""
         return bool(self.fs.type_name != "local")
 
+    @property
+    def members(self) -> tuple["Store", ...]:
+        """The store itself; of a mixture its stores."""
+        return (self,)
+
     def index(self, split: str | None = None, columns: list[str] | None = None, fold: int | None = None) -> pa.Table:
         """One row per committed sample, ordered by shard and offset.
 
@@ -95,7 +100,7 @@ class Store:
         whole = split is None or condition is not None
         if kept is not None and {*read} <= {*kept[0].schema.names}:
             own_batches = (batch for batch in kept if whole or batch["split"][0].as_py() == split)
-            tables = map(pa.Table.from_batches, zip(own_batches, strict=True))
+            tables: Iterator[pa.Table] = map(pa.Table.from_batches, zip(own_batches, strict=True))
         else:
             own = (part for part in parts if whole or split_of(part) == split)
             tables = read_parts(self.fs, own, pa.schema([schema.field(name) for name in read]))

@@ -27,7 +27,8 @@ def fits(store: Store) -> bool:
     """Whether this host's shared memory has room for every sample of a store."""
     here = ray.get_runtime_context().get_node_id()
     room = next(node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["NodeID"] == here)
-    return sum(tar.size for tar in list_files(store.fs, f"{store.path}/shards")) <= SHARE * room
+    tars = [tar for each in store.members for tar in list_files(each.fs, f"{each.path}/shards")]
+    return sum(tar.size for tar in tars) <= SHARE * room
 
 
 class SharedStore(Store):
