@@ -6,11 +6,13 @@
 A recipe is a model's name and options by dotted name. --folds: `inner` leaves out one group (subject) of the training
 split at a time and never opens the others: recipes are chosen there; `parts` does so with four random parts of it,
 where clips have no group. `outer` leaves out one fold of the corpus, chooses the epoch on the next and tests it.
-`official` takes the corpus's splits. --summary prints means and paired tests.
+`official` takes the corpus's splits. --summary prints means, tests paired over folds, and the interval of a bootstrap
+over clips.
 
 Trains by the project's own loop (clcr.training.Trainer) on samples held in memory. A row is a run: `val` is the
 validation score of the best epoch, `last` that of the last one, which nothing was chosen by; `test` that of the best
-epoch; `alone` the test score (inner: the validation score) where one modality is left, whole clips keep all theirs.
+epoch; `alone` the test score (inner: the validation score) where one modality is left, whole clips keep all theirs;
+`right`, of a single task, how many clips that score is of, and which were answered rightly, as hexadecimal bits.
 """
 
 import argparse
@@ -38,8 +40,8 @@ from pipelines.training.learner import Recipe, modalities_of
 from pipelines.training.loading import feature_specs, task_specs
 
 KEY = ["corpus", "folds", "recipe", "fold", "seed"]
-COLUMNS = ["commit", "command", *KEY, "epochs", "val", "last", "test", "alone", "participation", "seconds"]
-PARTS = 4
+COLUMNS = ["commit", "command", *KEY, "epochs", "val", "last", "test", "alone", "participation", "seconds", "right"]
+PARTS, DRAWS = 4, 2000
 Sample = dict[str, Any]
 
 
@@ -123,8 +125,8 @@ def train(recipe: Recipe, store: Store, samples: list[Sample], parts: list[str])
     found = {"epochs": len(scores), "val": max(scores), "last": scores[-1]}
     trainer.load_best()
     last = "test" if by_part["test"] else "val"
-    found["test"] = score(trainer, loaders["test"])[0] if by_part["test"] else ""
-    _, diagnostics = score(trainer, loaders[last])
+    tested, diagnostics, found["right"] = score(trainer, loaders[last])
+    found["test"] = tested if by_part["test"] else ""
     alone = {m: score(trainer, loaders[last], m)[0] for m in features} if len(features) > 1 else {}
     found["alone"] = " ".join(f"{m}={value:.3f}" for m, value in alone.items())
     taken = [value for name, value in diagnostics.items() if "participation" in name]
@@ -132,11 +134,16 @@ def train(recipe: Recipe, store: Store, samples: list[Sample], parts: list[str])
     return found | {"seconds": round(time.perf_counter() - started)}
 
 
-def score(trainer: Trainer, loader: Memory, left: str | None = None) -> tuple[float, dict[str, float]]:
-    """The loop's score of a part; left: the only modality that is left of each clip."""
+def score(trainer: Trainer, loader: Memory, left: str | None = None) -> tuple[float, dict[str, float], str]:
+    """The loop's score of a part, diagnostics and `right`; left: the only modality that is left of each clip."""
     batches = (batch if left is None else _only(batch, left) for batch in loader.batches(0))
     predictions, diagnostics = trainer.evaluate(batches)
-    return M.tracked("x", M.split_metrics(trainer.tasks, predictions))["x/score"], diagnostics
+    bits = ""
+    if len(predictions) == 1 and next(iter(trainer.tasks.values())).kind == "classification":
+        (found,) = predictions.values()
+        right = (found.logits.argmax(dim=-1) == found.targets).numpy()
+        bits = f"{len(right)}:{np.packbits(right).tobytes().hex()}"
+    return M.tracked("x", M.split_metrics(trainer.tasks, predictions))["x/score"], diagnostics, bits
 
 
 def _only(batch: Batch, left: str) -> Batch:
@@ -159,7 +166,28 @@ def summary(path: Path, against: str | None) -> None:
         tested = stats.ttest_1samp(difference, 0).pvalue if difference.any() and len(both) > 1 else float("nan")
         mean, runs_of = list(values.values()), sum(map(len, table[recipe].values()))
         print(f"{np.mean(mean):.3f} (folds sd {np.std(mean):.3f}, {runs_of} runs)", end="  ")
-        print(f"{difference.mean():+.3f} sd {difference.std(ddof=min(1, len(both) - 1)):.3f} p {tested:.3f}  {recipe}")
+        print(f"{difference.mean():+.3f} sd {difference.std(ddof=min(1, len(both) - 1)):.3f} p {tested:.3f}", end="  ")
+        low, high = bootstrap(runs, recipe, against or next(iter(folds)))
+        print(f"clips {low:+.3f} to {high:+.3f}  {recipe}")
+
+
+def bootstrap(runs: list[dict[str, str]], recipe: str, base: str) -> tuple[float, float]:
+    """95 % interval of a difference over clips drawn anew within each fold, folds and seeds as they are."""
+    right: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        clips, _, bits = (run.get("right") or "0:").partition(":")
+        found = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=int(clips))
+        right[run["recipe"]][run["fold"]].append(found.astype(float))
+    folds = [f for f in right[recipe] if f in right[base] and len(right[recipe][f][0])]
+    if not folds:
+        return float("nan"), float("nan")
+    random, drawn = np.random.default_rng(0), np.zeros(DRAWS)
+    for fold in folds:
+        difference = np.mean(right[recipe][fold], axis=0) - np.mean(right[base][fold], axis=0)
+        clips = random.integers(len(difference), size=(DRAWS, len(difference)))
+        drawn += difference[clips].mean(axis=1) / len(folds)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -215,11 +243,11 @@ def parse(text: str, seed: int) -> Recipe:
 
 def write(path: Path, row: dict[str, Any]) -> None:
     """Append a row, and say it."""
-    new = not path.exists()
+    written = rows_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        if new:
+        table = csv.DictWriter(file, list(written[0]) if written else COLUMNS, extrasaction="ignore")  # as it began
+        if not written:
             table.writeheader()
         table.writerow({name: f"{x:.4f}" if isinstance(x := row[name], float) else x for name in COLUMNS})
     print(*(row[name] for name in ("recipe", "fold", "seed", "val", "last", "test", "alone", "seconds")), flush=True)
