@@ -107,8 +107,10 @@ def _part(group: str, training: list[str], left_out: str) -> str:
     return "val" if group == left_out else "train" if group in training else ""
 
 
-def train(recipe: Recipe, store: Store, samples: list[Sample], parts: list[str]) -> dict[str, Any]:
-    """One run: its scores and what it showed."""
+def fit(
+    recipe: Recipe, store: Store, samples: list[Sample], parts: list[str]
+) -> tuple[Trainer, dict[str, Memory], list[float]]:
+    """A trained model of a division, with its weights of the best epoch; its parts, and val/score of every epoch."""
     tasks = task_specs(store, recipe.tasks)
     features = feature_specs(store, modalities_of(recipe.architecture, store))
     torch.manual_seed(recipe.seed)
@@ -118,15 +120,22 @@ def train(recipe: Recipe, store: Store, samples: list[Sample], parts: list[str])
         part: Memory(chosen, model, recipe.optim.batch_size, recipe.seed if part == "train" else None)
         for part, chosen in by_part.items()
     }
-    started = time.perf_counter()
     model.fit_statistics(loaders["train"].sample_batches(256))
     trainer = Trainer(model, tasks, recipe.optim, loaders["train"].steps, seed=recipe.seed)
     scores = [epoch.metrics["val/score"] for epoch in trainer.fit(loaders["train"], loaders["val"])]
-    found = {"epochs": len(scores), "val": max(scores), "last": scores[-1]}
     trainer.load_best()
-    last = "test" if by_part["test"] else "val"
+    return trainer, loaders, scores
+
+
+def train(recipe: Recipe, store: Store, samples: list[Sample], parts: list[str]) -> dict[str, Any]:
+    """One run: its scores and what it showed."""
+    started = time.perf_counter()
+    trainer, loaders, scores = fit(recipe, store, samples, parts)
+    found: dict[str, Any] = {"epochs": len(scores), "val": max(scores), "last": scores[-1]}
+    last = "test" if loaders["test"].samples else "val"
     tested, diagnostics, found["right"] = score(trainer, loaders[last])
-    found["test"] = tested if by_part["test"] else ""
+    found["test"] = tested if last == "test" else ""
+    features = trainer.model.features
     alone = {m: score(trainer, loaders[last], m)[0] for m in features} if len(features) > 1 else {}
     found["alone"] = " ".join(f"{m}={value:.3f}" for m, value in alone.items())
     taken = [value for name, value in diagnostics.items() if "participation" in name]
