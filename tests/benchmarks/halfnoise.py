@@ -3,10 +3,10 @@
     python -m tests.benchmarks.halfnoise --store STORE --out half.csv --common "epochs=20 model.width=32" \\
         "clcr" "clcr budget.evidence=content"
 
-STORE has sound; its official splits are taken. Gaussian noise of --sigma times each band's own spread goes into the
-first or the second half of every clip's sound, in training as in test. A row is a run: the test score, and of each
-level, shallow to deep, the correlation of alpha with noise over the sound's tokens of all test clips, and the mean of
-alpha in noisy and in clean halves.
+Of STORE the official training and validation splits are taken. Gaussian noise of --sigma times each number's own spread
+goes into the first or the second half of every clip of --modality, in training as in validation. A row is a run: the
+validation score of the best epoch, and of each level, shallow to deep, the correlation of alpha with noise over that
+modality's tokens of all validation clips, and the mean of alpha in noisy and in clean halves.
 """
 
 import argparse
@@ -21,9 +21,9 @@ import torch
 import clcr
 from features.store import Store
 from pipelines.training.loading import task_specs
-from tests.benchmarks.fusion import Memory, Sample, divisions, fit, parse, read, score
+from tests.benchmarks.fusion import Memory, Sample, divisions, fit, parse, read
 
-COLUMNS = ["commit", "command", "recipe", "seed", "sigma", "test", "correlation", "noisy", "clean"]
+COLUMNS = ["commit", "command", "recipe", "seed", "modality", "sigma", "val", "correlation", "noisy", "clean"]
 
 
 def noisy(samples: list[Sample], modality: str, sigma: float) -> dict[str, bool]:
@@ -56,7 +56,7 @@ def alphas(model: clcr.CLCR, loader: Memory, modality: str, second: dict[str, bo
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", required=True, help="feature store with sound")
+    parser.add_argument("--store", required=True, help="feature store")
     parser.add_argument("--out", type=Path, required=True, help="csv that rows are appended to")
     parser.add_argument("--modality", default="audio", help="the modality that gets the noise")
     parser.add_argument("--sigma", type=float, default=2.5, help="of the noise, times the spread of each number")
@@ -71,10 +71,10 @@ def main() -> int:
     (_, parts), *_ = divisions(rows, "official")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     for text in args.recipes:
-        trainer, loaders, _ = fit(parse(f"{text} {args.common}", args.seed), store, samples, parts)
-        levels = alphas(trainer.model, loaders["test"], args.modality, second)
-        row = dict(zip(COLUMNS, [commit, args.common, text, args.seed, args.sigma], strict=False))
-        row["test"] = f"{score(trainer, loaders['test'])[0]:.4f}"
+        trainer, loaders, scores = fit(parse(f"{text} {args.common}", args.seed), store, samples, parts)
+        levels = alphas(trainer.model, loaders["val"], args.modality, second)
+        row = dict(zip(COLUMNS, [commit, args.common, text, args.seed, args.modality, args.sigma], strict=False))
+        row["val"] = f"{max(scores):.4f}"
         row["correlation"] = " ".join(f"{np.corrcoef(level)[0, 1]:.3f}" for level in levels)
         for name, noise in (("noisy", 1), ("clean", 0)):
             row[name] = " ".join(f"{level[0, level[1] == noise].mean():.3f}" for level in levels)
