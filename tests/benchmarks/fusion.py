@@ -3,15 +3,24 @@
     python -m tests.benchmarks.fusion --store STORE --out tests/benchmarks/results/utd_inner.csv --folds inner \
         --common "epochs=40 model.width=64 lr=2e-3" --seeds 1,2 "clcr" "clcr model.exchange=none" "concat"
 
+<<<<<<< HEAD
 A recipe is a model's name and options by dotted name, `clcr loader.drop=[audio=.2]`; the word `last` in it takes the
 last layer alone of modalities that have several. --folds: `inner` leaves out one group (subject) of the training split
 at a time and never opens the others: recipes are chosen there; `parts` does so with four random parts of it, where
 clips have no group. `outer` leaves out one fold of the corpus, chooses the epoch on the next and tests it. `official`
 takes the corpus's splits. --summary prints means and paired tests.
+=======
+A recipe is a model's name and options by dotted name. --folds: `inner` leaves out one group (subject) of the training
+split at a time and never opens the others: recipes are chosen there; `parts` does so with four random parts of it,
+where clips have no group. `outer` leaves out one fold of the corpus, chooses the epoch on the next and tests it.
+`official` takes the corpus's splits. --summary prints means, tests paired over folds, and the interval of a bootstrap
+over clips.
+>>>>>>> exp20
 
 Trains by the project's own loop (clcr.training.Trainer) on samples held in memory. A row is a run: `val` is the
 validation score of the best epoch, `last` that of the last one, which nothing was chosen by; `test` that of the best
-epoch; `alone` the test score (inner: the validation score) where one modality is left, whole clips keep all theirs.
+epoch; `alone` the test score (inner: the validation score) where one modality is left, whole clips keep all theirs;
+`right`, of a single task, how many clips that score is of, and which were answered rightly, as hexadecimal bits.
 """
 
 import argparse
@@ -44,8 +53,8 @@ from pipelines.training.loading import altered, feature_specs, task_specs
 from pipelines.training.order import bucketed, chances, count_classes
 
 KEY = ["corpus", "folds", "recipe", "fold", "seed"]
-COLUMNS = ["commit", "command", *KEY, "epochs", "val", "last", "test", "alone", "participation", "seconds"]
-PARTS = 4
+COLUMNS = ["commit", "command", *KEY, "epochs", "val", "last", "test", "alone", "participation", "seconds", "right"]
+PARTS, DRAWS = 4, 2000
 Sample = dict[str, Any]
 
 
@@ -129,6 +138,7 @@ def _part(group: str, training: list[str], left_out: str) -> str:
     return "val" if group == left_out else "train" if group in training else ""
 
 
+<<<<<<< HEAD
 def _last(modality: str, values: np.ndarray, features: dict[str, clcr.FeatureSpec]) -> np.ndarray:
     one = modality in features and values.ndim == 3 and len(features[modality].shape) == 1
     return values[:, -1] if one else values
@@ -138,6 +148,12 @@ def train(
     recipe: Recipe, store: Store, samples: list[Sample], parts: list[str], last_layer: bool = False
 ) -> dict[str, Any]:
     """One run: its scores and what it showed. last_layer: of layers the last one alone."""
+=======
+def fit(
+    recipe: Recipe, store: Store, samples: list[Sample], parts: list[str]
+) -> tuple[Trainer, dict[str, Memory], list[float]]:
+    """A trained model of a division, with its weights of the best epoch; its parts, and val/score of every epoch."""
+>>>>>>> exp20
     tasks = task_specs(store, recipe.tasks)
     features = feature_specs(store, modalities_of(recipe.architecture, store))
     if last_layer:
@@ -150,17 +166,24 @@ def train(
         part: Memory(chosen, model, recipe.optim.batch_size, recipe if part == "train" else None)
         for part, chosen in by_part.items()
     }
-    started = time.perf_counter()
     model.fit_statistics(loaders["train"].sample_batches(256))
     made = partial(AveragedTrainer, decay=recipe.ema) if recipe.ema else Trainer
     weighing = class_loss(recipe.classes, loaders["train"].counts)
     trainer = made(model, tasks, recipe.optim, loaders["train"].steps, seed=recipe.seed, class_loss=weighing)
     scores = [epoch.metrics["val/score"] for epoch in trainer.fit(loaders["train"], loaders["val"])]
-    found = {"epochs": len(scores), "val": max(scores), "last": scores[-1]}
     trainer.load_best()
-    last = "test" if by_part["test"] else "val"
-    found["test"] = score(trainer, loaders["test"])[0] if by_part["test"] else ""
-    _, diagnostics = score(trainer, loaders[last])
+    return trainer, loaders, scores
+
+
+def train(recipe: Recipe, store: Store, samples: list[Sample], parts: list[str]) -> dict[str, Any]:
+    """One run: its scores and what it showed."""
+    started = time.perf_counter()
+    trainer, loaders, scores = fit(recipe, store, samples, parts)
+    found: dict[str, Any] = {"epochs": len(scores), "val": max(scores), "last": scores[-1]}
+    last = "test" if loaders["test"].samples else "val"
+    tested, diagnostics, found["right"] = score(trainer, loaders[last])
+    found["test"] = tested if last == "test" else ""
+    features = trainer.model.features
     alone = {m: score(trainer, loaders[last], m)[0] for m in features} if len(features) > 1 else {}
     found["alone"] = " ".join(f"{m}={value:.3f}" for m, value in alone.items())
     taken = [value for name, value in diagnostics.items() if "participation" in name]
@@ -168,11 +191,16 @@ def train(
     return found | {"seconds": round(time.perf_counter() - started)}
 
 
-def score(trainer: Trainer, loader: Memory, left: str | None = None) -> tuple[float, dict[str, float]]:
-    """The loop's score of a part; left: the only modality that is left of each clip."""
+def score(trainer: Trainer, loader: Memory, left: str | None = None) -> tuple[float, dict[str, float], str]:
+    """The loop's score of a part, diagnostics and `right`; left: the only modality that is left of each clip."""
     batches = (batch if left is None else _only(batch, left) for batch in loader.batches(0))
     predictions, diagnostics = trainer.evaluate(batches)
-    return M.tracked("x", M.split_metrics(trainer.tasks, predictions))["x/score"], diagnostics
+    bits = ""
+    if len(predictions) == 1 and next(iter(trainer.tasks.values())).kind == "classification":
+        (found,) = predictions.values()
+        right = (found.logits.argmax(dim=-1) == found.targets).numpy()
+        bits = f"{len(right)}:{np.packbits(right).tobytes().hex()}"
+    return M.tracked("x", M.split_metrics(trainer.tasks, predictions))["x/score"], diagnostics, bits
 
 
 def _only(batch: Batch, left: str) -> Batch:
@@ -195,7 +223,28 @@ def summary(path: Path, against: str | None) -> None:
         tested = stats.ttest_1samp(difference, 0).pvalue if difference.any() and len(both) > 1 else float("nan")
         mean, runs_of = list(values.values()), sum(map(len, table[recipe].values()))
         print(f"{np.mean(mean):.3f} (folds sd {np.std(mean):.3f}, {runs_of} runs)", end="  ")
-        print(f"{difference.mean():+.3f} sd {difference.std(ddof=min(1, len(both) - 1)):.3f} p {tested:.3f}  {recipe}")
+        print(f"{difference.mean():+.3f} sd {difference.std(ddof=min(1, len(both) - 1)):.3f} p {tested:.3f}", end="  ")
+        low, high = bootstrap(runs, recipe, against or next(iter(folds)))
+        print(f"clips {low:+.3f} to {high:+.3f}  {recipe}")
+
+
+def bootstrap(runs: list[dict[str, str]], recipe: str, base: str) -> tuple[float, float]:
+    """95 % interval of a difference over clips drawn anew within each fold, folds and seeds as they are."""
+    right: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        clips, _, bits = (run.get("right") or "0:").partition(":")
+        found = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=int(clips))
+        right[run["recipe"]][run["fold"]].append(found.astype(float))
+    folds = [f for f in right[recipe] if f in right[base] and len(right[recipe][f][0])]
+    if not folds:
+        return float("nan"), float("nan")
+    random, drawn = np.random.default_rng(0), np.zeros(DRAWS)
+    for fold in folds:
+        difference = np.mean(right[recipe][fold], axis=0) - np.mean(right[base][fold], axis=0)
+        clips = random.integers(len(difference), size=(DRAWS, len(difference)))
+        drawn += difference[clips].mean(axis=1) / len(folds)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -254,11 +303,11 @@ def parse(text: str, seed: int) -> Recipe:
 
 def write(path: Path, row: dict[str, Any]) -> None:
     """Append a row, and say it."""
-    new = not path.exists()
+    written = rows_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        if new:
+        table = csv.DictWriter(file, list(written[0]) if written else COLUMNS, extrasaction="ignore")  # as it began
+        if not written:
             table.writeheader()
         table.writerow({name: f"{x:.4f}" if isinstance(x := row[name], float) else x for name in COLUMNS})
     print(*(row[name] for name in ("recipe", "fold", "seed", "val", "last", "test", "alone", "seconds")), flush=True)
