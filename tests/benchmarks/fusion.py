@@ -3,19 +3,18 @@
     python -m tests.benchmarks.fusion --store STORE --out tests/benchmarks/results/utd_inner.csv --folds inner \
         --common "epochs=40 model.width=64 lr=2e-3" --seeds 1,2 "clcr" "clcr model.exchange=none" "concat"
 
-<<<<<<< HEAD
-A recipe is a model's name and options by dotted name, `clcr loader.drop=[audio=.2]`; the word `last` in it takes the
-last layer alone of modalities that have several. --folds: `inner` leaves out one group (subject) of the training split
-at a time and never opens the others: recipes are chosen there; `parts` does so with four random parts of it, where
-clips have no group. `outer` leaves out one fold of the corpus, chooses the epoch on the next and tests it. `official`
-takes the corpus's splits. --summary prints means and paired tests.
-=======
-A recipe is a model's name and options by dotted name. --folds: `inner` leaves out one group (subject) of the training
-split at a time and never opens the others: recipes are chosen there; `parts` does so with four random parts of it,
-where clips have no group. `outer` leaves out one fold of the corpus, chooses the epoch on the next and tests it.
-`official` takes the corpus's splits. --summary prints means, tests paired over folds, and the interval of a bootstrap
-over clips.
->>>>>>> exp20
+def _last(modality: str, values: np.ndarray, features: dict[str, clcr.FeatureSpec]) -> np.ndarray:
+    one = modality in features and values.ndim == 3 and len(features[modality].shape) == 1
+    return values[:, -1] if one else values
+
+
+def fit(
+    recipe: Recipe, store: Store, samples: list[Sample], parts: list[str], last_layer: bool = False
+) -> tuple[Trainer, dict[str, Memory], list[float]]:
+    """A trained model of a division, with its weights of the best epoch; its parts, and val/score of every epoch.
+
+    last_layer: of modalities that have several layers, the last one alone.
+    """
 
 Trains by the project's own loop (clcr.training.Trainer) on samples held in memory. A row is a run: `val` is the
 validation score of the best epoch, `last` that of the last one, which nothing was chosen by; `test` that of the best
@@ -175,10 +174,12 @@ def fit(
     return trainer, loaders, scores
 
 
-def train(recipe: Recipe, store: Store, samples: list[Sample], parts: list[str]) -> dict[str, Any]:
-    """One run: its scores and what it showed."""
+def train(
+    recipe: Recipe, store: Store, samples: list[Sample], parts: list[str], last_layer: bool = False
+) -> dict[str, Any]:
+    """One run: its scores and what it showed. last_layer: as in `fit`."""
     started = time.perf_counter()
-    trainer, loaders, scores = fit(recipe, store, samples, parts)
+    trainer, loaders, scores = fit(recipe, store, samples, parts, last_layer)
     found: dict[str, Any] = {"epochs": len(scores), "val": max(scores), "last": scores[-1]}
     last = "test" if loaders["test"].samples else "val"
     tested, diagnostics, found["right"] = score(trainer, loaders[last])
