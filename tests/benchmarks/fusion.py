@@ -3,18 +3,11 @@
     python -m tests.benchmarks.fusion --store STORE --out tests/benchmarks/results/utd_inner.csv --folds inner \
         --common "epochs=40 model.width=64 lr=2e-3" --seeds 1,2 "clcr" "clcr model.exchange=none" "concat"
 
-def _last(modality: str, values: np.ndarray, features: dict[str, clcr.FeatureSpec]) -> np.ndarray:
-    one = modality in features and values.ndim == 3 and len(features[modality].shape) == 1
-    return values[:, -1] if one else values
-
-
-def fit(
-    recipe: Recipe, store: Store, samples: list[Sample], parts: list[str], last_layer: bool = False
-) -> tuple[Trainer, dict[str, Memory], list[float]]:
-    """A trained model of a division, with its weights of the best epoch; its parts, and val/score of every epoch.
-
-    last_layer: of modalities that have several layers, the last one alone.
-    """
+A recipe is a model's name and options by dotted name, `clcr loader.drop=[audio=.2]`; the word `last` in it takes the
+last layer alone of modalities that have several. --folds: `inner` leaves out one group (subject) of the training split
+at a time and never opens the others: recipes are chosen there; `parts` does so with four random parts of it, where
+clips have no group. `outer` leaves out one fold of the corpus, chooses the epoch on the next and tests it. `official`
+takes the corpus's splits. --summary prints means, tests paired over folds, and the interval of a bootstrap over clips.
 
 Trains by the project's own loop (clcr.training.Trainer) on samples held in memory. A row is a run: `val` is the
 validation score of the best epoch, `last` that of the last one, which nothing was chosen by; `test` that of the best
@@ -137,22 +130,18 @@ def _part(group: str, training: list[str], left_out: str) -> str:
     return "val" if group == left_out else "train" if group in training else ""
 
 
-<<<<<<< HEAD
 def _last(modality: str, values: np.ndarray, features: dict[str, clcr.FeatureSpec]) -> np.ndarray:
     one = modality in features and values.ndim == 3 and len(features[modality].shape) == 1
     return values[:, -1] if one else values
 
 
-def train(
-    recipe: Recipe, store: Store, samples: list[Sample], parts: list[str], last_layer: bool = False
-) -> dict[str, Any]:
-    """One run: its scores and what it showed. last_layer: of layers the last one alone."""
-=======
 def fit(
-    recipe: Recipe, store: Store, samples: list[Sample], parts: list[str]
+    recipe: Recipe, store: Store, samples: list[Sample], parts: list[str], last_layer: bool = False
 ) -> tuple[Trainer, dict[str, Memory], list[float]]:
-    """A trained model of a division, with its weights of the best epoch; its parts, and val/score of every epoch."""
->>>>>>> exp20
+    """A trained model of a division, with its weights of the best epoch; its parts, and val/score of every epoch.
+
+    last_layer: of modalities that have several layers, the last one alone.
+    """
     tasks = task_specs(store, recipe.tasks)
     features = feature_specs(store, modalities_of(recipe.architecture, store))
     if last_layer:
