@@ -37,11 +37,14 @@ class Filling:
         if self.named_by:
             filled["clip_id"] = _names(given, self.named_by)
         if self.split_by:
-            keys = filled[self.split_by]
-            keys = pc.coalesce(keys, filled["clip_id"]) if self.split_by == "group" else keys
-            splits = [key and (self.moved.get(key) or hash_split(key)) for key in keys.to_pylist()]
+            splits = [key and (self.moved.get(key) or hash_split(key)) for key in self.keys(filled).to_pylist()]
             filled["split"] = pa.array(splits, pa.string())
         return filled
+
+    def keys(self, columns: Mapping[str, pa.Array]) -> pa.Array:
+        """What decides on the split of each row: its group, or its own name where it has none."""
+        own = columns[self.split_by]
+        return pc.coalesce(own, columns["clip_id"]) if self.split_by == "group" else own
 
 
 def missing_columns(names: Sequence[str]) -> Filling:

@@ -238,7 +238,8 @@ def _filled(corpus: Corpus) -> Corpus:
     corpus = replace(corpus, schema=pa.schema([*corpus.schema, *(pa.field(name, pa.string()) for name in fields)]))
     if not filling.split_by:
         return corpus
-    filling = replace(filling, moved=moved(batch.column(filling.split_by) for batch in corpus.batches()))
+    keys = (filling.keys({name: batch.column(name) for name in batch.schema.names}) for batch in corpus.batches())
+    filling = replace(filling, moved=moved(keys))
     return replace(corpus, schema=corpus.schema.append(pa.field("split", pa.string())), filling=filling)
 
 
@@ -344,7 +345,7 @@ def _delimiter(filesystem: FileSystem, path: str) -> str:
     """A comma where that gives a column that we know, else what Python's sniffer takes the header for."""
     with filesystem.open_input_stream(path) as stream:
         header = stream.read(HEADER).decode(errors="replace").lstrip("\ufeff").partition("\n")[0]
-    if any(_reserved(name) for name in next(reader([header]), ())):
+    if any(name in TYPES for name in next(reader([header]), ())):
         return ","
     try:
         return Sniffer().sniff(header, DELIMITERS).delimiter

@@ -113,7 +113,7 @@ def decode_sound(file: str | MediaFile, start: float | None = None, end: float |
 
 def _read(media: MediaFile, begin: float, stop: float | None, seek: bool) -> Sound | None:
     """Decode from begin to stop; every frame lies where its timestamp says on the file's clock."""
-    with media.opened() as container:
+    with media.opened(fresh=True) as container:
         stream = sound_stream(media, container)
         if stream is None:
             return None

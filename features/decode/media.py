@@ -101,7 +101,8 @@ def _normal(name: str) -> str:
 class MediaFile:
     """A file that pictures and sound are decoded from, read from its storage once: a local path, or its bytes.
 
-    FFmpeg decodes some frames of each file that it opens. So what has read a container may leave it to the next one.
+    FFmpeg decodes some frames of each file that it opens. So what has read a container's picture may leave it to the
+    next that does. Sound needs one of its own: a seek to where the picture begins leaves out what is heard before.
     """
 
     def __init__(self, uri: str, source: Source | None = None) -> None:
@@ -113,7 +114,8 @@ class MediaFile:
     def opened(self, fresh: bool = False, leave: bool = False) -> Iterator[InputContainer]:
         """The file as FFmpeg's container, at its beginning. Raises MediaError (stage open).
 
-        fresh: not one that another has left, with decoders that are set up already; leave: the next one may have it.
+        fresh: not one that another has left, with decoders that are set up already; leave: the next reader of the
+        picture may have it.
         """
         left, self._left = None if fresh else self._left, self._left if fresh else None
         container = left or self._open()
@@ -158,11 +160,11 @@ def media_file(file: str | MediaFile) -> Iterator[MediaFile]:
 
 
 def _is_rewound(container: InputContainer) -> bool:
-    """Whether a container is at its beginning again: mp4's tables know where that is, others guess."""
-    if not container.format.name.startswith("mov"):
+    """Whether a container is at its picture's beginning again: mp4's tables know where that is, others guess."""
+    if not container.format.name.startswith("mov") or len(container.streams.video) != 1:
         return False
     try:
-        container.seek(BEGINNING)
+        container.seek(BEGINNING, stream=container.streams.video[0])
     except av.FFmpegError:
         return False
     return True

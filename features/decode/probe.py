@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from av import FFmpegError, Packet, VideoFrame
@@ -38,23 +38,19 @@ from features.decode.media import (
     stamp_of,
     tick_of,
 )
+from features.decode.times import TICK, Packets, Timing
 from features.errors import MediaError
 
 AnyStream = TypeVar("AnyStream", bound=Stream)
 
-# stated: a packet's time is its frame's. ordered: the file states when packets are decoded, and FFmpeg made up when
-# they are shown: the frames, in the order in which they come out, have these times in their order. fields: a packet may
-# be one field of a frame, or none at all: what is shown at a time is the last frame at or before it.
-Timing = Literal["stated", "ordered", "fields"]
-
 COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
 GUESSED = ("aac", "ac3", "eac3", "amr", "h264", "hevc", "mp3")  # bare streams: FFmpeg guesses a duration from the size
 EARLIER = 10.0  # s that a file is sought to before a segment whose key frame a first seek did not find
-TICK = 1e-3  # s; decord rounds times to milliseconds, and a target often falls exactly on a frame's edge
 # Codecs of which a packet may say that the picture before stays, or change only what others refer to: it shows nothing.
 SPARSE = ("mpeg4", "h263", "flv", "vp8", "theora", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2")
 # Codecs of which a program stream may state one time for several frames; of MPEG's own FFmpeg works out the others.
 UNTIMED = ("h264", "hevc")
+COUNTED = ("mpeg1video", "mpeg2video")  # a picture without a time is where the times of its neighbours leave a gap
 PROGRESSIVE = 1  # FFmpeg's orders of fields: unknown, none, and the four that there are
 OPENING = 64  # packets among which the first frame that decodes says how the picture is turned
 
@@ -220,7 +216,7 @@ def frame_times(
                 container.seek(round((begin - margin + zero) / tick), stream=stream)
             except FFmpegError:  # a format, or a file without an index, that cannot
                 return frame_times(media, begin, stop, timing=timing, seekable=False)
-        read = _Packets(tick, zero, begin, stop, _longest(container), seek)
+        read = Packets(tick, zero, begin, stop, _longest(container), seek)
         for packet in stamped(container, stream, media.uri):
             if not seek:
                 opening.look(packet)
@@ -237,6 +233,8 @@ def frame_times(
         timing, codec = timing or _timing(stream, opening), stream.codec_context.name
         if read.untimed and timing == "stated" and container.format.name == "mpeg" and codec in UNTIMED:
             raise MediaError("video", f"{media.uri} holds {codec} without the times of most frames; convert it to mp4")
+        if timing == "stated" and codec in COUNTED and read.counted() is not None:
+            timing = "ordered"
         if timing == "ordered" and seek:
             return frame_times(media, begin, stop, timing=timing)
         stamps, end = read.finish(stream.start_time, timing)
@@ -314,58 +312,6 @@ class _Opening:
             self.left, self.decoded, self.orientation = 0, True, Orientation.of(frames[0])
             self.interlaced = self.interlaced or frames[0].interlaced_frame
         return not self.left
-
-
-class _Packets:
-    """Collects when the packets of a segment are shown, from its key frame on.
-
-    stamps: (shown, decoded) in s on the file's clock, of each packet. key: time of the first key frame after a seek, of
-    what is shown before it packets may be missing. hidden: packets that the file's edit list cuts away; untimed:
-    that have no time. whole: the stream was read from its first packet to its last.
-    """
-
-    def __init__(self, tick: float, zero: float, begin: float, stop: float | None, longest: float, seek: bool) -> None:
-        self.tick, self.zero, self.begin, self.stop, self.longest = tick, zero, begin, stop, longest
-        self.key = None if seek else -math.inf
-        self.stamps: list[tuple[float, float | None]] = []
-        self.lengths: list[float] = []
-        self.hidden, self.untimed, self.whole = 0, 0, not seek
-
-    def add(self, packet: Packet) -> bool:
-        """Take one more packet; whether more are needed."""
-        stamp = stamp_of(packet)
-        if self.key is None:
-            if stamp is None or not packet.is_keyframe:
-                return True
-            self.key = self._seconds(stamp)
-        if self.key > self.begin + TICK:
-            return False
-        if stamp is None or packet.is_discard:  # the empty packet at the end; what the file's edit list cuts away
-            self.hidden += packet.is_discard
-            self.untimed += stamp is None and packet.size > 0
-            return True
-        decoded = None if packet.dts is None else self._seconds(packet.dts)
-        if (shown := self._seconds(stamp)) <= self.longest:  # a broken timestamp would ask for hours of frames
-            self.stamps.append((shown, decoded))
-            self.lengths.append((packet.duration or 0) * self.tick)
-            if self.stop is not None and decoded is not None and decoded > self.stop:
-                self.whole = False
-                return False
-        return True
-
-    def finish(self, start: int | None, timing: Timing) -> tuple[np.ndarray, float]:
-        """When frames appear (sorted, s), and when the last one goes."""
-        times = [shown for shown, _ in self.stamps]
-        if timing == "ordered" and start is not None:
-            decoded = [time for _, time in self.stamps if time is not None]
-            first = self._seconds(start)
-            if decoded and len(decoded) == len(times) and abs(min(decoded) - first) < abs(min(times) - first):
-                times = decoded
-        ends = (min(time + length, self.longest) for time, length in zip(times, self.lengths, strict=True))
-        return np.sort(np.asarray(times)), max(ends, default=0.0)
-
-    def _seconds(self, stamp: int) -> float:
-        return stamp * self.tick - self.zero
 
 
 def declared_end(media: MediaFile, container: InputContainer, stream: Stream, held: float) -> float | None:

@@ -83,7 +83,7 @@ class VideoSpec:
         return isinstance(self.crop, str)
 
     def _edges(self) -> tuple[float, float, float, float]:
-        return self.crop if isinstance(self.crop, tuple) else (0.0, 0.0, 1.0, 1.0)
+        return (0.0, 0.0, 1.0, 1.0) if self.crop is None or isinstance(self.crop, str) else self.crop
 
     def window(self) -> tuple[int, int, int, int]:
         """Width and height the whole picture is scaled to, and where the crop's left and top edge then lie (pixels)."""

@@ -15,6 +15,7 @@ from features.errors import FeaturesError
 
 PACKAGE, FILES = "facenet_pytorch", ("data/pnet.pt", "data/rnet.pt", "data/onet.pt")
 SIDE = 256  # pixels of the longer side of a picture that is looked at
+AT_ONCE = 32  # pictures: a long clip is looked at many times
 LEAST = 20  # pixels of the smallest face in it, the least that it learned on
 
 
@@ -58,11 +59,12 @@ def find_faces(pictures: np.ndarray) -> Face:
     size = round(width / shrink), round(height / shrink)
     boxes, points = np.full((len(pictures), 4), np.nan), np.full((len(pictures), 5, 2), np.nan)
     if min(size) >= LEAST:  # smaller ones it does not take
-        small = np.stack([np.asarray(Image.fromarray(picture).resize(size)) for picture in pictures])
-        found, _, landmarks = load().detect(small, landmarks=True)
-        for number, (box, marks) in enumerate(zip(found, landmarks, strict=True)):
-            if box is not None:  # the largest is the first
-                boxes[number], points[number] = box[0], marks[0]
+        small = [np.asarray(Image.fromarray(picture).resize(size)) for picture in pictures]
+        for first in range(0, len(small), AT_ONCE):
+            found, _, landmarks = load().detect(np.stack(small[first : first + AT_ONCE]), landmarks=True)
+            for number, (box, marks) in enumerate(zip(found, landmarks, strict=True), first):
+                if box is not None:  # the largest is the first
+                    boxes[number], points[number] = box[0], marks[0]
     boxes, points = boxes * shrink, points * shrink
     eyes, mouth = points[:, :2].mean(axis=1), points[:, 3:].mean(axis=1)
     corners = boxes[:, :2], boxes[:, 2:]

@@ -35,9 +35,11 @@ class DiskCache:
         self._known: dict[str, Path] = {}
 
     def path(self, shard: str) -> str | None:
-        """The copy of a shard, fetched first where there is room; None where there is none."""
+        """The copy of a shard, fetched first where there is room; None where there is none; a local shard itself."""
+        fs, tar = self.store.tar(shard)
+        if fs.type_name == "local":
+            return tar
         if shard not in self._known:
-            fs, tar = self.store.tar(shard)
             info = fs.get_file_info(tar)
             changed = 0 if info.mtime_ns is None else info.mtime_ns
             self._known[shard] = self.folder / f"{shard}.{info.size or 0}.{changed}.tar"

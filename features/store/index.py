@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from features.files import publish
 KEPT = re.compile("clip_id|split|shard|offset|nbytes|duration|fold|tokens_.*|label_.*")  # columns
 NAMED = ("split", "shard")  # columns that a part's name holds already
 MANY = 2000  # parts from which on they are kept in one file
-COPIES = 3  # files of one user on a host; older ones are removed
+COPIES = 16  # files of one user on a host, one of each store; those used longest ago are removed
 ROWS = 1 << 18  # of a table, more or less
 REQUESTS = 16  # under way at once to a remote store
 
@@ -99,12 +100,24 @@ def open_kept(fs: pafs.FileSystem, parts: Sequence[pafs.FileInfo]) -> list[pa.Re
     path = Path(tempfile.gettempdir(), f"clcr-index-{os.getuid()}", f"{store}.{about.hexdigest()[:16]}.arrow")
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, exist_ok=True)
+        if not _is_own(path.parent):
+            return None
         with FileLock(path.with_suffix(".lock"), is_singleton=False):
             if not path.exists():
                 _write(fs, parts, path)
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
-        return [file.get_batch(number) for number in range(file.num_record_batches)]
+        os.utime(path)
+        try:
+            file = pa.ipc.open_file(pa.memory_map(str(path)))
+            return [file.get_batch(number) for number in range(file.num_record_batches)]
+        except pa.ArrowInvalid:  # cut off, as by a power cut
+            path.unlink(missing_ok=True)
     return None
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether nobody else could have put files into a folder below the one for temporary files."""
+    about = folder.lstat()
+    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o022
 
 
 def _write(fs: pafs.FileSystem, parts: Sequence[pafs.FileInfo], path: Path) -> None:
@@ -115,10 +128,14 @@ def _write(fs: pafs.FileSystem, parts: Sequence[pafs.FileInfo], path: Path) -> N
             for table in read_parts(fs, parts, schema):
                 file.write_table(table)
         publish(pafs.LocalFileSystem(), str(temporary), str(path), sync=False)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    for old in sorted(path.parent.glob("*.arrow"), key=os.path.getmtime)[:-COPIES]:
+    store = path.name.partition(".")[0]
+    kept = sorted((old for old in path.parent.glob("*.arrow") if old != path), key=os.path.getmtime)
+    before = [old for old in kept if old.name.startswith(f"{store}.")]
+    others = [old for old in kept if old not in before]
+    for old in (*before, *others[: 1 - COPIES]):
         old.unlink(missing_ok=True)  # who has mapped it keeps it
         old.with_suffix(".lock").unlink(missing_ok=True)
 

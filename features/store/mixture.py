@@ -17,6 +17,7 @@ import math
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 from urllib.parse import urlsplit
@@ -54,7 +55,7 @@ class Mixture(Store):
         self.weights = tuple(weight for _, weight in entries if weight is not None)
         uris = [each for each, _ in entries]
         last = [path_of(each).rstrip("/").rpartition("/")[2] for each in uris]
-        names = [name if last.count(name) == 1 else each for name, each in zip(last, uris, strict=True)]
+        names = [name if last.count(name) == 1 else _public(each) for name, each in zip(last, uris, strict=True)]
         self.stores = {name: opened(each) for name, each in zip(names, uris, strict=True)}
         self.shared = any(store.shared for store in self.members)
         self.spec = _merged(uri, self.stores, self.weights)
@@ -76,7 +77,7 @@ class Mixture(Store):
         self, split: str | None = None, columns: list[str] | None = None, fold: int | None = None
     ) -> Iterator[pa.Table]:
         """As `Store.index_tables`, store by store; of cross-validation each has its own folds."""
-        schema, known = self._schema()
+        schema, known = self._schema
         names = schema.names if columns is None else columns
         wanted = pa.schema([schema.field(name) for name in names])
         yield wanted.empty_table()
@@ -100,7 +101,7 @@ class Mixture(Store):
         table = store.part(folder, name)
         if folder != "index":
             return table
-        return self._as_here(table, self.members.index(store), self._schema()[0])
+        return self._as_here(table, self.members.index(store), self._schema[0])
 
     def committed(self) -> set[str]:
         """As `Store.committed`."""
@@ -144,6 +145,7 @@ class Mixture(Store):
         number, _, name = shard.partition(":")
         return self.members[int(number)], name
 
+    @cached_property
     def _schema(self) -> tuple[pa.Schema, list[set[str]]]:
         """The index's columns, and which of them each store has; labels of tasks that it does not declare are none."""
         schemas, tasks = [], {task.name for task in self.spec.tasks}
@@ -232,6 +234,12 @@ def _entry(uri: str, number: int, entry: Any) -> tuple[str, float | None]:
     return store, weight
 
 
+def _public(uri: str) -> str:
+    """A URI without what only its owner should see: credentials, and the options of its storage."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if "://" in uri else uri
+
+
 def _plain(uri: str) -> str:
     """A path or URI without `..`, which object stores would take for a name."""
     if "://" not in uri:
@@ -277,6 +285,10 @@ def _merged(uri: str, stores: Mapping[str, Store], weights: Sequence[float]) -> 
 
 
 def _classes(one: Task, other: Task) -> tuple[str, ...]:
-    """The classes of both, in the order in which a store of them all would have them."""
+    """The classes of both, in the order in which a store of them all would have them; equal ones keep theirs."""
+    if {*one.classes} == {*other.classes}:
+        return one.classes
     first = (BACKGROUND,) if one.kind == "events" else ()
+    if all(name.lstrip("-").isdecimal() for name in (*one.classes, *other.classes)):  # whole numbers
+        return tuple(sorted({*one.classes, *other.classes}, key=int))
     return (*first, *sorted({*one.classes, *other.classes} - {*first}))

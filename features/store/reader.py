@@ -98,7 +98,7 @@ class Store:
         read = names if condition is None else [*names, *{"fold"}.difference(names)]
         kept = open_kept(self.fs, parts)
         whole = split is None or condition is not None
-        if kept is not None and {*read} <= {*kept[0].schema.names}:
+        if kept and {*read} <= {*kept[0].schema.names}:
             own_batches = (batch for batch in kept if whole or batch["split"][0].as_py() == split)
             tables: Iterator[pa.Table] = map(pa.Table.from_batches, zip(own_batches, strict=True))
         else:

@@ -117,6 +117,20 @@ def test_the_beginning_of_a_transport_stream_is_that_of_the_whole(tmp_path, deco
     assert decode(path, decoder, 0.0, 0.4) == whole[:10] and decode(path, decoder, 0.0, 1.2) == whole[:30]
 
 
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+@pytest.mark.parametrize(("codec", "bframes"), [("mpeg1video", 2), ("mpeg2video", 0), ("mpeg2video", 2)])
+def test_pictures_that_share_a_packet_of_a_program_stream_are_shown_one_by_one(tmp_path, codec, bframes, decoder):
+    """FFmpeg gives a picture whose packet states no time of its own that of its neighbour."""
+    options = {"bf": str(bframes), "b": "1500k", "g": "12", "qmax": "2"}
+    path = write_media(tmp_path / "a.vob", numbered(40), codec=codec, options=options)
+    spec = VideoSpec(fps=25, size=32, decoder=decoder)
+    assert numbers(decode_frames(path, spec).values) == list(range(40))
+    for start, end in ((0.5, 1.2), (1.0, 1.5), (0.2, 0.6)):
+        first = round(start * 25 + 0.5 + 1e-6)
+        shown = numbers(decode_frames(path, spec, start, end).values)
+        assert shown == list(range(shown[0], shown[0] + len(shown))) and abs(shown[0] - first) <= 1
+
+
 @decoders
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 def test_a_program_stream_that_times_few_of_its_frames_is_refused(tmp_path, decoder, codec):

@@ -449,8 +449,11 @@ def test_a_file_that_picture_and_sound_share_is_read_once_and_gives_the_same(tmp
     opened = []
     original = features.decode.media.open_source
     monkeypatch.setattr(features.decode.media, "open_source", lambda uri: opened.append(uri) or original(uri))
-    for suffix in ("mp4", "mkv"):
-        path = write_media(tmp_path / f"a.{suffix}", numbered(40), sound=sine(440, 1.6), bframes=2)
+    late = [500 + 40 * n for n in range(40)]  # a picture that begins after the sound
+    for suffix, bframes, pts in (("mp4", 2, None), ("mkv", 2, None), ("mp4", 0, None), ("mov", 0, late)):
+        path = write_media(
+            tmp_path / f"a{bframes}.{suffix}", numbered(40), sound=sine(440, 1.6), bframes=bframes, pts=pts
+        )
         for segment in ((None, None), (0.7, 1.2)):
             opened.clear()
             sample = encode_clip(*clip(path, *segment), EVERY).features

@@ -63,11 +63,36 @@ def test_many_parts_are_read_once_until_one_changes(store, many, tmp_path):
     assert not list(tmp_path.glob("clcr-index-*/*.tmp"))
 
 
-def test_old_copies_are_removed(store, many, tmp_path):
+def test_of_a_store_one_copy_is_kept_and_of_others_those_used_last(store, many, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "COPIES", 2)
     for second in range(5):
         os.utime(part(store, "val-000000"), (second, second))
         store.index("val", ["clip_id"])
-    assert len(list(tmp_path.glob("clcr-index-*/*.arrow"))) == parts.COPIES
+    (kept,) = tmp_path.glob("clcr-index-*/*.arrow")
+    for second, name in enumerate(("a", "b")):
+        other = kept.with_name(f"{name * 16}.0.arrow")
+        other.write_bytes(kept.read_bytes())
+        os.utime(other, (second, second))
+    os.utime(part(store, "val-000000"), (9, 9))
+    store.index("val", ["clip_id"])
+    assert {path.name[0] for path in tmp_path.glob("clcr-index-*/*.arrow")} == {kept.name[0], "b"}
+
+
+def test_a_copy_that_is_cut_off_is_made_again_and_a_folder_of_anybodys_is_not_trusted(store, many, tmp_path):
+    expected = store.index("val", ["clip_id"])
+    (kept,) = tmp_path.glob("clcr-index-*/*.arrow")
+    half = kept.read_bytes()[:100]
+
+    def put(content):
+        kept.unlink(missing_ok=True)  # what has mapped it keeps it
+        kept.write_bytes(content)
+
+    put(half)
+    for _ in range(2):
+        assert store.index("val", ["clip_id"]) == expected
+    kept.parent.chmod(0o777)
+    put(b"planted")
+    assert store.index("val", ["clip_id"]) == expected
 
 
 def test_a_disk_without_room_keeps_nothing(store, many, tmp_path, monkeypatch):
