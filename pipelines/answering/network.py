@@ -149,7 +149,12 @@ def _run_torch(path: Path, network: Network) -> Any:
 
 def _write_onnx(program: Any, network: Network, path: Path) -> None:
     converted = torch.onnx.export(
-        program, dynamo=True, verbose=False, input_names=network.inputs, output_names=network.outputs
+        program,
+        dynamo=True,
+        verbose=False,
+        optimize=False,  # onnxscript takes a minute for it, and onnxruntime optimises what it loads
+        input_names=network.inputs,
+        output_names=network.outputs,
     )
     assert converted is not None  # it is with dynamo
     converted.save(str(path))

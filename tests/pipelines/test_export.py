@@ -71,11 +71,12 @@ def test_the_mlflow_model_answers_as_predict_does_from_its_own_code(run, tmp_pat
 WHEN = clcr.TaskSpec("when", "events", ("background", "a", "b"), 5.0)
 
 
+@pytest.mark.slow  # a minute of tracing
 def test_a_network_alone_answers_as_the_model_for_any_number_of_clips_and_tokens(run, tmp_path):
     """CLCR, whose bases ONNX cannot make, with a task of each kind; what is exported is read by onnxruntime alone."""
     store = Store(str(run / "store"))
     tasks = task_specs(store) | {"when": WHEN}
-    config = clcr.CLCRConfig(ModelConfig(width=8, heads=2, levels=2, blocks=1))
+    config = clcr.CLCRConfig(ModelConfig(width=8, heads=2, levels=1, blocks=1))
     torch.manual_seed(0)
     model = clcr.build("clcr", config, feature_specs(store), tasks).eval()
     clcr.save(model, tmp_path / "model", Store(str(run / "store")).spec.to_dict())
