@@ -17,10 +17,10 @@ from operator import methodcaller
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 from matplotlib.figure import Figure
-from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -112,9 +112,11 @@ class Run:
 
     def log_input(self, name: str, uri: str, digest: str, splits: Mapping[str, int]) -> None:
         """What the run learns from, as MLflow's dataset. digest: of its content; splits: clips of each."""
-        source = resolve_dataset_source(uri)
+        # MLflow's own resolver knows neither abfs:// nor gcs://, and warns of a path.
+        scheme, source = urlsplit(uri).scheme, json.dumps({"uri": uri})
+        kind = "local" if scheme in ("", "file") else scheme
         about = {"num_rows": sum(splits.values()), **splits}
-        dataset = Dataset(name, digest[:36], source._get_source_type(), source.to_json(), profile=json.dumps(about))
+        dataset = Dataset(name, digest[:36], kind, source, profile=json.dumps(about))
         inputs = [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])]
         self.ask(lambda client: client.log_inputs(self.run_id, inputs))
 

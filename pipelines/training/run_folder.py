@@ -259,9 +259,9 @@ def open_run(
         tags |= {"store.mixture": store.contents()} if isinstance(store, Mixture) else {}
         tags |= {tracking.NOTE: description} if description else {}
         run = tracking.start_run(uri, config.experiment, name, flatten(config), tags)
-        run.log_input(name_of(config.store), config.store, store.spec.fingerprint, store.spec.splits)
         about = {"run_id": run.run_id, "tracking_uri": run.uri, "store": store.spec.fingerprint}
-        write_text(config.out, "run.json", json.dumps(about))
+        write_text(config.out, "run.json", json.dumps(about))  # first: what fails from here on is resumed
+        run.log_input(name_of(config.store), config.store, store.spec.fingerprint, store.spec.splits)
     run.log_text(to_yaml(config), "config.yaml")
     return run
 

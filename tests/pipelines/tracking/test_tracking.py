@@ -107,6 +107,11 @@ def test_a_run_names_the_store_that_it_learns_from(tmp_path):
     assert (given.dataset.name, given.dataset.digest) == ("grid", "f" * 36)
     assert json.loads(given.dataset.profile) == {"num_rows": 5, "train": 3, "test": 2}
     assert mlflow.data.get_source(given.dataset).uri == str(tmp_path)
+    for uri in ("abfs://box@account/grid", "gcs://bucket/grid"):  # of no scheme that MLflow knows
+        run.log_input("grid", uri, uri, {"train": 3})
+    inputs = run.client.get_run(run.run_id).inputs.dataset_inputs
+    sources = {each.dataset.source_type: json.loads(each.dataset.source)["uri"] for each in inputs}
+    assert sources == {"local": str(tmp_path), "abfs": "abfs://box@account/grid", "gcs": "gcs://bucket/grid"}
 
 
 def cpu_points(run):

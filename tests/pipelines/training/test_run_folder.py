@@ -95,7 +95,11 @@ def test_what_mlflow_refuses_is_saved_first_and_sent_by_the_next_start(trained, 
     track_result(str(out), run, metrics, OptimConfig(epochs=1))  # all was sent: nothing is read again
 
 
-def test_a_deleted_run_is_followed_by_a_new_one_that_is_said(store, tmp_path, capsys):
+def refuse_input(*arguments):
+    raise JobError("no input")
+
+
+def test_a_deleted_run_is_followed_by_a_new_one_that_is_said(store, tmp_path, capsys, monkeypatch):
     config = TrainConfig(store.uri, str(tmp_path / "run"), recipe=recipe())
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     first = open_run(config, claim(config), uri, title(store.uri, config.recipe), {"seed": "0"}, "in words")
@@ -105,9 +109,12 @@ def test_a_deleted_run_is_followed_by_a_new_one_that_is_said(store, tmp_path, ca
     same = open_run(config, claim(config), uri, "x", {})
     assert same.run_id == first.run_id and not capsys.readouterr().out
     first.client.delete_run(first.run_id)
-    second = open_run(config, claim(config), uri, "x", {})
-    assert second.run_id != first.run_id
+    with monkeypatch.context() as patch, pytest.raises(JobError, match="no input"):
+        patch.setattr("pipelines.tracking.run.Run.log_input", refuse_input)
+        open_run(config, claim(config), uri, "x", {})
     assert "was deleted: this start has a new run" in capsys.readouterr().out
+    second = open_run(config, claim(config), uri, "x", {})  # the new run, though its start failed
+    assert second.run_id != first.run_id and not capsys.readouterr().out
     assert json.loads((tmp_path / "run/run.json").read_text())["run_id"] == second.run_id
 
 
