@@ -6,6 +6,7 @@ An answer is an HTTP status with what is to be said: the service passes it on.
 import asyncio
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Replica:
         torch.set_num_threads(1)
         self.model = trained.model.to(device).eval()
         self.answerer = ClipAnswerer(trained, timeout, memory_gb, places).start()
+        self._decoding = ThreadPoolExecutor(1)  # clips that wait for a hanging one take no thread that others need
         self.forward = SharedPass(self._forward, batch)
 
     async def media(self, name: str, content: bytes) -> Reply:
@@ -46,7 +48,7 @@ class Replica:
         with tempfile.NamedTemporaryFile(suffix=f".{name.rpartition('.')[2].lower()}") as file:
             await asyncio.to_thread(Path(file.name).write_bytes, content)
             clip = clip_of_file(file.name, Path(name).name)
-            decoded = await asyncio.to_thread(self.answerer.decode, clip)
+            decoded = await asyncio.get_running_loop().run_in_executor(self._decoding, self.answerer.decode, clip)
         if isinstance(decoded, Answer):
             failure = dict(decoded.failure or {})
             failure["message"] = failure["message"].replace(file.name, name)
