@@ -31,6 +31,7 @@ from pipelines.training.trained import TrainedModel
 # A playlist names other files and addresses, which the decoder would open from here.
 PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"[playlist]")
 TOKENS = 1_000_000  # numbers of one posted feature
+SLOWEST = 0.5  # MB a second at which a body must arrive: who stops sending would hold a place for ever
 RETRY_AFTER = {"Retry-After": "2"}  # seconds
 Ask = Callable[..., Awaitable[Reply]]  # of a replica: the method's name and its arguments
 
@@ -130,7 +131,7 @@ def make_app(trained: TrainedModel, ask: Ask, limits: Limits) -> FastAPI:
         if name.rpartition(".")[2].lower() not in SUFFIXES:
             raise HTTPException(415, f"{name}: not a media file that is known ({', '.join(SUFFIXES)})")
         async with door.enter():
-            return said(await ask("media", name, await receive(request, limits.max_mb)))
+            return said(await ask("media", name, await receive(request, limits)))
 
     @app.post("/features", openapi_extra=POSTED)
     async def predict_features(
@@ -139,7 +140,7 @@ def make_app(trained: TrainedModel, ask: Ask, limits: Limits) -> FastAPI:
         """The answer for features as the model's store has them."""
         door.require_token(authorization)
         async with door.enter():
-            content = await receive(request, limits.max_mb)
+            content = await receive(request, limits)
             arrays, duration = await asyncio.to_thread(parse_features, content, model.features)
             return said(await ask("features", arrays, duration))
 
@@ -179,15 +180,19 @@ def _array(name: str, values: list, specs: dict[str, FeatureSpec]) -> np.ndarray
     return array.clip(limit.min, limit.max).astype(spec.dtype)
 
 
-async def receive(request: Request, max_mb: float) -> bytes:
-    """The body. Raises HTTPException (413, 415, 422) for one that is not taken."""
-    body = io.BytesIO()
-    async for chunk in request.stream():
-        if not body.tell() and chunk.lstrip()[:16].startswith(PLAYLISTS):
-            raise HTTPException(415, "a playlist is no clip: post the media file itself")
-        if body.tell() + len(chunk) > max_mb * 1e6:
-            raise HTTPException(413, f"more than {max_mb:g} MB")
-        body.write(chunk)
+async def receive(request: Request, limits: Limits) -> bytes:
+    """The body. Raises HTTPException (408, 413, 415, 422) for one that is not taken."""
+    body, seconds = io.BytesIO(), limits.timeout + limits.max_mb / SLOWEST
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                if not body.tell() and chunk.lstrip()[:16].startswith(PLAYLISTS):
+                    raise HTTPException(415, "a playlist is no clip: post the media file itself")
+                if body.tell() + len(chunk) > limits.max_mb * 1e6:
+                    raise HTTPException(413, f"more than {limits.max_mb:g} MB")
+                body.write(chunk)
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not arrive within {seconds:g} s") from None
     if not body.tell():
         raise HTTPException(422, "an empty body")
     return body.getvalue()

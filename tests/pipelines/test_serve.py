@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import requests
 import uvicorn
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 from mediafiles import numbered, sine, write_media
 from models import small_model
 from ray.exceptions import RayActorError
@@ -28,9 +28,9 @@ from features.store import Store, StoreSpec
 from features.store.shards import create_store
 from infra.head import free_ports
 from infra.screenshot import chromium
-from pipelines.answering.clips import ClipAnswerer, Decoded, answer_features, clip_of_file, make_clip
+from pipelines.answering.clips import Answer, ClipAnswerer, Decoded, answer_features, clip_of_file, make_clip
 from pipelines.answering.replica import Replica
-from pipelines.answering.service import Door, Limits, make_app
+from pipelines.answering.service import Door, Limits, make_app, receive
 from pipelines.answering.shared_pass import SharedPass
 from pipelines.common.errors import JobError
 from pipelines.serve import ServeConfig, is_loopback, listen, retry_dead, serve_model
@@ -188,15 +188,72 @@ def test_requests_that_arrive_while_a_pass_runs_share_the_next_and_errors_stay_a
 
     async def ask():
         forward = SharedPass(run, most=3)
-        calls = [asyncio.create_task(forward(item)) for item in ("a", "b", "poison", "d", "e")]
+        calls = [asyncio.create_task(forward("a"))]
         while not passes:
             await asyncio.sleep(0.001)
+        calls += [asyncio.create_task(forward(item)) for item in ("b", "poison", "d", "e")]
+        await asyncio.sleep(0)
         first.set()
         return await asyncio.gather(*calls, return_exceptions=True)
 
     answers = asyncio.run(ask())
     assert [str(answer) for answer in answers] == ["A", "B", "poison", "D", "E"]
     assert passes == [["a"], ["b", "poison", "d"], ["b"], ["poison"], ["d"], ["e"]]
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_requests_that_are_cancelled_leave_those_that_share_their_passes_the_answers(most):
+    passes, gate = [], threading.Semaphore(0)
+
+    def run(items):
+        passes.append(items)
+        assert gate.acquire(timeout=60)
+        if "x" in items:
+            raise ValueError("x")
+        return [item.upper() for item in items]
+
+    async def ask():
+        forward = SharedPass(run, most)
+        calls = [asyncio.create_task(forward(item)) for item in "axcde"]
+        while not passes:
+            await asyncio.sleep(0.001)
+        for call in calls[:2]:  # the first pass is under way, with `most` of them
+            call.cancel()
+        gate.release(9)
+        return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 60)
+
+    *cancelled, third, fourth, fifth = asyncio.run(ask())
+    assert [type(each) for each in cancelled] == [asyncio.CancelledError] * 2
+    assert (third, fourth, fifth) == ("C", "D", "E") and passes[0] == list("axc")[:most]
+
+
+def test_clips_that_hang_hold_up_no_forward_pass(model, monkeypatch):
+    end = threading.Event()
+    monkeypatch.setattr(ClipAnswerer, "start", lambda self: self)
+    replica = Replica(open_model("--model", str(model / "model")), 20.0, 2.0, {})
+    monkeypatch.setattr(replica.answerer, "decode", lambda clip: end.wait(60) and Answer(clip.clip_id))
+
+    async def ask():
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        hanging = [asyncio.create_task(replica.media("a.mp4", b"x")) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        status, _ = await asyncio.wait_for(replica.features({"audio": np.ones((5, 8), np.float32)}, 1.0), 30)
+        assert not any(call.done() for call in hanging)
+        end.set()
+        await asyncio.gather(*hanging, return_exceptions=True)
+        return status
+
+    assert asyncio.run(ask()) == 200
+
+
+def test_a_body_that_stops_arriving_gives_its_place_back():
+    async def ask():
+        request = Request({"type": "http"}, asyncio.Event().wait)
+        with pytest.raises(HTTPException, match=r"did not arrive within 0\.2 s") as refused:
+            await asyncio.wait_for(receive(request, Limits(max_mb=0.05, timeout=0.1)), 30)
+        return refused.value.status_code
+
+    assert asyncio.run(ask()) == 408
 
 
 def test_a_request_passes_with_others_as_it_passes_alone(model):
