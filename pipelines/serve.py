@@ -11,19 +11,21 @@ runs until it is stopped (Ctrl-C, SIGTERM). Needs the extra [serve].
 import asyncio
 import importlib.util
 import ipaddress
+import math
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from features.errors import one_line
 from infra.doctor import ray_access, require
 from pipelines.answering.clips import ClipAnswerer
 from pipelines.common.cli import main, require_at_least
-from pipelines.common.cluster import count_slots, start_ray
+from pipelines.common.cluster import count_slots, own_cluster, start_ray
 from pipelines.common.errors import JobError
 from pipelines.training.trained import TrainedModel, open_model
 
@@ -84,29 +86,30 @@ def serve_model(config: ServeConfig) -> None:
     require(ray_access())
     with listen(config) as listener:
         start_ray()
-        replicas = start_replicas(config, trained, places)
-        import uvicorn
-        from ray import serve
+        with running_replicas(config, trained, places) as replicas:
+            answer_requests(config, trained, replicas, listener)
 
-        from pipelines.answering.service import Limits, make_app
 
-        batch = shared_by(config, trained)
-        limits = Limits(
-            max_mb=config.max_mb,
-            timeout=config.timeout,
-            token=os.environ.get(TOKEN, ""),
-            at_once=config.replicas * ongoing(batch),
-            queue=config.queue,
-            patience=config.timeout * (2 + config.queue / config.replicas),  # of a request at the end of the queue
-        )
-        app = make_app(trained, retry_dead(replicas, limits.patience), limits)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
-        print(f"serving {config.model} at http://{config.host}:{config.port}: /, /docs, /health, /predict", flush=True)
-        signal.signal(signal.SIGTERM, lambda *_: None)  # the server stops by it; until here it just ends the job
-        try:
-            server.run(sockets=[listener])
-        finally:
-            serve.shutdown()
+def answer_requests(config: ServeConfig, trained: TrainedModel, replicas: Any, listener: socket.socket) -> None:
+    """Answer HTTP by the replicas until the job is stopped; requests under way are then answered first."""
+    import uvicorn
+
+    from pipelines.answering.service import Limits, make_app
+
+    limits = Limits(
+        max_mb=config.max_mb,
+        timeout=config.timeout,
+        token=os.environ.get(TOKEN, ""),
+        at_once=config.replicas * ongoing(shared_by(config, trained)),
+        queue=config.queue,
+        patience=config.timeout * (2 + config.queue / config.replicas),  # of a request at the end of the queue
+    )
+    app = make_app(trained, retry_dead(replicas, limits.patience), limits)
+    seconds = math.ceil(config.timeout) + 5
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=seconds))
+    print(f"serving {config.model} at http://{config.host}:{config.port}: /, /docs, /health, /predict", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the server stops by it; until here it just ends the job
+    server.run(sockets=[listener])
 
 
 def listen(config: ServeConfig) -> socket.socket:
@@ -131,8 +134,12 @@ def ongoing(batch: int) -> int:
     return 3 + batch
 
 
-def start_replicas(config: ServeConfig, trained: TrainedModel, places: Mapping[str, str]) -> Any:
-    """Serve's handle to the replicas, once all are there. Raises JobError where the cluster has no room for them."""
+@contextmanager
+def running_replicas(config: ServeConfig, trained: TrainedModel, places: Mapping[str, str]) -> Iterator[Any]:
+    """Serve's handle to the replicas, once all are there; they end with the block, and no other job's do.
+
+    Raises JobError where the cluster has no room for them.
+    """
     from ray import serve
 
     from pipelines.answering.replica import Replica
@@ -141,9 +148,10 @@ def start_replicas(config: ServeConfig, trained: TrainedModel, places: Mapping[s
     if count_slots(need) < config.replicas:
         raise JobError(f"--replicas {config.replicas}: the cluster has room for {count_slots(need)}")
     device, batch = "cuda" if config.gpus_per_replica else "cpu", shared_by(config, trained)
+    name = f"clips-{uuid4().hex[:8]}"  # Serve would take one of the same name for a new version of it
     deployment: Any = serve.deployment(Replica)  # mypy does not see what the decorators of a class return
     service = deployment.options(
-        name="clips",
+        name=name,
         num_replicas=config.replicas,
         max_ongoing_requests=ongoing(batch),
         health_check_period_s=5,
@@ -151,7 +159,13 @@ def start_replicas(config: ServeConfig, trained: TrainedModel, places: Mapping[s
     )
     serve.start(proxy_location="Disabled")  # this job answers HTTP itself: so it can ask again where a replica died
     bound = service.bind(trained, config.timeout, config.memory_gb, places, device, batch)
-    return serve.run(bound, name="clips", route_prefix=None)
+    try:
+        yield serve.run(bound, name=name, route_prefix=None)
+    finally:
+        if own_cluster():
+            serve.shutdown()
+        else:
+            serve.delete(name)
 
 
 def retry_dead(replicas: Any, patience: float) -> Callable[..., Awaitable[Any]]:
