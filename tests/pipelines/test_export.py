@@ -19,7 +19,7 @@ from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.store import Store, StoreSpec
 from pipelines.answering.card import write_card
 from pipelines.answering.clips import ClipAnswerer, clip_of_file
-from pipelines.answering.network import Network
+from pipelines.answering.network import Network, largest_error
 from pipelines.answering.pyfunc import requirements, signature_of
 from pipelines.common.errors import JobError
 from pipelines.export import ExportConfig, export
@@ -80,7 +80,10 @@ def test_a_network_alone_answers_as_the_model_for_any_number_of_clips_and_tokens
     torch.manual_seed(0)
     model = clcr.build("clcr", config, feature_specs(store), tasks).eval()
     clcr.save(model, tmp_path / "model", Store(str(run / "store")).spec.to_dict())
-    export(ExportConfig(str(tmp_path / "model"), str(tmp_path / "out"), ("torch", "onnx")))
+    assert np.isnan(largest_error(Network(model), lambda inputs: [np.float32("nan")] * 3))
+    export(ExportConfig(str(tmp_path / "model"), str(tmp_path / "new" / "out"), ("torch", "onnx")))
+    (tmp_path / "new" / "out").rename(tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "new").stat().st_mode  # others may read it
     assert {f.name for f in (tmp_path / "out").iterdir()} == {"network.pt2", "network.onnx", "README.md"}
     session = onnxruntime.InferenceSession(tmp_path / "out" / "network.onnx", providers=["CPUExecutionProvider"])
     network = Network(model)
