@@ -72,7 +72,8 @@ class TrainConfig:
     log_every: int = 50
     """log the losses every N steps, as step/...; 0 = only the means of each epoch"""
     register: str = ""
-    """register the model with MLflow under this name, as its next version; NAME@ALIAS gives that version an alias"""
+    """register the model with MLflow under this name, as its next version; NAME@ALIAS gives that version an alias,
+    unless a later version has it"""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
@@ -246,10 +247,7 @@ def train_worker(job: Mapping[str, Any]) -> str | None:
 def register_model(config: TrainConfig, run: tracking.Run) -> None:
     """The finished run's model in MLflow's registry, where --register asks for it."""
     if config.register:
-        version = register(run, config.register)
-        name, at, alias = config.register.partition("@")
-        also = f", models:/{name}@{alias}" if at else ""
-        print(f"registered: models:/{name}/{version}{also}", flush=True)
+        print(f"registered: {', '.join(register(run, config.register))}", flush=True)
 
 
 def _last_line(error: BaseException) -> str:

@@ -20,14 +20,15 @@ from pipelines.tracking.outbox import retry_until_up
 from pipelines.tracking.run import Run
 
 
-def register(run: Run, wanted: str) -> int:
-    """The version under which a run's model is registered; a model that already is keeps its version.
+def register(run: Run, wanted: str) -> list[str]:
+    """Register a run's model, which keeps its version where it already is; the addresses that it now has.
 
-    wanted: NAME, or NAME@ALIAS, which moves the alias to this version. Raises JobError where MLflow refuses it.
+    wanted: NAME, or NAME@ALIAS, which moves the alias to this version unless a later one has it. Raises JobError where
+    MLflow refuses it.
     """
     name, _, alias = wanted.partition("@")
 
-    def call() -> int:
+    def call() -> list[str]:
         with suppress(MlflowException):  # it exists; whatever else is wrong, the next call says too
             run.client.create_registered_model(name)
         if found := run.client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'"):
@@ -35,9 +36,13 @@ def register(run: Run, wanted: str) -> int:
         else:
             source = f"runs:/{run.run_id}/model"
             version = int(run.client.create_model_version(name, source, run.run_id).version)
-        if alias:
+        addresses = [f"models:/{name}/{version}"]
+        if not alias:
+            return addresses
+        held = int(run.client.get_registered_model(name).aliases.get(alias, 0))
+        if held < version:
             run.client.set_registered_model_alias(name, alias, str(version))
-        return version
+        return addresses if held > version else [*addresses, f"models:/{name}@{alias}"]
 
     try:
         return retry_until_up(call, f"MLflow at {run.uri}")

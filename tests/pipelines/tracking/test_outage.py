@@ -140,11 +140,13 @@ def test_a_registered_model_comes_back_by_name_and_version(direct, store, tmp_pa
     runs = [start_run(uri, "registry", name, {}, {}) for name in "ab"]
     for run in runs:
         run.log_folder(tmp_path / "model", "model")
-    assert [register(run, "toy") for run in (*runs, runs[0])] == [1, 2, 1]
+    assert [register(run, "toy") for run in (*runs, runs[0])] == [[f"models:/toy/{n}"] for n in (1, 2, 1)]
     for name in ("models:/toy/1", "models:/toy/latest"):
         loaded = load_model(name, uri)
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
-    assert register(runs[0], "toy@best") == 1 and register(runs[1], "toy@best") == 2  # an alias moves
+    assert register(runs[0], "toy@best") == ["models:/toy/1", "models:/toy@best"]
+    assert register(runs[1], "toy@best") == ["models:/toy/2", "models:/toy@best"]  # an alias moves
+    assert register(runs[0], "toy@best") == ["models:/toy/1"]  # and not back, where an old command is repeated
     assert load_model("models:/toy@best", uri).recipe == model.recipe
     assert MlflowClient(uri).get_model_version_by_alias("toy", "best").version == "2"
     for name in ("models:/toy/9", "models:/toy@worst"):
