@@ -167,10 +167,10 @@ def draw_sheets(
     """Each model's worst clips of its first task as a picture, by MODEL/TASK; none where the store has none to show."""
     if not clips or not any(feature.shape[-1] == 3 or feature.rate for feature in store.spec.features.values()):
         return {}
-    sheets, by_id = {}, {row["clip_id"]: row for row in rows}
+    sheets = {}
     for model in models:
         for task, found in list(metrics["models"][model.name]["tasks"].items())[:1]:
-            worst = [by_id[clip["clip_id"]] for clip in found["worst"][:clips]]
+            worst = [rows[clip["row"]] for clip in found["worst"][:clips]]
             if worst:
                 network, what = model.trained.model, f"{model.name}, {task}: the clips with the largest loss"
                 sheets[f"{model.name}/{task}"] = pictures.worst_sheet(store, worst, network, what)

@@ -71,7 +71,10 @@ def slice_figures(scored: Scored, slices: Mapping[str, np.ndarray]) -> dict[str,
 
 
 def worst_clips(scored: Scored, index: Sequence[Mapping[str, Any]], most: int) -> list[Figures]:
-    """The clips with the largest mean loss, and what there is to know of them; index: rows of all clips asked."""
+    """The clips with the largest mean loss, and what there is to know of them; index: rows of all clips asked.
+
+    `row` is a clip's position there: in a mixture of stores, clips may share a clip_id.
+    """
     if not len(scored.truth):
         return []
     counts, totals = np.bincount(scored.rows), np.bincount(scored.rows, scored.losses)
@@ -82,8 +85,9 @@ def worst_clips(scored: Scored, index: Sequence[Mapping[str, Any]], most: int) -
         clip = clips[position]
         row, mine = index[clip], scored.take(scored.rows == clip)
         tokens = {name.removeprefix("tokens_"): value for name, value in row.items() if name.startswith("tokens_")}
-        entry = {"clip_id": row["clip_id"], "loss": float(losses[position]), "duration": row["duration"]}
-        found.append(entry | _said(mine) | {"nbytes": row["nbytes"], "tokens": tokens, "shard": row["shard"]})
+        entry = {"row": int(clip), "clip_id": row["clip_id"], "loss": float(losses[position])} | _said(mine)
+        entry |= {"duration": row["duration"], "nbytes": row["nbytes"], "tokens": tokens, "shard": row["shard"]}
+        found.append(entry)
     return found
 
 

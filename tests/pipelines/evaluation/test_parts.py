@@ -13,6 +13,7 @@ from pipelines.evaluation.calibration import calibration, calibration_figures, f
 from pipelines.evaluation.comparison import compare_models, holm, intervals
 from pipelines.evaluation.conditions import Condition, measure_spread, noises, subsets
 from pipelines.evaluation.scores import Scored, class_areas, figures, plain, score_rows
+from pipelines.evaluation.slices import worst_clips
 
 LETTERS = clcr.TaskSpec("letter", "classification", ("a", "b", "c", "d"))
 NUMBER = clcr.TaskSpec("number", "regression")
@@ -52,6 +53,15 @@ def test_an_absent_modality_is_as_if_the_clip_had_no_such_track(store, tmp_path)
     with torch.no_grad():
         one, other = model(muted).logits["label"], model(batch).logits["label"]
     assert torch.isfinite(one).all() and not torch.equal(one, other)
+
+
+def test_worst_clips_of_one_clip_id_are_told_apart_by_their_row():
+    index = [
+        {"clip_id": "same", "duration": 1.0, "nbytes": n, "shard": f"{n}:train", "tokens_audio": n} for n in (0, 1)
+    ]
+    values = Scored(NUMBER, (), ("same", "same"), np.arange(2), np.array([0.0, 0.0]), np.array([[1.0], [3.0]]))
+    worst = worst_clips(values, index, 2)
+    assert [(clip["row"], clip["loss"], clip["shard"]) for clip in worst] == [(1, 3.0, "1:train"), (0, 1.0, "0:train")]
 
 
 def test_noise_is_a_function_of_seed_clip_and_modality_alone(store, tmp_path):
