@@ -25,18 +25,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from clcr import TaskSpec
+from clcr import CLCR, TaskSpec
 from features.corpus.manifest import SPLITS
 from features.errors import StoreError
 from features.files import open_fs, write_text
 from features.store import Store, open_store
 from infra.doctor import require, storage
-from pipelines.answering.table import answers
+from pipelines.answering.table import answers, row_columns
 from pipelines.common.cli import main, require_at_least, resolve_uri
 from pipelines.common.errors import JobError
 from pipelines.evaluation import calibration, comparison, flows, robustness, slices
 from pipelines.evaluation.conditions import WHOLE, Condition, noises, subsets
-from pipelines.evaluation.inference import Logits, Question, answer, spread_of
+from pipelines.evaluation.inference import PLACE, Logits, Question, answer, spread_of
 from pipelines.evaluation.models import Contender, find_run, fold_of, log_evaluation, open_models
 from pipelines.evaluation.scores import Figures, Scored, figures, plain, score_rows
 from pipelines.training.run_folder import sole_owner
@@ -126,11 +126,11 @@ def measure(
     rows, sample = index.to_pylist(), robust_sample(index, config)
     print(f"{len(rows)} clips of {config.split}, {len(models)} models, {len(conditions)} conditions", flush=True)
     metrics, scored, logits = describe(config, store, rows, sample, tasks), {}, {}
-    validation = read_validation(store, config, tasks)
+    validation, seen = read_validation(store, config, tasks), read_probed(store, config, models)
     for model in models:
         logits[model.name] = ask(config, model, store, rows, conditions, sample)
         scored[model.name], metrics["models"][model.name] = count(
-            config, model, store, tasks, rows, sample, conditions, parts, logits[model.name], validation
+            config, model, store, tasks, rows, sample, conditions, parts, logits[model.name], validation, seen
         )
         print(said(model.name, metrics["models"][model.name]["tasks"]), flush=True)
     metrics["notes"] += notes(scored)
@@ -240,12 +240,14 @@ def count(
     parts: Mapping[str, np.ndarray],
     logits: Logits,
     validation: Sequence[Row],
+    seen: Sequence[Row],
 ) -> tuple[dict[str, Scored], Figures]:
     """One model's scored rows by task, and what metrics.json says of it."""
     network, sampled = model.trained.model, [rows[i] for i in sample]
     about: Figures = {"uri": model.uri, "architecture": network.recipe["model"], "digest": model.trained.digest}
     about |= {"modalities": list(network.features), "parameters": sum(p.numel() for p in network.parameters())}
-    about |= {"tasks": {}, "subsets": {}, "noise": {}, "flows": probe_flows(config, model, store, sampled)}
+    about |= {"tasks": {}, "subsets": {}, "noise": {}}
+    about["flows"] = flows.flow_probe(network, store, seen, sampled, config.batch_size)
     mine = {name: task for name, task in network.tasks.items() if name in tasks}
     scored = {name: score_rows(task, rows, logits[WHOLE][name]) for name, task in mine.items()}
     tuned = ask(config, model, store, validation, (Condition(WHOLE),), range(len(validation))) if validation else None
@@ -293,13 +295,13 @@ def probe_metadata(
     return {name: slices.metadata_probe(task, train, index, config.seed) for name, task in tasks.items()}
 
 
-def probe_flows(config: EvaluateConfig, model: Contender, store: Store, sampled: Sequence[Row]) -> Figures:
-    """`flows.flow_probe`, learned on as many clips of the train split as are asked; empty where there is none."""
-    if config.split == "train" or not sampled:
-        return {}
-    train = store.index("train", None, config.fold)
-    learned_on = [train.slice(i, 1).to_pylist()[0] for i in robust_sample(train, config)]
-    return flows.flow_probe(model.trained.model, store, learned_on, sampled, config.batch_size)
+def read_probed(store: Store, config: EvaluateConfig, models: Sequence[Contender]) -> list[Row]:
+    """Rows of the train split for `flows.flow_probe`, as many as are asked; none where no model has flows."""
+    wanted = config.robust_clips and config.split != "train"
+    if not wanted or not any(isinstance(model.trained.model, CLCR) for model in models):
+        return []
+    train = store.index("train", PLACE, config.fold)
+    return train.take(pa.array(robust_sample(train, config), pa.int64())).to_pylist()
 
 
 def said(model: str, found: Mapping[str, Figures]) -> str:
@@ -348,8 +350,8 @@ def write(
 def write_predictions(
     folder: str, condition: str, model: Contender, rows: Sequence[Row], logits: Mapping[str, Sequence[np.ndarray]]
 ) -> None:
-    """One file of answers: clip_id, split, fold, then each task's columns as predict has them, and its label."""
-    columns = {name: pa.array([row[name] for row in rows]) for name in ("clip_id", "split", "fold")}
+    """One file of answers: what predict writes of each clip and task, and the task's label."""
+    columns = row_columns(rows)
     seconds = [row["duration"] for row in rows]
     for name, task in model.trained.model.tasks.items():
         columns |= answers(task, stacked(logits[name]), seconds)

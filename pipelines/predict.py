@@ -2,8 +2,8 @@
 """Predict: a trained model's answers for every clip of a feature store, as parquet, on any number of machines.
 
 Each task takes one shard of the store and commits one file, OUT/SHARD.parquet; a run that was killed resumes with what
-is missing when the same command is given again. A row is a clip: clip_id, its split and fold in the corpus, and for
-each task of the model
+is missing when the same command is given again. A row is a clip: clip_id, its split and fold in the corpus, its store
+where --store names several, and for each task of the model
 
     classification   TASK the class, TASK_probability of it, TASK_probabilities of every class by its name (a class
                      that differs from an earlier one in case only has a number behind it: A, a_2)
@@ -20,6 +20,7 @@ import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +31,7 @@ from clcr.base import MultimodalModel
 from features.corpus.manifest import SPLITS
 from features.errors import one_line
 from features.files import list_files, open_fs, read_json, write_atomic, write_text
-from features.store import Store, open_store
+from features.store import Mixture, Store, open_store
 from infra.doctor import ray_access, require, storage
 from pipelines.answering.batches import batch_of
 from pipelines.answering.table import require_distinct_columns, to_table
@@ -42,7 +43,7 @@ from pipelines.training.run_folder import sole_owner
 from pipelines.training.trained import TrainedModel, open_model
 
 CLAIM = "_predictions.json"  # what the parts are of; readers of parquet folders pass over names with an underscore
-COLUMNS = ["clip_id", "split", "fold", "shard", "offset", "nbytes", "duration"]
+COLUMNS = ("clip_id", "split", "store", "fold", "shard", "offset", "nbytes", "duration")  # of the index; store: if any
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def predict(config: PredictConfig) -> None:
     store, trained = open_store(resolve_uri("--store", config.store)), open_model("--model", config.model)
     store.require_complete()
     trained.require_features(store)
-    require_distinct_columns(trained.model.tasks)
+    require_distinct_columns(trained.model.tasks, isinstance(store, Mixture))
     for name in sorted(trained.model.features.keys() - store.spec.features.keys()):
         print(f"modality {name}: {store.uri} holds none, so every clip is predicted without it", flush=True)
     rows = clips_by_shard(store, config.split)
@@ -174,11 +175,16 @@ class Predictor:
         self.model: MultimodalModel = ray.get(model).to(device).eval()
         self.store_uri, self.out, self.batch_size = store_uri, out, batch_size
 
+    @cached_property
+    def store(self) -> Store:
+        """Opened at the first shard, so that what goes wrong is said as of any shard."""
+        return open_store(self.store_uri)
+
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A table with one shard's name in, the same and what went wrong out: Ray would wrap an error in its own."""
         shard, error = batch["shard"][0].as_py(), ""
         try:
-            table = predict_shard(self.model, open_store(self.store_uri), shard, self.batch_size)
+            table = predict_shard(self.model, self.store, shard, self.batch_size)
             write_part(self.out, shard, table)
         except torch.OutOfMemoryError as failure:
             error = f"shard {shard}: {one_line(failure)}; lower --batch-size {self.batch_size}"
@@ -194,7 +200,8 @@ class Predictor:
 def predict_shard(model: MultimodalModel, store: Store, shard: str, batch_size: int) -> pa.Table:
     """The answers for one shard's clips, as a part has them."""
     device = next(model.parameters()).device
-    index = store.part("index", shard).select(COLUMNS).to_pylist()
+    table = store.part("index", shard)
+    index = table.select([name for name in COLUMNS if name in table.column_names]).to_pylist()
     parts = [index[first : first + batch_size] for first in range(0, len(index), batch_size)]
     tables = []
     for rows, batch in prefetch(((rows, batch_of(model, store, rows)) for rows in parts), AHEAD):

@@ -21,12 +21,18 @@ Row = Mapping[str, Any]  # of the store's index
 
 def to_table(tasks: Mapping[str, TaskSpec], rows: Sequence[Row], logits: Mapping[str, Tensor]) -> pa.Table:
     """Predictions as a part has them."""
-    columns = {name: pa.array([row[name] for row in rows], pa.string()) for name in ("clip_id", "split")}
-    columns["fold"] = pa.array([row["fold"] for row in rows], pa.int64())
+    columns = row_columns(rows)
     seconds = [row["duration"] for row in rows]
     for name, task in tasks.items():
         columns |= answers(task, logits[name], seconds)
     return pa.table(columns)
+
+
+def row_columns(rows: Sequence[Row]) -> dict[str, pa.Array]:
+    """Which clip each row is: clip_id, split and fold, and its store's name where the rows are of several stores."""
+    texts = ["clip_id", "split", *(["store"] if rows and "store" in rows[0] else [])]
+    columns = {name: pa.array([row[name] for row in rows], pa.string()) for name in texts}
+    return columns | {"fold": pa.array([row["fold"] for row in rows], pa.int64())}
 
 
 def answers(task: TaskSpec, logits: Tensor, seconds: Sequence[float]) -> dict[str, pa.Array]:
@@ -54,9 +60,12 @@ def columns_of(task: TaskSpec) -> list[str]:
     return [task.name, f"{task.name}_probability", f"{task.name}_probabilities"]
 
 
-def require_distinct_columns(tasks: Mapping[str, TaskSpec]) -> None:
-    """Raise JobError for tasks that would write one column: `mood` with classes, and a task `mood_probability`."""
-    owners = dict.fromkeys(("clip_id", "split", "fold"), "every row")
+def require_distinct_columns(tasks: Mapping[str, TaskSpec], mixture: bool = False) -> None:
+    """Raise JobError for tasks that would write one column: `mood` with classes, and a task `mood_probability`.
+
+    mixture: whether the rows are of several stores.
+    """
+    owners = dict.fromkeys(("clip_id", "split", "fold", *(["store"] if mixture else [])), "every row")
     for task in tasks.values():
         for column in columns_of(task):
             if column in owners:

@@ -12,13 +12,14 @@ import pytest
 import torch
 from inprocess import run_here
 from mediafiles import write_manifest
-from storefiles import make_clips, write_store
+from models import small_model
+from storefiles import make_clips, write_mixture, write_store
 
 import clcr
 from clcr.batches import collate
 from clcr.config import ModelConfig
 from features.corpus.events import bin_events
-from features.store import Store
+from features.store import Store, open_store
 from pipelines.answering.table import (
     answers,
     distinct_names,
@@ -173,6 +174,19 @@ def test_a_store_of_other_features_a_folder_without_a_model_and_an_unknown_split
     with pytest.raises(JobError, match="--split dev: choose one of train, val, test"):
         PredictConfig("m", "s", "o", "dev")
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_a_mixture_name_their_store(tmp_path):
+    mixture = open_store(write_mixture(tmp_path))
+    rows = [*mixture.index("val").to_pylist(), *mixture.index("test").to_pylist()]
+    model = small_model(tmp_path / "model", mixture)
+    shards = sorted({row["shard"] for row in rows})
+    found = [row for shard in shards for row in predict_shard(model, mixture, shard, 4).to_pylist()]
+    assert {row["clip_id"]: row["store"] for row in found} == {row["clip_id"]: row["store"] for row in rows}
+    assert {row["store"] for row in found} == {"whole", "few"}
+    with pytest.raises(JobError, match="task store: its column store is one of every row too"):
+        require_distinct_columns({"store": clcr.TaskSpec("store", "regression")}, mixture=True)
+    require_distinct_columns({"store": clcr.TaskSpec("store", "regression")})
 
 
 def test_tasks_that_would_write_one_column_are_refused(store, tmp_path):
