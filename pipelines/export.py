@@ -70,8 +70,8 @@ def export(config: ExportConfig) -> None:
             ClipAnswerer(trained)
             save_pyfunc(trained, Path(out))
         Path(out).mkdir(parents=True, exist_ok=True)
-        for file in Path(made).iterdir():  # and not the folder, which nobody else may read
-            shutil.move(file, out)
+        for part in Path(made).iterdir():  # and not the folder, which nobody else may read
+            shutil.move(part, out)
     (Path(out) / "README.md").write_text(write_card(trained, Path(out).name, metrics, networks))
     how = f"; mlflow models serve -m {out}" if "mlflow" in config.formats else ""
     print(f"{out}: {', '.join(config.formats)}, and a model card{how}", flush=True)
