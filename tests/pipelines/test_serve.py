@@ -18,6 +18,7 @@ import uvicorn
 from fastapi import HTTPException, Request
 from mediafiles import numbered, sine, write_media
 from models import small_model
+from ray import serve
 from ray.exceptions import RayActorError
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -33,7 +34,7 @@ from pipelines.answering.replica import Replica
 from pipelines.answering.service import Door, Limits, make_app, receive
 from pipelines.answering.shared_pass import SharedPass
 from pipelines.common.errors import JobError
-from pipelines.serve import ServeConfig, is_loopback, listen, retry_dead, serve_model
+from pipelines.serve import ServeConfig, is_loopback, listen, retry_dead, running_replicas, serve_model
 from pipelines.training.trained import open_model
 from tests.benchmarks.serving import kill_replica
 
@@ -173,6 +174,22 @@ def test_when_a_replica_is_killed_every_clip_is_answered_and_poison_costs_itself
         listen(ServeConfig("m", port=port))
     job.send_signal(signal.SIGTERM)
     assert job.wait(120) == 0, (model / "log").read_text()
+
+
+@pytest.mark.slow
+def test_two_jobs_on_a_cluster_leave_each_other_their_replicas(model, shared_ray, monkeypatch):
+    monkeypatch.setattr("pipelines.serve.own_cluster", lambda: False)
+    trained, features = open_model("--model", str(model / "model")), {"audio": np.ones((5, 8), np.float32)}
+    config = ServeConfig(str(model / "model"))
+    try:
+        with running_replicas(config, trained, {}) as first:
+            with running_replicas(config, trained, {}) as second:
+                answers = [each.features.remote(features, 1.0).result(timeout_s=120) for each in (first, second)]
+            answers.append(first.features.remote(features, 1.0).result(timeout_s=120))
+        assert [status for status, _ in answers] == [200] * 3
+        assert not serve.status().applications
+    finally:
+        serve.shutdown()
 
 
 def test_requests_that_arrive_while_a_pass_runs_share_the_next_and_errors_stay_apart():
