@@ -65,8 +65,8 @@ def require_able(name: SamplerName, space: Space, objectives: Sequence[Objective
         if len(space) < 2:
             raise JobError(f"--sampler cmaes: searches two options or more, the space has {', '.join(space)} alone")
     if name == "grid":
-        endless = [option for option, kind in space.items() if not isinstance(kind, CategoricalDistribution)]
-        if endless := [option for option in endless if space[option].log or not space[option].step]:  # type: ignore[union-attr]
+        numbers = {option: kind for option, kind in space.items() if not isinstance(kind, CategoricalDistribution)}
+        if endless := [option for option, kind in numbers.items() if kind.log or not kind.step]:
             raise JobError(f"--sampler grid: {endless[0]} needs choices, or a step in place of a logarithm")
 
 

@@ -72,7 +72,7 @@ def scheduler(
     if name == "none":
         return FIFOScheduler()
     if name == "median":  # a trial that waited would begin anew: none ever waits
-        made = Median(**seen, min_time_slice=NEVER)  # type: ignore[arg-type]
+        made = Median(**seen, min_time_slice=NEVER)  # type: ignore[arg-type]  # seen: of several types
     elif name == "hyperband":
         brackets = next(s for s in range(1, epochs + 2) if grace * reduction**s > epochs)
         made = HyperBand(

@@ -195,7 +195,8 @@ def objectives_of(study: optuna.Study) -> list[Objective]:
     if study.metric_names is None:
         return [BY_SCORE, KNOWN["participation"]][: len(study.directions)]
     directions = [direction.name.lower() for direction in study.directions]
-    return [Objective(*pair) for pair in zip(study.metric_names, directions, strict=True)]  # type: ignore[arg-type]
+    pairs = zip(study.metric_names, directions, strict=True)
+    return [Objective(*pair) for pair in pairs]  # type: ignore[arg-type]  # Optuna has these two words alone
 
 
 def outcome(study: optuna.Study, trial: Trial, epochs: int) -> TrialState:
