@@ -35,9 +35,12 @@ class DiskCache:
         self._known: dict[str, Path] = {}
 
     def path(self, shard: str) -> str | None:
-        """The copy of a shard, fetched first where there is room; None where there is none; a local shard itself."""
+        """The copy of a shard, fetched first where there is room; None where there is none.
+
+        Of a mixture with remote stores, a local shard is read where it lies.
+        """
         fs, tar = self.store.tar(shard)
-        if fs.type_name == "local":
+        if fs.type_name == "local" and self.store.remote:
             return tar
         if shard not in self._known:
             info = fs.get_file_info(tar)
