@@ -79,8 +79,12 @@ def random_clip(number: int) -> Sample:
 
 def write_store(folder: str, clips: int) -> Store:
     """A store of random clips, 64 to a shard."""
+    before = storefiles.make_sample, storefiles.FEATURES
     storefiles.make_sample, storefiles.FEATURES = random_clip, FEATURES
-    return storefiles.write_store(f"{folder}/store", storefiles.make_clips(clips, 8, 8), shard_rows=64)
+    try:
+        return storefiles.write_store(f"{folder}/store", storefiles.make_clips(clips, 8, 8), shard_rows=64)
+    finally:  # tests that call this share the process with others
+        storefiles.make_sample, storefiles.FEATURES = before
 
 
 def bare_loop(options: Options) -> None:
