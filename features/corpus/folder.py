@@ -78,7 +78,10 @@ def _ending(path: str) -> str:
 
 def hash_split(key: str) -> str:
     """The split that a hash of a clip's or a group's name gives it: 70 / 10 / 20."""
-    value = _share(key)
+    return _split_at(_share(key))
+
+
+def _split_at(value: float) -> str:
     return next(split for split, share in zip(SPLITS, SHARES, strict=True) if value < share)
 
 
@@ -91,7 +94,8 @@ def split_by_hash(clip_ids: Sequence[str], classes: Sequence[str]) -> list[str]:
 
     A class of three clips or more has one in each split: the one whose hash is nearest changes its split.
     """
-    hashes, splits = [_share(clip_id) for clip_id in clip_ids], [hash_split(clip_id) for clip_id in clip_ids]
+    hashes = [_share(clip_id) for clip_id in clip_ids]
+    splits = [_split_at(value) for value in hashes]
     members = defaultdict(list)
     for row, name in enumerate(classes):
         members[name].append(row)
