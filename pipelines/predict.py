@@ -20,7 +20,6 @@ import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -174,16 +173,13 @@ class Predictor:
         torch.set_num_threads(1)
         self.model: MultimodalModel = ray.get(model).to(device).eval()
         self.store_uri, self.out, self.batch_size = store_uri, out, batch_size
-
-    @cached_property
-    def store(self) -> Store:
-        """Opened at the first shard, so that what goes wrong is said as of any shard."""
-        return open_store(self.store_uri)
+        self.store: Store | None = None  # opened at the first shard, so that what goes wrong is said as of any shard
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A table with one shard's name in, the same and what went wrong out: Ray would wrap an error in its own."""
         shard, error = batch["shard"][0].as_py(), ""
         try:
+            self.store = self.store or open_store(self.store_uri)
             table = predict_shard(self.model, self.store, shard, self.batch_size)
             write_part(self.out, shard, table)
         except torch.OutOfMemoryError as failure:

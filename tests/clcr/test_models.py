@@ -145,6 +145,7 @@ def test_bfloat16_autocast_changes_a_prediction_little(make, name):
 
 @pytest.mark.parametrize("name", FUSION)
 def test_a_model_compiles_as_one_graph(make, name):
+    torch._dynamo.reset()  # a module's call is one piece of code, of which few recompilations are allowed
     model, batch = make.model(name, levels=2, stem={"shift": 0.0}), make.batch()  # no augmentation: comparable
     expected = model(batch)
     out = torch.compile(model, fullgraph=True, backend="aot_eager")(batch)
