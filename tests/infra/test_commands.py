@@ -1,4 +1,4 @@
-"""The installed package: `import clcr` needs its base dependencies alone, and a command says what it lacks.
+"""The installed package: models and stores need its base dependencies alone, and a command says what it lacks.
 
 What is tested here is a wheel, unpacked, without the libraries that the extras bring.
 """
@@ -20,7 +20,16 @@ from infra import commands
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BASE = {re.split(r"[^\w-]", line)[0].replace("scikit-learn", "sklearn") for line in PROJECT["dependencies"]}
+MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml", "pillow": "PIL"}  # where the package has another name
+
+
+def module(requirement):
+    """The name that a requirement of pyproject.toml is imported by."""
+    package = re.split(r"[^\w-]", requirement)[0]
+    return MODULES.get(package, package)
+
+
+BASE = {module(line) for line in PROJECT["dependencies"]}
 # An environment without the extras: everything that is neither Python's, ours, nor needed by the base is not found.
 BARE = """
 import sys
@@ -30,9 +39,7 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Missing())
 """
-ABSENT = {re.split(r"[^\w-]", line)[0] for line in PROJECT["optional-dependencies"]["pipeline"]} - BASE - {"scipy"}
-ABSENT |= {"yaml", "PIL"}
-
+ABSENT = {module(line) for line in PROJECT["optional-dependencies"]["pipeline"]} - BASE - {"scipy"}
 
 PACKAGES = ("clcr", "features", "pipelines", "tuning", "infra")
 DATA = ("pipelines/presets/*.yaml", "pipelines/evaluation/*.j2", "pipelines/answering/*.html", "*/py.typed")
@@ -96,6 +103,14 @@ def test_a_saved_model_answers_without_the_extra(installed):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[{'clip_id': 'a', ")
+
+
+def test_a_store_is_read_without_the_extra(installed):
+    code = "from features.store import Store\n"
+    code += f"for sample in Store({str(ROOT / 'tests/golden/v1/store')!r}).samples(None): print(sample['clip_id'])\n"
+    done = bare(installed, code)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == ["c/0.x", "c/1.x", "c/2.x", "c/3"]
 
 
 @pytest.mark.parametrize("command", sorted(PROJECT["scripts"]))
