@@ -80,8 +80,8 @@ class Standardise(nn.Module):
 class VectorStem(nn.Module):
     """Standardise and project vectors: (B, T, D) -> (B, T, width).
 
-    With motion: what moves, and its differences. A rhythm in log-mel is small beside the spectrum that carries it:
-    without this it stayed at chance, with it it was learned at once (synthetic corpus, 1,200 clips, 4 epochs).
+    With motion: what moves, and its differences. A rhythm in log-mel is small compared with the spectrum that carries
+    it: without this it stayed at chance, with it it was learned at once (synthetic corpus, 1,200 clips, 4 epochs).
     Differences span `lag` tokens: of log-mel's neighbours, 10 ms apart, they are mostly noise (GRID, sound alone: .83
     after 20 epochs, .88 with the 40 ms from one token of the shallow level to the next).
     """

@@ -42,11 +42,12 @@ from features.store.shards import (
     sweep_litter,
 )
 from infra.doctor import ray_access, require, storage
-from pipelines.common.cli import OPTIONAL_LIST, Progress, main, require_at_least, resolve_uri
+from pipelines.common.cli import Progress, main, require_at_least, resolve_uri
 from pipelines.common.cluster import start_ray
 from pipelines.common.embedding import shared_networks
 from pipelines.common.errors import JobError
 from pipelines.common.networks import resolved
+from pipelines.common.primitives import OPTIONAL_LIST
 from pipelines.training.like import require_default, spec_like, with_places
 
 LOOKED_AT = 500  # clips whose headers say whether there is sound at all; of a larger corpus nobody looks

@@ -135,12 +135,12 @@ def committed(out: str) -> dict[str, int]:
 
 def claim(out: str, trained: TrainedModel, store: Store) -> None:
     """Make the folder this model's and this store's. Raises JobError where another's predictions lie there."""
-    mine = {"model": trained.digest, "store": store.spec.fingerprint}
-    if (theirs := read_json(out, CLAIM)) is None:
+    claimed = {"model": trained.digest, "store": store.spec.fingerprint}
+    if (earlier := read_json(out, CLAIM)) is None:
         fs, path = open_fs(out)
         fs.create_dir(path, recursive=True)
-        return write_text(out, CLAIM, json.dumps(mine, indent=2) + "\n")
-    if differ := [what for what, digest in mine.items() if theirs.get(what) != digest]:
+        return write_text(out, CLAIM, json.dumps(claimed, indent=2) + "\n")
+    if differ := [what for what, digest in claimed.items() if earlier.get(what) != digest]:
         raise JobError(f"--out {out} holds predictions of another {' and another '.join(differ)}: give another --out")
 
 

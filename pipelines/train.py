@@ -195,7 +195,7 @@ def newest_checkpoint(out: str) -> str | None:
 def train_worker(job: Mapping[str, Any]) -> str | None:
     """What each worker runs. Rank 0 alone writes: to MLflow, and at the end to the output folder.
 
-    Returns why training cannot go on, or its result was not tracked, where trying again would not help.
+    Returns why training cannot continue, or its result was not tracked, where trying again would not help.
     """
     config, run = job["config"], job["run"]
     torch.set_num_threads(job["cpus"])

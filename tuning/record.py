@@ -30,7 +30,7 @@ from tuning.study import (
 GROUPS = ("train/", "val/", "diag/", "perf/")  # groups of metrics that are logged
 # A trial's status in MLflow: being stopped early is no failure.
 STATUSES = {"FINISHED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED"}
-HELD = "held"  # key of a result: the placement group that the trial's workers hold
+PLACEMENT = "placement_group"  # key of a result: the placement group that the trial's workers hold
 QUIET = 30.0  # seconds between two lines of progress, at most, while trials report epochs
 NOTE = "mlflow.note.content"  # the description that MLflow shows above a run
 
@@ -145,8 +145,8 @@ class Record(tune.Callback):
 
 def release(trial: Trial) -> None:
     """Return the resources of a trial's workers; Ray Train does not if Tune stops the trial or its process dies."""
-    if held := trial.last_result.get(HELD):
-        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(held)))
+    if group := trial.last_result.get(PLACEMENT):
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
 
 
 def describe(trial: optuna.Trial, status: str, recipe: Recipe) -> str:

@@ -38,7 +38,7 @@ from pipelines.training.workers import worker_learner
 from tuning.dry_run import print_plan
 from tuning.objectives import COST, SCORE, Objective, kept
 from tuning.options import SweepConfig
-from tuning.record import HELD, Record
+from tuning.record import PLACEMENT, Record
 from tuning.results import compare_hint, finish, train_final
 from tuning.samplers import sampler
 from tuning.schedulers import chosen, scheduler
@@ -109,7 +109,7 @@ def run_trials(config: SweepConfig, search: StudySearch, record: Record) -> None
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that failed has none: Tune would end the sweep
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no csv, JSON and TensorBoard file per trial,
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # and no warning that there are none
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job; Tune would go on to report
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job; Tune would otherwise report first
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # only the old output can be silenced; the job prints its own
     concurrency, resources = allocate(config)
     alone = config.workers_per_trial == 1
@@ -227,7 +227,7 @@ def run_worker(job: Mapping[str, Any]) -> None:
     group = get_current_placement_group()
     assert group is not None  # Ray Train places its workers in one
     for result in results(learner, config.wanted):
-        ray.train.report(result | {HELD: group.id.hex()})
+        ray.train.report(result | {PLACEMENT: group.id.hex()})
 
 
 def results(learner: Learner, objectives: Sequence[Objective]) -> Iterator[dict[str, Any]]:

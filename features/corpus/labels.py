@@ -15,7 +15,7 @@ from features.errors import CorpusError
 
 NUMBER = r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"
 FRACTION = r"^[-+]?\d*\.\d*([eE][-+]?\d+)?$"
-FEW = 50  # different whole numbers beside text may be classes; more are taken for a measure
+FEW = 50  # different whole numbers mixed with text may be classes; more are taken for a measure
 MOSTLY = 0.8  # share of a column's values that are numbers, from which on the others look like mistakes
 MAX_CLASSES = 10_000  # beyond this a column is an identifier or a text
 

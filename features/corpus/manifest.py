@@ -279,7 +279,7 @@ def _without_missing(name: str, column: pa.Array) -> pa.Array:
 
 
 def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column as another type; whole numbers may be written as fractions (1.0), as pandas does beside missing ones."""
+    """A column as another type; whole numbers may be fractions (1.0), as pandas writes them where some are missing."""
     if pa.types.is_integer(kind) and pa.types.is_string(column.type):
         try:
             return column.cast(kind)
@@ -366,7 +366,7 @@ def _csv_schema(filesystem: FileSystem, path: str) -> pa.Schema:
 
 
 def _narrowest(column: pa.Array, before: pa.DataType | None) -> pa.DataType:
-    """before: what held the rows before these, None where there were none with a value."""
+    """before: the type that fits the rows before these, None where none of them had a value."""
     codes = pc.any(pc.match_substring_regex(column, CODE)).as_py()
     for kind in (pa.int64(), pa.float64()):
         if codes or before not in (None, pa.int64(), kind):

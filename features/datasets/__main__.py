@@ -30,7 +30,7 @@ READERS: dict[str, Callable[[Layout], Iterator[Row]]] = {
     "utd_mhad": utd_mhad.read,
 }
 MEDIA = ("video", "image", "audio")
-NAMED = 20  # missing clips that are named on the screen; a file beside the manifest names all
+NAMED = 20  # missing clips that are named on the screen; a file next to the manifest names all
 
 
 @dataclass(frozen=True)

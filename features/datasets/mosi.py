@@ -4,7 +4,7 @@
     ROOT/.../{aligned,unaligned}_50.pkl                 MMSA's features instead, with --pickle NAME
 
 The column `mode` holds the official folds: MOSI 1,284 / 229 / 686, MOSEI 16,326 / 1,871 / 4,659. The pickle is read by
-an unpickler that knows nothing but arrays; its features become .npy files beside the manifest: `audio`, `vision`, and
+an unpickler that knows nothing but arrays; its features become .npy files next to the manifest: `audio`, `vision`, and
 `bert`, its vectors of the text, which also stands there as text. They are padded with zeros: `--vectors.trim`.
 """
 
@@ -50,19 +50,19 @@ def read_pickle(layout: Layout, name: str) -> Iterator[Row]:
     for part, split in SPLITS.items():
         if part not in content:
             raise CorpusError(f"{name} has no part {part!r}; it has {', '.join(map(str, content))}")
-        held = content[part]
+        segments = content[part]
         files = {}
         for key, modality in FEATURES.items():
-            if key in held:
+            if key in segments:
                 files[modality] = layout.vectors / f"{modality}-{split}.npy"
-                np.save(files[modality], np.asarray(held[key], np.float32))
-        for number, segment in enumerate(held["id"]):
+                np.save(files[modality], np.asarray(segments[key], np.float32))
+        for number, segment in enumerate(segments["id"]):
             yield {
                 "clip_id": str(segment).replace("$_$", "/"),
-                "text": str(held["raw_text"][number]),
+                "text": str(segments["raw_text"][number]),
                 **{f"{modality}_features": (path, f"#[{number}]") for modality, path in files.items()},
                 "split": split,
-                "sentiment": float(held["regression_labels"][number]),
+                "sentiment": float(segments["regression_labels"][number]),
             }
 
 

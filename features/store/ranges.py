@@ -33,17 +33,17 @@ def ranges(places: Sequence[Place], gap: int = GAP, piece: int = PIECE) -> list[
     found: list[Range] = []
     for shard, of_shard in groupby(sorted(places), key=lambda place: place[0]):
         begin = end = 0
-        held: list[Place] = []
+        together: list[Place] = []
         for place in of_shard:
             _, offset, nbytes = place
-            if held and (offset - end > gap or offset + nbytes - begin > piece):
-                found.append(Range(shard, begin, end - begin, held))
-                held = []
-            if not held:
+            if together and (offset - end > gap or offset + nbytes - begin > piece):
+                found.append(Range(shard, begin, end - begin, together))
+                together = []
+            if not together:
                 begin = offset
-            end = max(end, offset + nbytes) if held else offset + nbytes
-            held.append(place)
-        found.append(Range(shard, begin, end - begin, held))
+            end = max(end, offset + nbytes) if together else offset + nbytes
+            together.append(place)
+        found.append(Range(shard, begin, end - begin, together))
     return found
 
 

@@ -98,10 +98,10 @@ class StoreSpec:
         return _shard_sizes(self.shard_rows, earlier, self.splits[split])
 
     def difference(self, other: "StoreSpec") -> list[str]:
-        """Each entry that differs, as `key: mine != theirs`."""
-        mine, theirs = flatten(self.to_dict()), flatten(other.to_dict())
-        keys = sorted((mine.keys() | theirs.keys()) - {"fingerprint"})
-        return [f"{k}: {mine.get(k)} != {theirs.get(k)}" for k in keys if mine.get(k) != theirs.get(k)]
+        """Each entry that differs, as `key: this one's != the other's`."""
+        own, others = flatten(self.to_dict()), flatten(other.to_dict())
+        keys = sorted((own.keys() | others.keys()) - {"fingerprint"})
+        return [f"{k}: {own.get(k)} != {others.get(k)}" for k in keys if own.get(k) != others.get(k)]
 
 
 def shard_name(split: str, number: int) -> str:

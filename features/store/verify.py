@@ -142,12 +142,12 @@ def check_sample(stretch: bytes, row: Mapping[str, Any], spec: StoreSpec) -> Ite
         yield f"its bytes are damaged: {one_line(error)}"
         return
     key, modalities = sample_key(row["clip_id"]), [m for m in spec.features if row[f"tokens_{m}"]]
-    held, listed = list(members), sorted([f"{key}.json", *(f"{key}.{m}.npy" for m in modalities)])
-    if held != listed:
-        yield f"its bytes hold {', '.join(held) or 'nothing'} instead of {', '.join(listed)}"
+    stored, listed = list(members), sorted([f"{key}.json", *(f"{key}.{m}.npy" for m in modalities)])
+    if stored != listed:
+        yield f"its bytes hold {', '.join(stored) or 'nothing'} instead of {', '.join(listed)}"
         return
     checksum = hashlib.sha256()
-    for name in held:
+    for name in stored:
         checksum.update(members[name])
     if checksum.hexdigest() != row["sha256"]:
         yield f"the sha256 of its bytes is {checksum.hexdigest()}, the index says {row['sha256']}"
@@ -179,7 +179,7 @@ def _check_spec(store: Store) -> Iterator[Problem]:
 
 
 def _file_sizes(store: Store) -> dict[str, int]:
-    """Bytes of every file in the store's folders, of the lock, and of what a job died over beside store.json."""
+    """Bytes of every file in the store's folders, of the lock, and of what a killed job left next to store.json."""
     root = store.path.rstrip("/")
     infos = store.fs.get_file_info(pafs.FileSelector(root))
     infos = [info for info in infos if info.base_name.startswith(("lock.json", "store.json."))]

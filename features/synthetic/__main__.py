@@ -26,7 +26,7 @@ class Options:
     test_share: float = 0.3
     """Share of the clips in the test split; the rest is train."""
     rhythms: bool = False
-    """The rhythms of picture and sound as two more tasks, video_rate and audio_rate: `match` is learned beside them."""
+    """The rhythms of picture and sound as two more tasks, video_rate and audio_rate, which help to learn `match`."""
     processes: int | None = None
     """Processes that render and encode; all processor cores when not given."""
 
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted: run the same command again to resume", file=sys.stderr)
         return 130
     if written:
         print(f"{options.out / 'corpus.csv'}: {options.clips} clips ({written} written now)")

@@ -1,6 +1,7 @@
 """Writing the corpus: clips in parallel, then the sidecars, and the manifest last, which says that the rest is there.
 
-An interrupted run leaves `synthetic.json` (its arguments) and finished clips but no manifest: the same command goes on.
+An interrupted run leaves `synthetic.json` (its arguments) and finished clips but no manifest; the same command
+resumes it.
 """
 
 import csv

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 import traceback
-import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,31 +23,22 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 import yaml
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from features.files import require_reachable
-from pipelines.common.compat import run_exit_functions
+from pipelines.common.compat import joined_docstrings, run_exit_functions
 from pipelines.common.errors import JobError, explain_storage, fail, find_user_error, is_user_error
 from pipelines.common.hints import hint, one_line
+from pipelines.common.primitives import REGISTRY
 from pipelines.common.quiet import quieten
 
 Config = TypeVar("Config")
 
 
-_registry = ConstructorRegistry()
-# For an option that also stands alone, `--retry-failed` and `--retry-failed Timeout,Crash`: () and a tuple; else None.
-OPTIONAL_LIST = PrimitiveConstructorSpec(
-    nargs="*",
-    metavar="[A,B,...]",
-    instance_from_str=lambda texts: tuple(word for text in texts for word in text.split(",") if word),
-    is_instance=lambda value: value is None or isinstance(value, tuple),
-    str_from_instance=lambda value: ["none"] if value is None else [",".join(value)],
-)
-
-
+PRESETS = Path(__file__).parents[1] / "presets"
 PRINT = "--print-config"
 FILES = (
-    "--config FILE reads options from a YAML file; of several, later ones win, and the command line wins over all. "
+    "--config FILE reads options from a YAML file, or from a preset by its name; of several, later ones win, and the "
+    "command line wins over all. "
     "--print-config prints all options as such a file, and ends."
 )
 
@@ -137,7 +127,7 @@ def parse(config_class: type[Config], args: Sequence[str], description: str = ""
     options = _with_todays_names(config_class, _with_config_files(config_class, given))
     errors = io.StringIO()
     try:
-        with _registry, contextlib.redirect_stderr(errors):
+        with REGISTRY, joined_docstrings(), contextlib.redirect_stderr(errors):
             about = f"{description} {FILES}" if description else ""
             config = tyro.cli(config_class, args=options, description=about, prog=Path(sys.argv[0]).name)
     except SystemExit as stop:
@@ -277,10 +267,12 @@ def _hyphened(name: str) -> str:
 def _yaml_options(config_class: type, path: str) -> Iterator[str]:
     if not path:
         raise JobError("--config: name a YAML file of options")
+    presets = {file.stem: file for file in PRESETS.glob("*.yaml")}
     try:
-        tree = yaml.safe_load(Path(path).read_text()) or {}
+        tree = yaml.safe_load((Path(path) if Path(path).exists() else presets.get(path, Path(path))).read_text()) or {}
     except OSError as error:
-        raise JobError(f"--config {path}: {error.strerror}; give a YAML file of options") from None
+        what = f"give a YAML file of options, or one of the presets {', '.join(sorted(presets))}"
+        raise JobError(f"--config {path}: {error.strerror}; {what}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise JobError(f"--config {path}: not YAML: {error}") from None
     if not isinstance(tree, dict):
@@ -351,40 +343,3 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-@_registry.primitive_rule
-def _comma_separated(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Tuples are written `a,b,c`, in one argument: `--tasks color,digit`, `--video.crop .3,.5,.7,.9`.
-
-    A word may stand in the place of one, such as `--video.crop face`.
-    """
-    kind, optional, words = info.type, False, tuple[str, ...]()
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        inner = [a for a in typing.get_args(kind) if a is not type(None)]
-        words = tuple(word for a in inner for word in typing.get_args(a) if typing.get_origin(a) is typing.Literal)
-        kind, optional = inner[0], len(inner) == 1 or bool(words)
-    if typing.get_origin(kind) is not tuple:
-        return None
-    elements = typing.get_args(kind)
-    length = None if elements[-1] is Ellipsis else len(elements)
-
-    def construct(texts: list[str]) -> tuple[Any, ...] | str | None:
-        if texts[0] in words:
-            return texts[0]
-        if optional and texts[0].lower() == "none":
-            return None
-        values = tuple(elements[0](text.strip()) for text in texts[0].split(",") if text.strip())
-        if length is not None and len(values) != length:
-            raise ValueError(f"expected {length} values separated by commas, got {texts[0]!r}")
-        return values
-
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="|".join([",".join("ABCDEFG"[:length]) if length else "A,B,...", *words]),
-        instance_from_str=construct,
-        is_instance=lambda value: value is None or isinstance(value, tuple) or value in words,
-        str_from_instance=lambda value: [
-            "none" if value is None else value if value in words else ",".join(map(str, value))
-        ],
-    )

@@ -110,7 +110,7 @@ def processes_for(parts: int, concurrency: int, gpus_each: float) -> tuple[int, 
 
 
 def cpus_for(processes: int, need: Mapping[str, float]) -> int:
-    """The most CPUs that each of so many processes can have beside the rest of its need; 1 where there is no room."""
+    """The most CPUs that each of so many processes can have on top of its other needs; 1 where there is no room."""
     import ray
 
     largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])

@@ -1,9 +1,10 @@
-"""Everything that this project does with private parts of Ray and Python, in one place.
+"""Everything that this project does with private parts of Ray, tyro and Python, in one place.
 
 None of it is documented, so any release may change it; tests/pipelines/common/test_compat.py fails when one does.
 """
 
 import atexit
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -11,12 +12,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
+
 REPORTS = "ray.train.v2._internal.execution.context"  # the module that logs a line of INFO for every report
 
 
 def run_exit_functions() -> None:
     """Run what was registered for the interpreter's exit, for a process that then ends by `os._exit`."""
     atexit._run_exitfuncs()
+
+
+@contextmanager
+def joined_docstrings() -> Iterator[None]:
+    """While the block runs, tyro's help joins the lines of an option's docstring.
+
+    It means to, but looks at how a line begins before it takes the indentation away.
+    """
+    library: Any = docstring_parser  # its function is replaced, which type checkers refuse
+    parse = docstring_parser.parse_from_object
+
+    def unindented(obj: object) -> docstring_parser.Docstring:
+        docstring = parse(obj)
+        for option in docstring.params:
+            option.description = inspect.cleandoc(option.description or "") or None
+        return docstring
+
+    library.parse_from_object = unindented
+    try:
+        yield
+    finally:
+        library.parse_from_object = parse
 
 
 def silence_train_reports() -> None:

@@ -100,9 +100,9 @@ class SharedNetworks:
         Both raise FeaturesError; what the network raises on the clip itself is a MediaError of its modality.
         """
         with _one_line(self.what, FeaturesError):
-            held, turns = ray.put(values), cycle(self._order())
+            shared, turns = ray.put(values), cycle(self._order())
             actor = next(turns)
-            asked = [actor.embed.remote(modality, held)]
+            asked = [actor.embed.remote(modality, shared)]
 
         def wait() -> np.ndarray:
             nonlocal actor
@@ -113,7 +113,7 @@ class SharedNetworks:
                     if len(asked) == TRIES:  # that host may be lost for good
                         raise FeaturesError(f"{self.what}: no answer for {TRIES * PATIENCE} s")
                     actor = next(turns)
-                    asked.append(actor.embed.remote(modality, held))
+                    asked.append(actor.embed.remote(modality, shared))
                 try:
                     return ray.get(ready[0])
                 except RayTaskError as error:

@@ -28,32 +28,32 @@ class Filter:
 
     def __init__(self, emit: Callable[[str], None]) -> None:
         self._emit = emit
-        self._held: dict[str, list[str]] = {}  # tracebacks under way, by process
+        self._tracebacks: dict[str, list[str]] = {}  # tracebacks under way, by process
 
     def feed(self, line: str) -> None:
         """One line, with its end."""
         match = PREFIX.match(line)
         process, text = (match[1], line[match.end() :]) if match else ("", line)
-        held = self._held.get(process)
-        if held is not None:
-            held.append(line)
+        lines = self._tracebacks.get(process)
+        if lines is not None:
+            lines.append(line)
             if not text.strip() or text.startswith((" ", "\t", *OPENINGS)) or "During handling" in text:
                 return
-            del self._held[process]
+            del self._tracebacks[process]
             if not ENDINGS.match(text):
-                for each in held:
+                for each in lines:
                     self._emit(each)
         elif text.startswith(OPENINGS):
-            self._held[process] = [line]
+            self._tracebacks[process] = [line]
         elif not NOISE.search(line):
             self._emit(line)
 
     def close(self) -> None:
         """Pass on what still waits."""
-        for held in self._held.values():
-            for line in held:
+        for lines in self._tracebacks.values():
+            for line in lines:
                 self._emit(line)
-        self._held.clear()
+        self._tracebacks.clear()
 
 
 def quieten() -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""Pictures that jobs put beside their numbers."""
+"""Pictures that jobs write with their numbers."""
 
 from collections.abc import Mapping, Sequence
 

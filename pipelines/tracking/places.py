@@ -13,7 +13,7 @@ DEFAULT_EXPERIMENT = "clcr"
 
 
 def tracking_uri(out: str) -> str:
-    """The server of MLFLOW_TRACKING_URI, or sqlite beside `out`. Raises JobError where neither can be.
+    """The server of MLFLOW_TRACKING_URI, or sqlite next to `out`. Raises JobError where neither can be.
 
     A relative sqlite file is made absolute here, once: workers run in folders of their own.
     """
@@ -42,7 +42,7 @@ def sqlite_path(uri: str) -> str:
 
 
 def artifacts_beside(uri: str, experiment: str) -> str | None:
-    """Where an embedded file's artifacts go: beside it, not to the folder that a job happens to run in."""
+    """Where an embedded file's artifacts go: next to it, not to the folder that a job happens to run in."""
     if not uri.startswith("sqlite"):
         return None
     return Path(sqlite_path(uri)).parent.joinpath("mlartifacts", experiment.replace("/", "_")).as_uri()

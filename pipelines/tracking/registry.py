@@ -39,10 +39,10 @@ def register(run: Run, wanted: str) -> list[str]:
         addresses = [f"models:/{name}/{version}"]
         if not alias:
             return addresses
-        held = int(run.client.get_registered_model(name).aliases.get(alias, 0))
-        if held < version:
+        current = int(run.client.get_registered_model(name).aliases.get(alias, 0))
+        if current < version:
             run.client.set_registered_model_alias(name, alias, str(version))
-        return addresses if held > version else [*addresses, f"models:/{name}@{alias}"]
+        return addresses if current > version else [*addresses, f"models:/{name}@{alias}"]
 
     try:
         return retry_until_up(call, f"MLflow at {run.uri}")

@@ -1,6 +1,7 @@
 """MLflow: one run per training, written in batches, by one process that never waits for it while it trains.
 
-Without MLFLOW_TRACKING_URI the runs go to an embedded sqlite file beside the run's output folder; that serves one host.
+Without MLFLOW_TRACKING_URI the runs go to an embedded sqlite file next to the run's output folder, which serves one
+host.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Checkpoints of a training on Ray Train: when all workers save together, and what a run resumes from.
 
 A checkpoint is one file, state.pt, on the run's storage. It is written on the worker's own disk and uploaded while
-training goes on; the newest two are kept.
+training continues; the newest two are kept.
 """
 
 import io

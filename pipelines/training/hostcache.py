@@ -42,40 +42,40 @@ class SharedStore(Store):
     def __init__(self, uri: str, run: str) -> None:
         super().__init__(uri)
         self.name = f"samples of {run} on {ray.get_runtime_context().get_node_id()}: {self.spec.fingerprint}"
-        self.held = self._find()
+        self.directory = self._find()
 
     def read_many(self, places: Sequence[Place]) -> list[dict[str, Any]]:
         """As `Store.read_many`."""
         try:
-            known: Any = ray.get(self.held.find.remote(places))
+            known: Any = ray.get(self.directory.find.remote(places))
             new = [place for place in places if place not in known]
-            mine = {place: ray.put(sample) for place, sample in zip(new, super().read_many(new), strict=True)}
-            if mine:
-                self.held.add.remote(mine)
-            where = known | mine
+            own = {place: ray.put(sample) for place, sample in zip(new, super().read_many(new), strict=True)}
+            if own:
+                self.directory.add.remote(own)
+            where = known | own
             return ray.get([where[place] for place in places])
-        except RayError:  # who had read one of them, or had started `held`, is dead; or memory is full
-            self.held = self._find()
+        except RayError:  # who had read one of them, or had started the directory, is dead; or memory is full
+            self.directory = self._find()
             return super().read_many(places)
 
     def _find(self) -> ray.actor.ActorHandle:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = HeldSamples
+        actor: Any = SampleDirectory
         return actor.options(name=self.name, get_if_exists=True, scheduling_strategy=here).remote()
 
 
 @ray.remote(num_cpus=0)
-class HeldSamples:
+class SampleDirectory:
     """Where in shared memory the samples lie that some worker of this host has read."""
 
     def __init__(self) -> None:
-        self.held: dict[Place, ray.ObjectRef] = {}
+        self.samples: dict[Place, ray.ObjectRef] = {}
 
     def find(self, places: Sequence[Place]) -> dict[Place, ray.ObjectRef]:
         """Those of them that are there."""
-        return {place: self.held[place] for place in places if place in self.held}
+        return {place: self.samples[place] for place in places if place in self.samples}
 
     def add(self, samples: Mapping[Place, ray.ObjectRef]) -> None:
         """Of two workers that read the same sample, the first one's stays."""
         for place, sample in samples.items():
-            self.held.setdefault(place, sample)
+            self.samples.setdefault(place, sample)

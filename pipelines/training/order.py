@@ -41,8 +41,8 @@ def mixed(
     shard numbers, others for each time that a shard comes. The share of a store without rows goes to the others.
     """
     drawn, times = [], []
-    held = np.bincount(stores, minlength=len(weights)) > 0
-    for number, count in enumerate(shares(len(stores), weights * held)):
+    has_rows = np.bincount(stores, minlength=len(weights)) > 0
+    for number, count in enumerate(shares(len(stores), weights * has_rows)):
         rows = np.flatnonzero(stores == number)
         if len(rows):
             place = rng.permutation(shards.max() + 1)[shards[rows]] if whole else rng.permutation(len(rows))

@@ -24,11 +24,11 @@ def initialise(model: nn.Module, uri: str) -> list[str]:
     inputs among them). Raises JobError where nothing fits.
     """
     source = open_model("--init", uri).model
-    theirs, own = _by_modality(source), _by_modality(model)
+    trained, own = _by_modality(source), _by_modality(model)
     # The unit of a number is this model's own, as its labels have it.
     fitting = {
         name: value
-        for name, value in theirs.items()
+        for name, value in trained.items()
         if name in own and own[name].shape == value.shape and not name.startswith("units.")
     }
     names = dict(zip(own, model.state_dict(), strict=True))

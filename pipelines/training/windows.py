@@ -42,22 +42,22 @@ def read_ahead(
 ) -> Iterator[tuple[Sequence[int], list[Requested]]]:
     """Every batch of a plan with the windows that hold its rows' bytes, asked for one window ahead.
 
-    A window's bytes are held until no batch needs them: two windows at once, more only where a batch spans more.
+    A window's bytes are kept until no batch needs them: two windows at once, more only where a batch spans more.
     """
     scout, found = iter(plan), defaultdict[int, list[int]](list)
     beyond, asked = -1, -1  # the window in which the last batch that the scout has seen begins; the last asked for
-    held: dict[int, Requested] = {}
+    open_windows: dict[int, Requested] = {}
     for batch in plan:
         windows = [int(window[row]) for row in batch if row >= 0]
         if windows:
             low, high = min(windows), max(windows)
-            held = {number: rows for number, rows in held.items() if number >= low}
+            open_windows = {number: rows for number, rows in open_windows.items() if number >= low}
             for number in range(max(asked + 1, low), max(high, low + 1) + 1):
                 while beyond <= number and (seen := next(scout, None)) is not None:
                     real = [row for row in seen if row >= 0]
                     for row in real:
                         found[int(window[row])].append(row)
                     beyond = min((int(window[row]) for row in real), default=beyond)
-                held[number] = request(found.pop(number, []))
+                open_windows[number] = request(found.pop(number, []))
                 asked = number
-        yield batch, list(held.values())
+        yield batch, list(open_windows.values())

@@ -26,7 +26,7 @@ MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml", "pillow": "PIL"}  # wher
 def module(requirement):
     """The name that a requirement of pyproject.toml is imported by."""
     package = re.split(r"[^\w-]", requirement)[0]
-    return MODULES.get(package, package)
+    return MODULES.get(package, package.replace("-", "_"))
 
 
 BASE = {module(line) for line in PROJECT["dependencies"]}

@@ -13,6 +13,7 @@ import yaml
 
 from features.errors import StoreError
 from pipelines.common.cli import (
+    PRESETS,
     JobError,
     Progress,
     find_user_error,
@@ -23,6 +24,7 @@ from pipelines.common.cli import (
     run_job,
     to_yaml,
 )
+from pipelines.train import TrainConfig
 
 ROOT = Path(__file__).parents[3]
 
@@ -328,3 +330,25 @@ def test_progress_says_how_much_how_fast_and_always_the_end(capsys):
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("extract 5/10 clips, ") and last.startswith("extract 10/10 clips, ")
     assert last.endswith("/s, 0 s left, 0 failed")
+
+
+def test_a_preset_is_named_without_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["--store", "s", "--out", "o"]
+    preset = parse(TrainConfig, ["--config", "grid", *given])
+    assert preset == parse(TrainConfig, ["--config", str(PRESETS / "grid.yaml"), *given])
+    (tmp_path / "grid").write_text("epochs: 3\n")
+    assert flatten(parse(TrainConfig, ["--config", "grid", *given]))["epochs"] == 3, "a file of that name comes first"
+    with pytest.raises(JobError, match=r"gird: No such file.*presets ave, .*grid"):
+        parse(TrainConfig, ["--config", "gird", *given])
+
+
+@pytest.mark.parametrize(("word", "motion"), [("yes", True), ("False", False), ("default", None), ("None", None)])
+def test_a_switch_may_be_left_to_the_job(word, motion):
+    given = parse(TrainConfig, ["--store", "s", "--out", "o", "--stem.motion", word])
+    assert flatten(given)["stem.motion"] is motion
+
+
+def test_a_switch_that_is_neither_says_what_it_may_be():
+    with pytest.raises(JobError, match=r"--stem\.motion: expected default, yes or no, got 'perhaps'"):
+        parse(TrainConfig, ["--store", "s", "--out", "o", "--stem.motion", "perhaps"])

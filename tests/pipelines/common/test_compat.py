@@ -1,10 +1,12 @@
-"""Private parts of Ray and Python that we use: each test fails when the library changes what it tests."""
+"""Private parts of Ray, tyro and Python that we use: each test fails when the library changes what it tests."""
 
 import atexit
 import inspect
 import logging
+from dataclasses import dataclass
 
 import pytest
+import tyro
 from ray.train.torch import TorchTrainer
 
 from pipelines.common import compat
@@ -56,3 +58,23 @@ def test_a_cluster_says_why_it_refuses():
         assert compat.cluster_refuses(head.address) == ""
         dashboard = head.dashboard.removeprefix("http://")
         assert "is no Ray head" in compat.cluster_refuses(dashboard)
+
+
+def help_of_two_lines(capsys):
+    @dataclass
+    class Options:
+        """Options."""
+
+        length: int = 1
+        """of a list that is described in
+        two lines"""
+
+    with pytest.raises(SystemExit):
+        tyro.cli(Options, args=["--help"])
+    return capsys.readouterr().out
+
+
+def test_help_joins_the_lines_of_a_docstring(capsys):
+    assert "described in two lines" not in help_of_two_lines(capsys), "tyro does it by itself: remove joined_docstrings"
+    with compat.joined_docstrings():
+        assert "described in two lines" in help_of_two_lines(capsys)
