@@ -4,6 +4,7 @@
 Run the same command again to resume from the last checkpoint; a finished run only prints its result.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -30,11 +31,11 @@ from pipelines.tracking.registry import register
 from pipelines.tracking.system_metrics import log_system_metrics
 from pipelines.tracking.views import runs_page
 from pipelines.training.checkpoints import SNAPSHOT, Checkpoints, repair, restore
+from pipelines.training.inputs import Inputs, check
 from pipelines.training.learner import Recipe
 from pipelines.training.loading import task_specs
 from pipelines.training.run_folder import (
     as_begun,
-    check,
     claim,
     description,
     finish,
@@ -47,7 +48,7 @@ from pipelines.training.run_folder import (
 from pipelines.training.workers import worker_learner
 
 # What a later start of the same run may change: none of it changes what is learned.
-CHANGEABLE = ("workers", "min_workers", "cpus_per_worker", "checkpoint_seconds", "log_every", "register")
+CHANGEABLE = ("workers", "min_workers", "cpus_per_worker", "checkpoint_seconds", "log_every", "register", "dry_run")
 DEATHS = 3  # of workers or hosts that a run survives without a new checkpoint in between
 
 
@@ -74,6 +75,8 @@ class TrainConfig:
     register: str = ""
     """register the model with MLflow under this name, as its next version; NAME@ALIAS gives that version an alias,
     unless a later version has it"""
+    dry_run: bool = False
+    """check the options and the store, print what would be trained, and end; nothing is written"""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
@@ -88,11 +91,13 @@ def train(config: TrainConfig) -> None:
     config = replace(config, store=resolve_uri("--store", config.store), out=resolve_uri("--out", config.out))
     config = as_begun(config)
     inputs = check(config.store, config.recipe)
+    if config.dry_run:
+        return print(*inputs.lines(), plan(inputs, config.recipe), sep="\n")
     with sole_owner(config.out):
         started = claim(config, may_differ=CHANGEABLE)
         if (finished := read_json(config.out, "metrics.json")) is not None:
             return show_finished(config, started, finished)
-        print(*inputs, sep="\n", flush=True)
+        print(*inputs.lines(), sep="\n", flush=True)
         uri = prepare(config.out)
         run = open_training_run(config, started, uri)
         print(
@@ -104,6 +109,15 @@ def train(config: TrainConfig) -> None:
         print_metrics(config, read_json(config.out, "metrics.json"))
         register_model(config, run)
         print(f"compare runs: {runs_page(run.uri, run.experiment_id())}", flush=True)
+
+
+def plan(inputs: Inputs, recipe: Recipe) -> str:
+    """What a training would do, in a line."""
+    parameters, clips = sum(weights.numel() for weights in inputs.model.parameters()), recipe.optim.batch_size
+    return (
+        f"would train {recipe.architecture} of {parameters:,} parameters for {recipe.optim.epochs} epochs of "
+        f"{math.ceil(inputs.clips['train'] / clips)} steps of {clips} clips; nothing was written (--dry-run)"
+    )
 
 
 def open_training_run(config: TrainConfig, started: Mapping[str, str] | None, uri: str) -> tracking.Run:

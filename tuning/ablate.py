@@ -14,8 +14,9 @@ import tyro
 
 from pipelines.common.cli import main, override, require_at_least, resolve_uri
 from pipelines.common.errors import JobError
+from pipelines.training.inputs import check
 from pipelines.training.learner import Recipe
-from pipelines.training.run_folder import as_begun, check, claim, open_run, prepare, sole_owner
+from pipelines.training.run_folder import as_begun, claim, open_run, prepare, sole_owner
 from tuning.report import publish
 from tuning.runs import SeedRuns, run_all
 

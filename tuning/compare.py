@@ -26,9 +26,10 @@ from features.store import Store, open_store
 from pipelines.common.cli import main, require_at_least, resolve_uri
 from pipelines.common.errors import JobError
 from pipelines.tracking.run import Run, children_metrics
+from pipelines.training.inputs import check
 from pipelines.training.learner import Recipe, build_model, model_names
 from pipelines.training.loading import task_specs
-from pipelines.training.run_folder import as_begun, check, claim, open_run, prepare, sole_owner
+from pipelines.training.run_folder import as_begun, claim, open_run, prepare, sole_owner
 from tuning.options import SweepConfig
 from tuning.report import publish
 from tuning.runs import Metrics, SeedRuns, run_all

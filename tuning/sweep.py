@@ -31,9 +31,10 @@ from features.store import open_store
 from pipelines.common.cli import main, resolve_uri
 from pipelines.common.cluster import count_slots
 from pipelines.common.errors import JobError, find_user_error
+from pipelines.training.inputs import check
 from pipelines.training.learner import Learner
 from pipelines.training.loading import task_specs
-from pipelines.training.run_folder import as_begun, check, claim, open_run, prepare, sole_owner, title
+from pipelines.training.run_folder import as_begun, claim, open_run, prepare, sole_owner, title
 from pipelines.training.workers import worker_learner
 from tuning.dry_run import print_plan
 from tuning.objectives import COST, SCORE, Objective, kept

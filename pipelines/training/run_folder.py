@@ -17,22 +17,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import ray
 import yaml
 
 import clcr
 from clcr import metrics as M
-from clcr.base import MultimodalModel
 from clcr.training import OptimConfig
 from clcr.versions import completed, later_options, version_of
-from features.corpus.events import BACKGROUND
-from features.corpus.manifest import SPLITS
 from features.errors import StoreError
 from features.files import open_fs, read_json, read_text, write_text
-from features.store import Mixture, Store, open_store
+from features.store import Mixture, open_store
 from features.store.lock import StoreLock
 from features.store.sheet import write_figure
 from infra.doctor import mlflow_server, ray_access, require, storage, torch_pairing
@@ -43,9 +38,7 @@ from pipelines.tracking import places
 from pipelines.tracking import run as tracking
 from pipelines.tracking.figures import confusion_figure
 from pipelines.tracking.names import file_name
-from pipelines.training.learner import Learner, Recipe, build_model
-from pipelines.training.loading import check_names
-from pipelines.training.order import shares
+from pipelines.training.learner import Learner, Recipe
 
 
 class JobConfig(Protocol):
@@ -65,97 +58,6 @@ class JobConfig(Protocol):
 
 
 Config = TypeVar("Config", bound=JobConfig)
-
-
-def check(store_uri: str, recipe: Recipe) -> list[str]:
-    """Everything about the input that can be wrong, before anything is started or written.
-
-    Returns lines that say which clips, modalities and tasks the run reads, and in how many clips each of them is
-    missing. Raises JobError for what cannot be learned; prints what can be learned in part only.
-    """
-    store = open_store(store_uri)
-    store.require_complete()
-    model = build_model(store, recipe)
-    check_names(recipe.loader, store, model.tasks)
-    drawn = mixture_lines(store, recipe)
-    columns = [*(f"label_{task}" for task in model.tasks), *(f"tokens_{name}" for name in model.features)]
-    clips, lacking = dict.fromkeys(SPLITS, 0), dict.fromkeys(columns, 0)
-    for split in SPLITS:
-        index = store.index(split, columns, recipe.loader.fold)
-        check_split(store_uri, split, model, index)
-        clips[split] = len(index)
-        for column in columns:
-            values = index[column]
-            absent = values.is_null() if column.startswith("label_") else pc.invert(pc.greater(values, 0))
-            lacking[column] += pc.sum(pc.fill_null(absent, True)).as_py() or 0
-    total = sum(clips.values())
-    lines = [f"reading {store_uri}: {', '.join(f'{count} {split}' for split, count in clips.items())} clips", *drawn]
-    named = {f"tokens_{name}": f"modality {name}" for name in model.features}
-    for name, task in model.tasks.items():
-        kind = f"{task.kind}, {len(task.classes)} classes" if task.has_classes else task.kind
-        named[f"label_{name}"] = f"task {name} ({kind})"
-    for column, what in named.items():
-        where = f"missing in {lacking[column]} of {total}" if lacking[column] else "in all"
-        lines.append(f"  {what}: {where} clips")
-    return lines
-
-
-def check_split(store_uri: str, split: str, model: MultimodalModel, index: pa.Table) -> None:
-    """Whether a split's clips can be learned from, or judged by: as `check`."""
-    if not len(index):
-        raise JobError(f"{store_uri}: no usable clip in split {split}; see its failures")
-    missing = [task for task in model.tasks if index[f"label_{task}"].null_count == len(index)]
-    if len(missing) == len(model.tasks):
-        raise JobError(f"{store_uri}: no clip in split {split} has a label of {', '.join(missing)}")
-    if missing and split == "train":
-        raise JobError(
-            f"task {missing[0]}: no training clip has a label of it, so nothing would be learned; leave it out with "
-            "--tasks"
-        )
-    for task in missing:
-        where = "counts for nothing in val/score" if split == "val" else "is not tested"
-        print(f"task {task}: no clip in split {split} has a label of it, so it {where}", flush=True)
-    if split == "train":
-        check_training_clips(model, index)
-
-
-def mixture_lines(store: Store, recipe: Recipe) -> list[str]:
-    """What each store of a mixture gives to an epoch, in a line each; nothing for a store alone.
-
-    Raises JobError for a weighted store without a training clip.
-    """
-    if not isinstance(store, Mixture):
-        return []
-    index = store.index("train", ["store"], recipe.loader.fold)
-    clips = {name: pc.sum(pc.equal(index["store"], name)).as_py() or 0 for name in store.stores}
-    if empty := [name for name, count in clips.items() if store.weights and not count]:
-        raise JobError(f"{store.uri}: store {empty[0]} has no training clip to make up its weight: leave it out")
-    drawn = shares(len(index), store.weights) if store.weights else [*clips.values()]
-    each = zip(clips.items(), drawn, strict=True)
-    return [f"  store {name}: {share} clips of an epoch, from {count} training clips" for (name, count), share in each]
-
-
-def check_training_clips(model: MultimodalModel, index: pa.Table) -> None:
-    """Say which modalities and classes no training clip has; raises JobError for a target that does not vary."""
-    unseen = [name for name in model.features if not pc.any(pc.greater(index[f"tokens_{name}"], 0)).as_py()]
-    if len(unseen) == len(model.features):
-        raise JobError(f"modality {', '.join(unseen)}: no training clip has any of it, so nothing would be learned")
-    for name in unseen:
-        print(f"modality {name}: no training clip has it, so the model learns nothing of it", flush=True)
-    for name, task in model.tasks.items():
-        labels = index[f"label_{name}"].drop_null()
-        if not task.has_classes:
-            values = labels.cast(pa.float64()).to_numpy()
-            model.units.fit({**dict.fromkeys(model.units.names, ()), name: values})
-            continue
-        if task.rate:
-            found = {event["label"] for events in labels.to_pylist() for event in events}
-            found |= {BACKGROUND}
-        else:
-            found = set(map(str, labels.unique().to_pylist()))
-        if absent := [label for label in task.classes if label not in found]:
-            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-            print(f"task {name}: no training clip has class {', '.join(absent[:5])}{more}", flush=True)
 
 
 def as_begun(config: Config) -> Config:

@@ -54,11 +54,11 @@ from pipelines.extract import ExtractConfig, extract
 extract(ExtractConfig(f"{folder}/corpus.parquet", f"{folder}/store", dry_run=True))""",
     "train: check the store (reads the index)": """
 from pipelines.training.learner import Recipe
-from pipelines.training.run_folder import check
+from pipelines.training.inputs import check
 check(f"{folder}/store", Recipe())""",
     "train: check it again": """
 from pipelines.training.learner import Recipe
-from pipelines.training.run_folder import check
+from pipelines.training.inputs import check
 check(f"{folder}/store", Recipe())""",
     "train: one worker's start": """
 import numpy as np

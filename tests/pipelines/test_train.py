@@ -29,8 +29,9 @@ from pipelines.evaluation.exchange import exchange_use
 from pipelines.explain import ExplainConfig, explain, held_out_batches, load_model, mean_weights
 from pipelines.tracking.registry import load_model as load_registered
 from pipelines.train import CHANGEABLE, TrainConfig, train
+from pipelines.training.inputs import check
 from pipelines.training.learner import Learner, Recipe
-from pipelines.training.run_folder import check, claim
+from pipelines.training.run_folder import claim
 from pipelines.training.trained import open_model
 
 ROOT = Path(__file__).parents[2]

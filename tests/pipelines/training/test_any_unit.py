@@ -8,8 +8,8 @@ from clcr.config import CLCRConfig, ModelConfig
 from clcr.errors import ConfigError
 from clcr.training import OptimConfig
 from pipelines.common.errors import JobError
+from pipelines.training.inputs import check
 from pipelines.training.learner import Learner, Recipe
-from pipelines.training.run_folder import check
 
 UNITS = [(-3.0, 5.0), (0.001, 0.0), (100.0, 500.0), (3e8, 1e9), (1e-6, 1.7e9 * 1e-6)]
 
@@ -87,14 +87,14 @@ def test_a_modality_of_no_training_clip_is_named(tmp_path, capsys):
 
 
 def test_a_run_names_what_it_reads_and_what_is_missing_in_how_many_clips(store):
-    assert check(store.uri, Recipe()) == [
+    assert check(store.uri, Recipe()).lines() == [
         f"reading {store.uri}: 29 train, 3 val, 5 test clips",
         "  modality video: in all clips",
         "  modality audio: missing in 13 of 37 clips",
         "  task label (classification, 2 classes): missing in 7 of 37 clips",
         "  task mood (regression): missing in 5 of 37 clips",
     ]
-    lines = check(store.uri, Recipe(architecture="audio", tasks=("label",)))
+    lines = check(store.uri, Recipe(architecture="audio", tasks=("label",))).lines()
     assert [line.split(":")[0] for line in lines[1:]] == [
         "  modality audio",
         "  task label (classification, 2 classes)",

@@ -18,10 +18,10 @@ from features.store import open_store
 from pipelines.common.errors import JobError
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.predict import clips_by_shard, predict_shard
+from pipelines.training.inputs import check
 from pipelines.training.learner import Learner
 from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 from pipelines.training.order import mixed, shares
-from pipelines.training.run_folder import check
 
 SEVERAL = (LoaderConfig(), LoaderConfig(cache_gb=0, window=3, processes=0), LoaderConfig(buckets=2))
 
@@ -134,7 +134,7 @@ def test_a_model_of_a_mixture_is_evaluated_by_store_and_predicts_every_clip(mixt
 
 
 def test_a_run_says_what_each_store_gives_to_an_epoch(uri):
-    said = "\n".join(check(uri, recipe()))
+    said = "\n".join(check(uri, recipe()).lines())
     assert "store whole: 25 clips of an epoch, from 29 training clips" in said
     assert "store few: 12 clips of an epoch, from 8 training clips" in said
     assert "task label (classification, 2 classes): missing in" in said

@@ -18,8 +18,8 @@ from clcr.versions import VERSION, VERSION_1_NAMES
 from pipelines.common.cli import flatten, parse, to_yaml
 from pipelines.common.errors import JobError
 from pipelines.tracking.run import start_run
-from pipelines.train import TrainConfig, show_finished
-from pipelines.training.learner import Learner, Recipe
+from pipelines.train import TrainConfig, show_finished, train
+from pipelines.training.learner import Learner, Recipe, build_model
 from pipelines.training.run_folder import as_begun, claim, finish, open_run, sole_owner, title, track_result
 
 ROOT = Path(__file__).parents[3]
@@ -159,3 +159,15 @@ def test_a_run_whose_file_lacks_an_option_that_came_later_is_resumed_with_its_de
         claim(replace(config, log_every=7))
     claim(config)
     assert yaml.safe_load((out / "config.yaml").read_text())["patience"] == 0
+
+
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(store, tmp_path, capsys):
+    out = tmp_path / "run"
+    train(TrainConfig(store=store.uri, out=str(out), dry_run=True, recipe=recipe(epochs=4)))
+    said = capsys.readouterr().out
+    parameters = sum(p.numel() for p in build_model(store, recipe()).parameters())
+    assert f"reading {store.uri}: 29 train, 3 val, 5 test clips" in said
+    assert f"would train clcr of {parameters:,} parameters for 4 epochs of 4 steps of 8 clips" in said
+    assert not out.exists()
+    with pytest.raises(JobError, match="--tasks nosuch"):
+        train(TrainConfig(store=store.uri, out=str(out), dry_run=True, recipe=Recipe(tasks=("nosuch",))))
