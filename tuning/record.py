@@ -49,7 +49,7 @@ class Record(tune.Callback):
         self.best: float | None = None
         for row in done:
             self._count(row[self.first.metric])
-        self.progress, self.said = Progress("sweep", trials, len(done), "trials", interval=0), time.monotonic()
+        self.progress, self.last_line = Progress("sweep", trials, len(done), "trials", interval=0), time.monotonic()
         experiment_id, view = run.experiment_id(), "custom_model_development"
         run.ask(lambda client: client.set_experiment_tag(experiment_id, "mlflow.experimentKind", view))
         tracking.abandon_children(run, {row["run_id"]: STATUSES[row["status"]] for row in done})
@@ -97,7 +97,7 @@ class Record(tune.Callback):
         if len(self.objectives) == 1 and value is not None:
             asked.report(value, result["epoch"])
         self._count(value)
-        if time.monotonic() - self.said > QUIET:
+        if time.monotonic() - self.last_line > QUIET:
             self._say(0, f"trial {asked.number} at epoch {result['epoch']} of {self.recipe.optim.epochs}")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -135,11 +135,11 @@ class Record(tune.Callback):
     def _say(self, ended: int, what: str) -> None:
         name = "val score" if self.first.metric == SCORE else self.first.metric.removeprefix("best/")
         best = "" if self.best is None else f", best {name} {self.best:.3f}"
-        self.said = time.monotonic()
+        self.last_line = time.monotonic()
         if self.progress.total:
             return self.progress.update(ended, what + best)
         self.progress.done += ended  # only --hours limits the sweep
-        left = max(0.0, self.search.deadline - self.said)
+        left = max(0.0, self.search.deadline - self.last_line)
         print(f"sweep {self.progress.done} trials, {left:.0f} s until the last may start, {what}{best}", flush=True)
 
 

@@ -69,7 +69,7 @@ class Options:
 def write(options: Options) -> tuple[Counter[str], list[str]]:
     """Write the manifest; returns the clips by split, missing ones included, and the names of those that are missing.
 
-    Raises CorpusError where the layout is not the official one, or no clip is there.
+    Raises CorpusError where the layout is not the official one, or no clip is present.
     """
     if options.out.suffix != ".parquet":
         raise CorpusError(f"--out {options.out}: name a .parquet file")
@@ -85,12 +85,12 @@ def write(options: Options) -> tuple[Counter[str], list[str]]:
     vectors = options.out.with_suffix("")
     layout = Layout(options.root, options.lists or options.root, options.val_share, options.split, vectors)
     rows = list(mosi.read_pickle(layout, options.pickle) if options.pickle else READERS[options.name](layout))
-    there = [row for row in rows if _first_file(row) is not None]
+    present = [row for row in rows if _first_file(row) is not None]
     missing = [row["clip_id"] for row in rows if _first_file(row) is None]
-    if not there:
+    if not present:
         raise CorpusError(f"{options.root} has none of the {len(rows)} clips of the lists, such as {missing[0]}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(_table(there, options.out.parent), options.out)
+    pq.write_table(_table(present, options.out.parent), options.out)
     return Counter(row["split"] for row in rows), missing
 
 

@@ -218,8 +218,8 @@ def _read_part(
     try:
         with store.fs.open_input_file(f"{store.path}/{file}") as source:
             part = pq.ParquetFile(source)
-            if lacking := [column for column in expected if column not in part.schema_arrow.names]:
-                problems.append(Problem(file, f"lacks the columns {', '.join(lacking)}"))
+            if missing := [column for column in expected if column not in part.schema_arrow.names]:
+                problems.append(Problem(file, f"lacks the columns {', '.join(missing)}"))
                 return None
             table = part.read(columns)
     except FileNotFoundError:

@@ -70,8 +70,8 @@ def fold_of(contenders: Sequence[Contender]) -> int | None:
         text = read_text(contender.folder, "config.yaml") if contender.folder else None
         folds[contender.name] = yaml.safe_load(text or "{}").get("loader.fold")
     if len(set(folds.values())) > 1:
-        said = ", ".join(f"{name} {fold}" for name, fold in folds.items())
-        raise JobError(f"--model: the models were tested on different folds ({said}): choose one with --fold")
+        listed = ", ".join(f"{name} {fold}" for name, fold in folds.items())
+        raise JobError(f"--model: the models were tested on different folds ({listed}): choose one with --fold")
     return next(iter(folds.values()))
 
 
