@@ -68,19 +68,19 @@ def moved(keys: Iterable[pa.Array]) -> dict[str, str]:
 
 def notes(filling: Filling, names: Sequence[str]) -> tuple[str, ...]:
     """What was filled in, and what looks like a group and is not called so."""
-    notes = []
+    lines = []
     if filling.named_by:
-        notes.append(f"no column 'clip_id': a clip is named by its {' or '.join(filling.named_by)}")
+        lines.append(f"no column 'clip_id': a clip is named by its {' or '.join(filling.named_by)}")
     if filling.split_by:
         what = "'group'" if filling.split_by == "group" else "a hash of 'clip_id'"
-        notes.append(f"no column 'split': split 70 / 10 / 20 by {what}")
+        lines.append(f"no column 'split': split 70 / 10 / 20 by {what}")
     if "group" not in names:
         found = [name for name in names if name.lower() in (*PEOPLE, "group", "groups")]
-        notes += [
+        lines += [
             f"nothing keeps a {name} in one split; call the column {name!r} 'group' where that is meant"
             for name in found
         ]
-    return tuple(notes)
+    return tuple(lines)
 
 
 def _names(given: Mapping[str, pa.Array], named_by: Sequence[str]) -> pa.Array:
