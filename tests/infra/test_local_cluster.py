@@ -168,13 +168,13 @@ def test_training_runs_over_the_hosts_and_leaves_nothing_on_their_disks(cluster,
 
 
 def test_a_sweep_runs_over_the_hosts_with_its_study_on_s3(cluster, extracted):
-    """Six slots, three trials of two workers each."""
-    options = ["--trials", "3", "--epochs", "2", "--workers-per-trial", "2", "--final-seeds", "1", "--tasks", "label"]
+    """Six slots, two trials of two workers each; what is trained at the end, other tests say."""
+    options = ["--trials", "2", "--epochs", "1", "--workers-per-trial", "2", "--final-seeds", "0", "--tasks", "label"]
     options += ["--model.width", "16", "--model.heads", "2", "--batch-size", "8"]
     finish(submit(cluster, "sweep", "--store", "s3://data/store", "--out", "s3://data/sweep", *options))
     fs, path = open_fs("s3://data/sweep")
     trials = pq.read_table(f"{path}/trials.parquet", filesystem=fs).to_pylist()
-    assert len(trials) == 3 and all(trial["error"] is None for trial in trials)
+    assert len(trials) == 2 and all(trial["error"] is None for trial in trials)
     children = {trial["run_id"] for trial in trials}
     assert {MlflowClient().get_run(child).info.status for child in children} == {"FINISHED"}
     require_clean_disks(cluster)

@@ -70,10 +70,10 @@ def test_a_cluster_that_knows_neither_prefix_nor_password_trains_and_a_refusal_i
     head, gateway, store, tmp_path, monkeypatch
 ):
     out = tmp_path / "refused"
-    gateway.refuse(403, after=4)  # of eight steps an epoch, each logged
+    gateway.refuse(403, after=1)  # the first steps; later ones may all come in one call
     job = train(head, gateway, store, out)
     said, error = job.communicate(timeout=400)
-    assert job.returncode == 1 and gateway.unauthorized == 0 and gateway.writes > 4, said + error
+    assert job.returncode == 1 and gateway.unauthorized == 0 and gateway.writes > 1, said + error
     assert error.startswith(f"error: the model and its test metrics are saved in {out}, but MLflow has not taken them")
     assert error.count("\n") == 1 and "403" in error
     require_result(out)
@@ -90,7 +90,7 @@ def test_a_server_that_answers_500_in_mid_epoch_is_waited_for_with_the_result_sa
     head, gateway, store, tmp_path, monkeypatch
 ):
     out = tmp_path / "away"
-    gateway.refuse(500, after=4)
+    gateway.refuse(500, after=1)
     job = train(head, gateway, store, out)
     deadline = time.monotonic() + 400
     while not (out / "metrics.json").exists() and job.poll() is None and time.monotonic() < deadline:
