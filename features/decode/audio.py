@@ -167,6 +167,10 @@ def _join(
             continue
         if not chunks:
             origin = end = position if position < longest else first
+        elif (
+            end <= first and origin <= position <= first
+        ):  # of what lies before, the times may be wrong just after a seek
+            chunks, origin, end = [], position, position
         if GAP * rate < position - end < longest:
             chunks.append(np.zeros(position - end, np.float32))
             end = position

@@ -77,6 +77,16 @@ def test_a_segment_is_cut_to_the_sample(tmp_path, decode, name, start, end):
 
 
 @contract
+@pytest.mark.parametrize(("start", "end"), [(1.0, 1.4), (1.9, None), (2.5, 2.9), (3.3, 3.6)])
+def test_a_segment_of_a_program_stream_is_heard_where_it_is(tmp_path, decode, start, end):
+    """After a seek the first frame of such a file may carry the time of the next one."""
+    path = write_media(tmp_path / "a.mpg", numbered(25) * 4, codec="mpeg2video", sound=chirp(4.0, 48_000), rate=48_000)
+    whole, part = decode(path).samples, decode(path, start=start, end=end).samples
+    expected = whole[round(start * 48_000) : None if end is None else round(end * 48_000)]
+    assert np.abs(part[: len(expected)] - expected).max() < 0.01
+
+
+@contract
 def test_sound_that_begins_after_the_picture_is_preceded_by_silence(tmp_path, decode):
     path = write_media(tmp_path / "late.mp4", numbered(40), sound=sine(440, 1.0), sound_at=0.5)
     samples = decode(path).samples
