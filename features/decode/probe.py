@@ -45,6 +45,7 @@ AnyStream = TypeVar("AnyStream", bound=Stream)
 
 COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
 GUESSED = ("aac", "ac3", "eac3", "amr", "h264", "hevc", "mp3")  # bare streams: FFmpeg guesses a duration from the size
+CLIPPED = ("wav", "avi", "asf")  # of those that are cut off, FFmpeg takes what is left for the whole
 EARLIER = 10.0  # s that a file is sought to before a segment whose key frame a first seek did not find
 # Codecs of which a packet may say that the picture before stays, or change only what others refer to: it shows nothing.
 SPARSE = ("mpeg4", "h263", "flv", "vp8", "theora", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2")
@@ -351,6 +352,8 @@ def declared_end(media: MediaFile, container: InputContainer, stream: Stream, he
     zero, start = clock_zero(container), stream.start_time or 0
     if container.format.name in GUESSED and not start:  # an mp3 that begins after 0 has a header that counts it
         return None
+    if container.format.name in CLIPPED and media.share < 1:
+        return held / media.share
     if stream.duration:
         end = float(stream.duration * tick_of(stream)) - zero
         is_end = _is_fragmented(container, stream) and start > 0 and held <= end + SLACK
