@@ -1,5 +1,9 @@
-"""Packets that are not one frame each, what only a frame says, and every decoder against FFmpeg from the beginning."""
+"""Packets that are not one frame each, what only a frame says, and every decoder against FFmpeg from the beginning.
 
+SEEDS=200 for more random files than the suite makes.
+"""
+
+import os
 import struct
 from pathlib import Path
 
@@ -241,7 +245,7 @@ CODECS = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("SEEDS", 24))))
 def test_what_is_decoded_is_what_ffmpeg_shows(tmp_path, seed):
     """Random codec, container, distance of key frames, B-frames, rate (or a variable one); whole and in segments."""
     rng = np.random.default_rng(seed)
