@@ -84,13 +84,14 @@ def path_of(uri: str) -> str:
 
 
 def find_file(fs: FileSystem, path: str) -> pafs.FileInfo:
-    """A file's info; where there is none of that name, of the same name in the other Unicode form.
+    """A file's info; where there is none of that name, of the same name as another system writes it.
 
-    macOS and some archives write an accented letter as two characters (NFD), and manifests mostly as one (NFC).
+    macOS and some archives write an accented letter as two characters (NFD), and manifests mostly as one (NFC). A
+    manifest that Windows wrote parts folders by backslashes.
     """
     info = fs.get_file_info(path)
-    for form in ("NFC", "NFD"):
-        other = unicodedata.normalize(form, path)
+    others = [unicodedata.normalize(form, name) for name in (path, path.replace("\\", "/")) for form in ("NFC", "NFD")]
+    for other in dict.fromkeys(others):
         if info.type == pafs.FileType.NotFound and other != path:
             info = fs.get_file_info(other)
     return info

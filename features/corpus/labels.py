@@ -1,6 +1,7 @@
 """One task's values over a whole corpus: what its kind asks of them, its classes, and what looks unintended."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 
@@ -125,6 +126,11 @@ class LabelCheck:
             if single:
                 names = shortened(single, 5)
                 yield f"task {name!r}: {len(single)} of {len(self.counts)} classes have one clip each ({names})"
+            alike: dict[str, str] = {}
+            for value in map(str, self.counts):
+                if (other := alike.setdefault(unicodedata.normalize("NFKC", value).casefold(), value)) != value:
+                    yield f"task {name!r}: {other!r} and {value!r} are two classes; write them alike where they are one"
+                    break
         is_float = self.corpus.schema.field(name).type == pa.float64()
         if self.declared.kind == "regression" and not self.named and is_float and self.whole:
             yield f"task {name!r} is a regression of whole numbers; as classes: --tasks {name}:classification"

@@ -6,16 +6,15 @@ cost no more memory than ten thousand; `validation.validate` looks at every row 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from csv import Error as CsvError
-from csv import Sniffer, reader
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import csv, parquet
+from pyarrow import parquet
 from pyarrow.fs import FileSystem, FileType
 
+from features.corpus.delimited import csv_batches, csv_header
 from features.corpus.events import EVENTS, is_events, parse_events
 from features.corpus.filling import Filling, missing_columns, moved
 from features.corpus.filling import notes as notes_on
@@ -34,11 +33,10 @@ TYPES = {
     "fold": pa.int64(),
 }
 BATCH = 65_536  # rows
-HEADER = 65_536  # bytes of a csv among which its first line ends
 CODE = r"(?i)^(\+\d+|-?0\d+|-?0x[\da-f]+)$"  # digits that are no whole number as one is written: 007 is not 7
-DELIMITERS = ",;\t|"
 MISSING = r"(?i)^\s*(n/?a|nan|none|null|-|<na>)?\s*$"  # the usual words for a value that is not there
-INDEX = r"Unnamed: \d+(_level_\d+)?|__index_level_\d+__"  # what pandas calls the index that it wrote
+INDEX = r"Unnamed: \d+(\.\d+|_level_\d+)?|__index_level_\d+__"  # what pandas calls the index that it wrote
+COUNTED = r"index|level_\d+"  # and what it calls one that it made a column
 VERBATIM = ("clip_id", "text")  # columns whose values stay as they are written
 
 
@@ -140,7 +138,7 @@ class Corpus:
                 names = [name for name in self.schema.names if name in source.schema_arrow.names]
                 yield from source.iter_batches(batch_size=BATCH, columns=names)
         else:
-            yield from _csv_batches(filesystem, path)
+            yield from csv_batches(filesystem, path, TYPES)
 
     def _normalise(self, batch: pa.RecordBatch, before: int) -> pa.RecordBatch:
         """before: rows in front of this batch, for the numbers of rows in messages."""
@@ -160,8 +158,9 @@ class Corpus:
             except pa.ArrowInvalid as error:
                 row, value = _first_unlike(column, kind)
                 if pa.types.is_integer(kind) and not _reserved(name):
+                    what = "fractions" if float(value) % 1 else "numbers that are too large"
                     raise CorpusError(
-                        f"task {name!r} cannot be a classification: its column holds fractions ({value} in row "
+                        f"task {name!r} cannot be a classification: its column holds {what} ({value} in row "
                         f"{before + row + 1}); store whole numbers or text"
                     ) from error
                 raise CorpusError(
@@ -216,7 +215,7 @@ def read_corpus(uri: str) -> Corpus:
             notes = _left_out(schema.names, [f.name for f in kept])
             schema = pa.schema([(f.name, _normal_type(f.name, f.type)) for f in kept])
         elif path_of(uri).lower().endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
-            names = _csv_header(filesystem, path)
+            names = csv_header(filesystem, path, TYPES)
             _check_names(uri, names)
             schema = _csv_schema(filesystem, path)
             notes = _left_out(names, schema.names)
@@ -225,8 +224,22 @@ def read_corpus(uri: str) -> Corpus:
     except CorpusError:
         raise
     except (FeaturesError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"corpus {uri} does not read: {one_line(error)}") from error
-    return _filled(Corpus(uri, parent(uri), schema, notes=notes))
+        advice = "; save it as UTF-8" if "invalid UTF8" in str(error) else ""
+        raise CorpusError(f"corpus {uri} does not read: {one_line(error)}{advice}") from error
+    return _filled(_without_count(Corpus(uri, parent(uri), schema, notes=notes)))
+
+
+def _without_count(corpus: Corpus) -> Corpus:
+    """The same corpus without a column that pandas made of its index: whole numbers of which no two are the same."""
+    for field_ in corpus.schema:
+        if re.fullmatch(COUNTED, field_.name) and field_.type == pa.int64():
+            alone = replace(corpus, schema=pa.schema([field_]))
+            values = [value for batch in alone.batches() for value in batch.column(0).to_numpy(zero_copy_only=False)]
+            if len(set(values)) == len(values):
+                kept = pa.schema([other for other in corpus.schema if other != field_])
+                note = f"column {field_.name!r} is left out: it holds pandas' index"
+                corpus = replace(corpus, schema=kept, notes=(*corpus.notes, note))
+    return corpus
 
 
 def _filled(corpus: Corpus) -> Corpus:
@@ -323,40 +336,10 @@ def _normal_type(name: str, kind: pa.DataType) -> pa.DataType:
     return kind if pa.types.is_nested(kind) else pa.string()
 
 
-def _csv_batches(filesystem: FileSystem, path: str) -> Iterator[pa.RecordBatch]:
-    """Every column as text: types guessed from the first block would turn 00123 into 123, and break off later."""
-    with filesystem.open_input_stream(path) as stream:
-        names = _csv_header(filesystem, path)
-        text = csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
-        )
-        parse = csv.ParseOptions(newlines_in_values=True, delimiter=_delimiter(filesystem, path))
-        with csv.open_csv(stream, convert_options=text, parse_options=parse) as reader:
-            yield from reader
-
-
-def _csv_header(filesystem: FileSystem, path: str) -> list[str]:
-    parse = csv.ParseOptions(delimiter=_delimiter(filesystem, path))
-    with filesystem.open_input_stream(path) as stream, csv.open_csv(stream, parse_options=parse) as reader:
-        return reader.schema.names
-
-
-def _delimiter(filesystem: FileSystem, path: str) -> str:
-    """A comma where that gives a column that we know, else what Python's sniffer takes the header for."""
-    with filesystem.open_input_stream(path) as stream:
-        header = stream.read(HEADER).decode(errors="replace").lstrip("\ufeff").partition("\n")[0]
-    if any(name in TYPES for name in next(reader([header]), ())):
-        return ","
-    try:
-        return Sniffer().sniff(header, DELIMITERS).delimiter
-    except CsvError:
-        return ","
-
-
 def _csv_schema(filesystem: FileSystem, path: str) -> pa.Schema:
     """The narrowest of integer, float, events in JSON and text that holds all of a label column."""
-    kinds: dict[str, pa.DataType | None] = {n: None for n in _csv_header(filesystem, path) if not _is_index(n)}
-    for batch in _csv_batches(filesystem, path):
+    kinds: dict[str, pa.DataType | None] = {n: None for n in csv_header(filesystem, path, TYPES) if not _is_index(n)}
+    for batch in csv_batches(filesystem, path, TYPES):
         for name in kinds:
             column = _without_missing(name, batch.column(name))
             if _reserved(name) or kinds[name] == pa.string() or column.null_count == len(column):

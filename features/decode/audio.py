@@ -36,6 +36,9 @@ from features.encoders.registry import find_encoder
 from features.errors import MediaError, SegmentBeyondEnd, one_line
 
 PREROLL = 0.5  # s decoded before a segment: AAC and MP3 frames need the ones before them
+# Codecs that sound as from the file's beginning after that, in files that say where a seek has led. Those of speech and
+# ADPCM refer to what was heard seconds ago; they are read from the beginning.
+FORGETFUL = ("pcm_", "aac", "mp3", "mp2", "opus", "libopus", "vorbis", "flac", "alac", "ac3", "eac3", "wmav")
 GAP = 0.05  # s by which sound may drift from its timestamps before silence fills the gap, or what overlaps is cut
 RESTART = 1.0  # s; timestamps that go back further begin anew: what follows is no overlap
 QUIET = 1e-3  # of full scale (-60 dB): a log-mel frame without a louder sample is silence
@@ -117,6 +120,7 @@ def _read(media: MediaFile, begin: float, stop: float | None, seek: bool) -> Sou
         stream = sound_stream(media, container)
         if stream is None:
             return None
+        seek = seek and stream.codec_context.name.startswith(FORGETFUL)
         if seek:
             try:
                 container.seek(round((begin - PREROLL + clock_zero(container)) / tick_of(stream)), stream=stream)
@@ -124,7 +128,7 @@ def _read(media: MediaFile, begin: float, stop: float | None, seek: bool) -> Sou
                 return _read(media, begin, stop, seek=False)
         rate = stream.rate
         first, last = round(begin * rate), None if stop is None else round(stop * rate)
-        origin, samples, lost = _join(container, stream, first, last)
+        origin, samples, lost = _join(container, stream, first, last, at=first + 1 if seek else 0)
         held = (origin + len(samples)) / rate
         declared = declared_end(media, container, stream, held)
         filled = is_declared_filled(stream)
@@ -145,11 +149,11 @@ def _read(media: MediaFile, begin: float, stop: float | None, seek: bool) -> Sou
 
 
 def _join(
-    container: InputContainer, stream: AudioStream, first: int, last: int | None
+    container: InputContainer, stream: AudioStream, first: int, last: int | None, at: int
 ) -> tuple[int, np.ndarray, float]:
     """All samples from here to sample number last as one array, and the number of its first sample.
 
-    And how many seconds between first and last did not decode.
+    And how many seconds between first and last did not decode. at: the number of a first sample that has no time.
     """
     zero, rate = clock_zero(container), stream.rate
     # A timestamp that jumps further is a broken one; a file as it was streamed declares no duration.
@@ -157,7 +161,7 @@ def _join(
     stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
     mixer = _Mixer(rate)
     chunks: list[np.ndarray] = []
-    origin, end, lost = 0, 0, 0.0
+    origin, end, lost = at, at, 0.0
     for packet, frame in _frames(container, stream):
         time = packet_time(packet) if frame is None else frame.time
         position = end if time is None else round((time - zero) * rate)
@@ -167,6 +171,10 @@ def _join(
             continue
         if not chunks:
             origin = end = position if position < longest else first
+        elif (
+            end <= first and origin <= position <= first
+        ):  # of what lies before, the times may be wrong just after a seek
+            chunks, origin, end = [], position, position
         if GAP * rate < position - end < longest:
             chunks.append(np.zeros(position - end, np.float32))
             end = position

@@ -29,6 +29,9 @@ Source = str | io.BytesIO
 SLACK = 0.5  # s by which the streams of a whole file may end before the duration that the file states
 TAR_BUFFER = 1 << 20  # bytes read at once of a tar's headers, and of the small files between them
 BEGINNING = -(2**62)  # ticks, before any timestamp
+HEAD = 65_536  # bytes among which a file says how large it is
+ASF = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # begins what says so in wma and wmv, 40 bytes later
+STREAMED = 0x7FFF_F000  # bytes and more, or none, are written where the size is not known yet
 PADDING = 0.1  # s by which one stream may: codecs pad, and not every last packet states how long it lasts
 
 
@@ -132,6 +135,20 @@ class MediaFile:
     def handle(self) -> Source:
         """The path, or the bytes from their beginning: each reader has a place of its own."""
         return self.source if isinstance(self.source, str) else io.BytesIO(self.source.getvalue())
+
+    @functools.cached_property
+    def share(self) -> float:
+        """How much (0-1) is there of the bytes that a RIFF file (wav, avi) or an ASF (wma, wmv) says that it has."""
+        source = self.handle()
+        with open(source, "rb") if isinstance(source, str) else source as file:
+            head, size = file.read(HEAD), file.seek(0, io.SEEK_END)
+        stated = 0
+        if head.startswith(b"RIFF"):
+            rest = int.from_bytes(head[4:8], "little")
+            stated = rest + 8 if 0 < rest < STREAMED else 0
+        elif (at := head.find(ASF)) >= 0:
+            stated = int.from_bytes(head[at + 40 : at + 48], "little")
+        return min(1.0, size / stated) if stated else 1.0
 
     def close(self) -> None:
         """Close what is left open."""

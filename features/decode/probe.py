@@ -45,6 +45,7 @@ AnyStream = TypeVar("AnyStream", bound=Stream)
 
 COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
 GUESSED = ("aac", "ac3", "eac3", "amr", "h264", "hevc", "mp3")  # bare streams: FFmpeg guesses a duration from the size
+CLIPPED = ("wav", "avi", "asf")  # of those that are cut off, FFmpeg takes what is left for the whole
 EARLIER = 10.0  # s that a file is sought to before a segment whose key frame a first seek did not find
 # Codecs of which a packet may say that the picture before stays, or change only what others refer to: it shows nothing.
 SPARSE = ("mpeg4", "h263", "flv", "vp8", "theora", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2")
@@ -93,6 +94,7 @@ class Shown:
     what the file declares is there, None where it declares nothing; declared: where it says that the stream ends.
     format: FFmpeg's name of the container; stream: the stream's number; alone: it is the only one with pictures.
     seekable: segments need not be read from the file's beginning. sparse: a packet of its codec may show nothing.
+    plain: the whole stream was read, each packet of it is one picture that is shown, and the first one comes first.
     width, height: of the upright picture, in square pixels.
     """
 
@@ -108,6 +110,7 @@ class Shown:
     orientation: Orientation
     timing: Timing
     sparse: bool
+    plain: bool
     width: int
     height: int
 
@@ -237,6 +240,9 @@ def frame_times(
             timing = "ordered"
         if timing == "ordered" and seek:
             return frame_times(media, begin, stop, timing=timing)
+        leading = read.leading() if timing != "ordered" else None
+        if leading is not None and not _is_shown_from(media, stream.index, round((leading + zero) / tick)):
+            read.drop_before(leading)
         stamps, end = read.finish(stream.start_time, timing)
         declared = declared_end(media, container, stream, end)
         aimed = stop if stop is not None and end >= stop else declared
@@ -246,10 +252,15 @@ def frame_times(
         alone, number = len(container.streams.video) == 1, stream.index
         name, seekable = container.format.name, seekable and timing != "ordered"
         sparse, size = codec in SPARSE, _square_pixels(stream, opening.orientation)
+        # Some pictures of H.264 may be coded as two fields, in a packet each.
+        is_progressive = codec != "h264" or stream.codec_context.field_order == PROGRESSIVE
+        plain = read.whole and read.begins and is_progressive and leading is None and not read.hidden + read.untimed
     if not len(stamps):
         raise MediaError("video", f"{media.uri} holds no video frame; it is damaged or incomplete, fetch it again")
     turned = opening.orientation
-    return Shown(stamps, end, first, share, declared, name, number, alone, seekable, turned, timing, sparse, *size)
+    return Shown(
+        stamps, end, first, share, declared, name, number, alone, seekable, turned, timing, sparse, plain, *size
+    )
 
 
 def _square_pixels(stream: VideoStream, orientation: Orientation) -> tuple[int, int]:
@@ -269,6 +280,25 @@ def _opening_of_damaged(media: MediaFile, number: int) -> "_Opening":
             if opening.look(packet):
                 break
     return opening
+
+
+def _is_shown_from(media: MediaFile, number: int, key: int) -> bool:
+    """Whether the pictures decode that are shown before the key frame (shown at a tick) with which a stream begins.
+
+    Those of a file that was cut out of another may refer to what is not there, and are not shown.
+    """
+    with media.opened(fresh=True) as container:
+        stream = container.streams[number]
+        assert isinstance(stream, VideoStream)
+        single_threaded(stream, strict=True)
+        try:
+            first = next(container.decode(stream), None)
+        except MemoryError:
+            raise
+        except FFmpegError:
+            return False
+    stamp = None if first is None else stamp_of(first)
+    return first is not None and not first.is_corrupt and stamp is not None and stamp < key
 
 
 def _longest(container: InputContainer) -> float:
@@ -322,6 +352,8 @@ def declared_end(media: MediaFile, container: InputContainer, stream: Stream, he
     zero, start = clock_zero(container), stream.start_time or 0
     if container.format.name in GUESSED and not start:  # an mp3 that begins after 0 has a header that counts it
         return None
+    if container.format.name in CLIPPED and media.share < 1:
+        return held / media.share
     if stream.duration:
         end = float(stream.duration * tick_of(stream)) - zero
         is_end = _is_fragmented(container, stream) and start > 0 and held <= end + SLACK

@@ -72,6 +72,7 @@ def exact_pictures(media: MediaFile, shown: Shown, wanted: np.ndarray, scale: Sc
         skips = context.name in ("h264", "hevc") and shown.timing == "stated"
         stamps = set(screen.ticks)
         first, key = screen.ticks[0], None
+        (opens,) = _ticks(container, stream, shown.times[:1])
         begun = not wanted[0] > margin  # by a key frame: some indexes call others one, whose pictures are wrong
         if not begun:
             container.seek(first - round(margin / float(tick_of(stream))), stream=stream)
@@ -85,7 +86,11 @@ def exact_pictures(media: MediaFile, shown: Shown, wanted: np.ndarray, scale: Sc
             try:
                 frames = packet.decode()
             except FFmpegError as error:
-                if begun or isinstance(error, MemoryError):
+                if isinstance(error, MemoryError):
+                    raise
+                if stamp is not None and stamp < opens and shown.timing != "ordered":  # refers to what was cut away
+                    continue
+                if begun:
                     raise
                 if key is None or (stamp is not None and stamp < key):  # needs what lies before the key frame
                     continue
@@ -133,10 +138,13 @@ def latest_pictures(
         if seek:
             container.seek(screen.ticks[0], stream=stream)
         order, keys, damaged = {}, [], []  # numbers of packets, in the order of decoding
+        (opens,) = _ticks(container, stream, shown.times[:1])
         for number, packet in enumerate(stamped(container, stream, media.uri)):
             order[stamp_of(packet)] = number
             for frame in _decode(packet):
-                stamp = None if frame is None else stamp_of(frame)
+                stamp = stamp_of(packet if frame is None else frame)
+                if stamp is not None and stamp < opens and shown.timing != "ordered":  # refers to what was cut away
+                    continue
                 if frame is None or frame.is_corrupt:
                     damaged.append(number if frame is None else order.get(stamp, number))
                 elif frame.key_frame:

@@ -27,7 +27,8 @@ class Packets:
 
     stamps: (shown, decoded) in s on the file's clock, of each packet. key: time of the first key frame after a seek, of
     what is shown before it packets may be missing. hidden: packets that the file's edit list cuts away; untimed:
-    that have no time. whole: the stream was read from its first packet to its last.
+    that have no time. whole: the stream was read from its first packet to its last. begins: it was read from its
+    beginning, and that is a key frame.
     """
 
     def __init__(self, tick: float, zero: float, begin: float, stop: float | None, longest: float, seek: bool) -> None:
@@ -35,7 +36,7 @@ class Packets:
         self.key = None if seek else -math.inf
         self.stamps: list[tuple[float, float | None]] = []
         self.lengths: list[float] = []
-        self.hidden, self.untimed, self.whole = 0, 0, not seek
+        self.hidden, self.untimed, self.whole, self.begins = 0, 0, not seek, not seek
 
     def add(self, packet: Packet) -> bool:
         """Take one more packet; whether more are needed."""
@@ -51,13 +52,25 @@ class Packets:
             self.untimed += stamp is None and packet.size > 0
             return True
         decoded = None if packet.dts is None else self._seconds(packet.dts)
-        if (shown := self._seconds(stamp)) <= self.longest:  # a broken timestamp would ask for hours of frames
+        shown = self._seconds(stamp)
+        self.begins = self.begins and (bool(self.stamps) or packet.is_keyframe)
+        if shown <= self.longest:  # a broken timestamp would ask for hours of frames
             self.stamps.append((shown, decoded))
             self.lengths.append((packet.duration or 0) * self.tick)
             if self.stop is not None and decoded is not None and decoded > self.stop:
                 self.whole = False
                 return False
         return True
+
+    def leading(self) -> float | None:
+        """When the key frame is shown with which a file begins, in which others are shown before it; else None."""
+        first = self.stamps[0][0] if self.begins and self.stamps else -math.inf
+        return first if any(shown < first for shown, _ in self.stamps) else None
+
+    def drop_before(self, first: float) -> None:
+        """Forget the packets that are shown before a time."""
+        kept = [(stamp, length) for stamp, length in zip(self.stamps, self.lengths, strict=True) if stamp[0] >= first]
+        self.stamps, self.lengths = [stamp for stamp, _ in kept], [length for _, length in kept]
 
     def finish(self, start: int | None, timing: Timing) -> tuple[np.ndarray, float]:
         """When frames appear (sorted, s), and when the last one goes."""

@@ -130,12 +130,14 @@ def _exact_pictures(
 ) -> np.ndarray | None:
     """The wanted pictures by decord or PyAV, None where one of them does not decode without concealment."""
     if decoder == "decord":
-        _require_decord(media.uri, shown, scale.width)
-        return _decord_pictures(media, wanted - shown.first, scale.width, scale.height)
-    suits = not seek and not decord_misreads(scale.width) and shown.orientation == Orientation()
+        whole = frame_times(media, 0.0, None, timing=shown.timing)
+        assert whole is not None  # a part of it was seen
+        _require_decord(media.uri, whole, scale.width)
+        return _decord_pictures(media, whole, wanted, scale.width, scale.height)
+    suits = not decord_misreads(scale.width) and shown.orientation == Orientation()
     if resolve_decoder(decoder) == "decord" and suits and _decord_agrees(shown):
         try:
-            return _decord_pictures(media, wanted - shown.first, scale.width, scale.height)
+            return _decord_pictures(media, shown, wanted, scale.width, scale.height)
         except MemoryError:
             raise
         except Exception:  # AV1, damage: there PyAV has the last word
@@ -154,34 +156,34 @@ def _exact_pictures(
 
 
 def _decord_agrees(shown: Shown) -> bool:
-    """Whether decord takes the same stream, and each packet for the frame that it is.
+    """Whether decord takes the same stream of a whole file, and each packet for the frame that it is.
 
     In MPEG's streams it loses its way when it seeks, and where a packet shows nothing it counts on as if it did.
     """
     alone = shown.alone and shown.timing == "stated"
-    return alone and not shown.sparse and shown.format not in ("mpeg", "mpegts")
+    return alone and shown.plain and not shown.sparse and shown.format not in ("mpeg", "mpegts")
 
 
-def _require_decord(uri: str, shown: Shown, width: int) -> None:
+def _require_decord(uri: str, whole: Shown, width: int) -> None:
     """Raise MediaError where decord alone would give other pictures: it turns those of an mp4, and mirrors none."""
-    turns = shown.orientation.is_rotation and shown.format.startswith("mov")
-    if not (_decord_agrees(shown) and (shown.orientation == Orientation() or turns)) or decord_misreads(width):
+    turns = whole.orientation.is_rotation and whole.format.startswith("mov")
+    if not (_decord_agrees(whole) and (whole.orientation == Orientation() or turns)) or decord_misreads(width):
         raise MediaError("video", f"{uri}: decord and FFmpeg take other pictures of it; use --video.decoder auto")
 
 
-def _decord_pictures(media: MediaFile, wanted: np.ndarray, width: int, height: int) -> np.ndarray:
-    """decord's pictures; wanted counts from the stream's first frame."""
+def _decord_pictures(media: MediaFile, whole: Shown, wanted: np.ndarray, width: int, height: int) -> np.ndarray:
+    """decord's pictures at the wanted times of a file that was probed as a whole."""
     reader = decord.VideoReader(media.handle(), num_threads=1, width=width, height=height, fault_tol=FAULTS)
-    shown = reader.get_frame_timestamp(range(len(reader)))[:, 0]
-    nearest = np.searchsorted(np.concatenate([shown[:-1] + shown[1:], [np.inf]]) / 2, wanted)
-    if np.abs(shown[nearest] - wanted).max() > 2 * TICK:
+    times = whole.first + reader.get_frame_timestamp(range(len(reader)))[:, 0]
+    if len(times) != len(whole.times) or np.abs(times - whole.times).max() > 2 * TICK:
         raise ValueError("decord's frame times are not the packets'")
-    # get_batch seeks where it skips over a key frame, and in some files misses it: so it never skips over one.
+    numbers = np.searchsorted(whole.times, wanted, side="right") - 1
+    # get_batch seeks where it skips over a key frame, and misses it where frames before it refer to it: it never skips.
     keys = np.asarray(reader.get_key_indices())
-    keys = keys[(keys > nearest[0]) & (keys <= nearest[-1])]
-    read = np.unique(np.concatenate([nearest, keys - 1, keys]))
+    keys = keys[(keys > 0) & (keys <= numbers[-1])]
+    read = np.unique(np.concatenate([numbers, keys - 1, keys]))
     pictures = reader.get_batch(read).asnumpy()  # not decord's bridge, which is set per thread
-    pictures = pictures[np.searchsorted(read, nearest)]
+    pictures = pictures[np.searchsorted(read, numbers)]
     if pictures.shape != (len(wanted), height, width, 3):
         raise ValueError(f"decord gives pictures of shape {pictures.shape[1:]}")
     return pictures

@@ -29,6 +29,22 @@ def make(asked: Asked) -> "Onnx":
         raise FeaturesError(f"{asked.option} does not load: {one_line(error)}") from error
 
 
+def open_session(file: str, device: str) -> Any:
+    """A file's network in onnxruntime, on a GPU where device is cuda and it can; on a CPU by torch's many threads.
+
+    Threads that wait sleep: by default they spin, and take the processor from those that decode the next clips.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    known = onnxruntime.get_available_providers()
+    wanted = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(file, options, [provider for provider in wanted if provider in known])
+
+
 class Onnx(Encoder):
     """A file's network; onnxruntime runs it on a GPU where it can."""
 
@@ -69,13 +85,7 @@ class Onnx(Encoder):
 
     def load(self, device: str) -> None:
         """See Encoder."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        known = onnxruntime.get_available_providers()
-        wanted = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
-        self.session: Any = onnxruntime.InferenceSession(self.file, options, [p for p in wanted if p in known])
+        self.session: Any = open_session(self.file, device)
 
     def __call__(self, windows: np.ndarray) -> np.ndarray:
         """See Encoder."""

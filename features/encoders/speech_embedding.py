@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from features.encoders.contract import Asked, Encoder
+from features.encoders.onnx import open_session
 from features.encoders.registry import weights_id
 from features.errors import FeaturesError
 
@@ -41,13 +41,7 @@ class SpeechEmbedding(Encoder):
 
     def load(self, device: str) -> None:
         """See Encoder. It is small: a CPU is fast enough."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self.networks: list[Any] = [
-            onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"]) for file in self.files
-        ]
+        self.networks: list[Any] = [open_session(file, "cpu") for file in self.files]
 
     def __call__(self, windows: np.ndarray) -> np.ndarray:
         """See Encoder."""

@@ -10,7 +10,7 @@ from mediafiles import write_manifest
 
 from features.corpus.manifest import read_corpus
 from features.corpus.validation import validate
-from features.decode.specs import VectorSpec
+from features.decode.specs import VectorSpec, VideoSpec
 from features.extractor import Extraction, isolated_encoder
 from features.store import StoreSpec
 from features.store.plan import write_plan
@@ -134,3 +134,17 @@ def test_memes_are_regions_and_words(tmp_path):
     store, samples = extracted(tmp_path, rows, "smears:classification")
     assert len(samples) == 120 and not len(store.failures())
     assert all(len(sample["image"]) == 16 and len(sample["text"]) > 2 for sample in samples.values())
+
+
+def test_speakers_faces_are_followed(tmp_path):
+    with open(DATA / "grid/corpus.csv", newline="") as file:
+        clips = list(csv.DictReader(file))
+    rows = [
+        {"clip_id": row["clip_id"], "video": str(DATA / "grid" / row["video"]), "split": split, "color": row["color"]}
+        for split in SPLITS
+        for row in [row for row in clips if row["split"] == split][:2]
+    ]
+    options = {"modalities": ("video",), "video": VideoSpec(fps=5, size=48, crop="face")}
+    store, samples = extracted(tmp_path, rows, "color", **options)
+    assert {sample["video"].shape for sample in samples.values()} == {(15, 48, 48, 3)}
+    assert store.index()["face_found"].to_pylist() == [1.0] * 6

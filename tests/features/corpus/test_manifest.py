@@ -462,3 +462,13 @@ def test_a_name_is_found_in_either_unicode_form(tmp_path, written):
     (tmp_path / unicodedata.normalize(written, name)).write_bytes(b"x")
     for form in ("NFC", "NFD"):
         assert Path(open_source(f"{tmp_path}/{unicodedata.normalize(form, name)}")).read_bytes() == b"x"
+
+
+def test_a_file_is_found_where_windows_wrote_the_manifest(tmp_path):
+    from features.decode.media import open_source
+
+    (tmp_path / "dogs").mkdir()
+    (tmp_path / "dogs/a.wav").write_bytes(b"x")
+    (tmp_path / "b\\c.wav").write_bytes(b"y")
+    for name, content in (("dogs\\a.wav", b"x"), ("b\\c.wav", b"y")):
+        assert Path(open_source(f"{tmp_path}/{name}")).read_bytes() == content

@@ -77,6 +77,16 @@ def test_a_segment_is_cut_to_the_sample(tmp_path, decode, name, start, end):
 
 
 @contract
+@pytest.mark.parametrize(("start", "end"), [(1.0, 1.4), (1.9, None), (2.5, 2.9), (3.3, 3.6)])
+def test_a_segment_of_a_program_stream_is_heard_where_it_is(tmp_path, decode, start, end):
+    """After a seek the first frame of such a file may carry the time of the next one."""
+    path = write_media(tmp_path / "a.mpg", numbered(25) * 4, codec="mpeg2video", sound=chirp(4.0, 48_000), rate=48_000)
+    whole, part = decode(path).samples, decode(path, start=start, end=end).samples
+    expected = whole[round(start * 48_000) : None if end is None else round(end * 48_000)]
+    assert np.abs(part[: len(expected)] - expected).max() < 0.01
+
+
+@contract
 def test_sound_that_begins_after_the_picture_is_preceded_by_silence(tmp_path, decode):
     path = write_media(tmp_path / "late.mp4", numbered(40), sound=sine(440, 1.0), sound_at=0.5)
     samples = decode(path).samples
@@ -183,6 +193,58 @@ def test_a_file_that_is_cut_off_gives_what_is_left_and_says_how_much(tmp_path, d
     np.testing.assert_allclose(sound.samples[:same], whole.samples[:same], atol=2e-3)
     assert decode(path, end=1.0).decoded == 1.0
     assert decode(path, start=1.0, end=2.0).decoded == pytest.approx(left - 1, abs=0.11)
+
+
+@contract
+@pytest.mark.parametrize(("name", "codec"), [("cut.wav", "pcm_s16le"), ("cut.avi", "pcm_s16le"), ("cut.wma", "wmav2")])
+def test_of_a_file_that_is_cut_off_ffmpeg_takes_the_rest_for_the_whole(tmp_path, decode, name, codec):
+    path = write_sound(tmp_path / name, chirp(3.0), codec)
+    assert decode(path).decoded == pytest.approx(1, abs=0.01)
+    assert decode(cut(path, 0.6)).decoded == pytest.approx(0.6, abs=0.07)
+    assert decode(path, end=1.0).decoded == 1.0
+    with pytest.raises(MediaError, match="starts at 2 s, but the sound ends at") as caught:
+        decode(path, start=2.0)
+    assert type(caught.value) is MediaError  # and no segment after the end of a whole file
+
+
+@contract
+@pytest.mark.parametrize("size", [0, 0xFFFF_FFFF, 0x7FFF_F024])
+def test_a_wav_that_was_written_as_a_stream_states_no_size(tmp_path, decode, size):
+    path = Path(write_media(tmp_path / "a.wav", sound=chirp(1.0)))
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, 4, size)
+    path.write_bytes(data)
+    assert decode(str(path)).decoded == 1.0
+
+
+@contract
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.wav", "adpcm_ms"), ("a.wav", "adpcm_ima_wav"), ("a.mov", "adpcm_ima_qt")],
+)
+def test_a_segment_of_sound_that_refers_to_what_is_long_past_is_cut_to_the_sample(tmp_path, decode, name, codec):
+    path = write_sound(tmp_path / name, chirp(4.0), codec)
+    whole = decode(path).samples
+    for start, end in ((1.3, 1.9), (2.7, None)):
+        expected = whole[round(start * RATE) : None if end is None else round(end * RATE)]
+        np.testing.assert_array_equal(decode(path, start=start, end=end).samples, expected)
+
+
+def write_sound(path, samples, codec):
+    """Sound alone, by a codec in whatever format it takes."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=RATE, layout="mono")
+        stream.bit_rate = 64_000
+        resampler = av.AudioResampler(stream.codec_context.format, "mono", RATE)
+        frame = av.AudioFrame.from_ndarray(np.float32(samples)[None], "fltp", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+        fifo = av.AudioFifo()
+        for part in resampler.resample(frame):
+            fifo.write(part)
+        while (part := fifo.read(stream.codec_context.frame_size or 1024, partial=True)) is not None:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    return str(path)
 
 
 @contract

@@ -1,5 +1,10 @@
-"""Packets that are not one frame each, what only a frame says, and every decoder against FFmpeg from the beginning."""
+"""Packets that are not one frame each, what only a frame says, and every decoder against FFmpeg from the beginning.
 
+SEEDS=200 for more random files than the suite makes.
+"""
+
+import os
+import struct
 from pathlib import Path
 
 import av
@@ -11,7 +16,7 @@ from test_probe import corners, expected_corners, quadrants
 from features.decode.media import MediaFile
 from features.decode.probe import frame_times
 from features.decode.specs import VideoSpec
-from features.decode.video import decode_frames
+from features.decode.video import decode_frames, decord
 from features.errors import MediaError
 
 NOTHING = b"\0\0\1\xb6\x50\x00\x7f"  # what is written behind a packet of two frames, that each has one again
@@ -170,6 +175,54 @@ def test_an_orientation_may_be_in_the_first_frame_alone(tmp_path, decoder, turn,
         assert seen[0] == expected_corners(FLIPS[turn])
 
 
+def open_groups(path):
+    """Groups of pictures of which the first ones refer to the group before."""
+    options = {"crf": "8", "bf": "3", "x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0:bframes=3"}
+    return write_media(path, numbered(40), options=options)
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+@pytest.mark.parametrize("fps", [25, 5, 1])
+def test_a_file_may_begin_with_pictures_that_refer_to_what_was_cut_away(tmp_path, decoder, fps):
+    whole, path = open_groups(tmp_path / "whole.mkv"), tmp_path / "part.mkv"
+    with av.open(whole) as source, av.open(str(path), "w") as copy:
+        stream = source.streams.video[0]
+        out = copy.add_stream_from_template(stream)
+        keys = 0
+        for packet in source.demux(stream):
+            keys += packet.is_keyframe
+            if keys > 1 and packet.size:
+                packet.stream = out
+                copy.mux(packet)
+    for start, end in ((None, None), (0.0, 0.6), (0.6, None)):
+        frames = decode_frames(str(path), VideoSpec(fps=fps, size=32, decoder=decoder), start, end)
+        assert numbers(frames.values) == (12 + np.floor(frames.times * 25 + 1e-2)).tolist(), start
+        assert frames.quality["good_frames"] == 1 and not frames.quality["salvaged"]
+
+
+@pytest.mark.skipif(decord is None, reason="decord has no wheel for this machine")
+@pytest.mark.parametrize("begin", [0.2, 0.52, 1.0])
+def test_decord_does_not_seek_to_key_frames_that_refer_to_what_is_before(tmp_path, begin):
+    path = open_groups(tmp_path / "a.mp4")
+    assert decode(path, "decord", begin, begin + 0.4) == list(range(round(begin * 25), round(begin * 25) + 10))
+
+
+@decoders
+@pytest.mark.parametrize("hidden", [5, 17])
+def test_what_an_edit_list_cuts_away_is_not_shown(tmp_path, decoder, hidden):
+    path = write_media(tmp_path / "a.mp4", numbered(40), bframes=0)
+    data = bytearray(Path(path).read_bytes())
+    at = data.index(b"elst") + 12  # its version, how many, then the duration and where in the track it begins
+    with av.open(path) as container:
+        tick = container.streams.video[0].time_base
+    data[at : at + 8] = struct.pack(">Ii", round((40 - hidden) * 40), round(hidden / 25 / tick))
+    Path(path).write_bytes(data)
+    for fps in (25, 5):
+        for start, end in ((None, None), (0.0, 0.4), (0.4, 0.8)):
+            frames = decode_frames(path, VideoSpec(fps=fps, size=32, decoder=decoder), start, end)
+            assert numbers(frames.values) == (np.floor(frames.times * 25) + hidden).tolist(), (fps, start)
+
+
 def straightforward(path, times):
     """What FFmpeg shows at the times: every frame decoded from the beginning, each until the next one's own time."""
     with av.open(path) as container:
@@ -192,7 +245,7 @@ CODECS = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("SEEDS", 24))))
 def test_what_is_decoded_is_what_ffmpeg_shows(tmp_path, seed):
     """Random codec, container, distance of key frames, B-frames, rate (or a variable one); whole and in segments."""
     rng = np.random.default_rng(seed)

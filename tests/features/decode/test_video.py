@@ -236,7 +236,7 @@ def broken(tmp_path, kind):
         ("text", "open", "is not a media file"),
         ("folder", "open", "is not a file"),
         ("no index", "open", "is not a media file"),
-        ("no frame", "video", "no frame decodes|does not decode"),
+        ("no frame", "video", "no frame decodes|does not decode|take other pictures"),
     ],
 )
 def test_a_broken_file_is_one_named_error(tmp_path, decoder, kind, stage, message):
