@@ -269,7 +269,8 @@ def patch_means(frames: Tensor, patch: int) -> Tensor:
     then column by column, six times as fast on a CPU as pooling floats.
     """
     height, width = frames.shape[2:4]
-    fits = frames.dtype == torch.uint8 and 255 * patch < 2**15
+    # An export sums the same integers as floats, which hold them exactly: onnxruntime pads no int16.
+    fits = frames.dtype == torch.uint8 and 255 * patch < 2**15 and not torch.compiler.is_exporting()
     sums = frames.to(torch.int16 if fits else torch.float32)
     sums = F.pad(sums, (0, 0, 0, -width % patch, 0, -height % patch))
     sums = reduce(torch.add, [sums[:, :, row::patch] for row in range(patch)]).float()

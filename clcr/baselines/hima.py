@@ -52,7 +52,7 @@ class ClipAttention(nn.Module):
 
     def forward(self, pooled: Tensor, others: Tensor, compared: Tensor) -> Tensor:
         """pooled: (B, d); others: (R, d); compared: (B, R) bool, without a clip's own -> (B, d)."""
-        scores = torch.cat([self.score(pooled)[:, None], self.score(others).expand(len(pooled), -1)], dim=1)
+        scores = torch.cat([self.score(pooled)[:, None], self.score(others).expand(pooled.shape[0], -1)], dim=1)
         among = torch.cat([torch.ones_like(compared[:, :1]), compared], dim=1)
         weights = masked_softmax(scores, among)[:, :1] * among.sum(dim=1, keepdim=True)
         return weights * pooled

@@ -79,7 +79,7 @@ class MMOrient(MultimodalModel):
             others, own = clips.of_all_workers()
         else:
             others = self.bank
-            own = torch.zeros(len(clips.nodes), len(others.nodes), dtype=torch.bool, device=clips.nodes.device)
+            own = torch.zeros(clips.nodes.shape[0], len(others.nodes), dtype=torch.bool, device=clips.nodes.device)
         links, attended = [], []
         for m, (embedding, attention) in enumerate(zip(self.embeddings, self.clip_attention, strict=True)):
             comparable = others.present[:, m] & clips.present[:, m, None] & ~own

@@ -48,11 +48,11 @@ class Clips(NamedTuple):
         rows, present = gather_rows(flat, self.present)
         parallel = dist.is_available() and dist.is_initialized()
         first = dist.get_rank() * (len(rows) // dist.get_world_size()) if parallel else 0
-        here = torch.arange(len(flat), device=flat.device) + first
+        here = torch.arange(flat.shape[0], device=flat.device) + first
         *embeddings, nodes, pooled = rows.split([*sizes, *[self.nodes[0].numel()] * 2], dim=1)
         shape = self.nodes.shape[1:]
         everyone = Clips(embeddings, nodes.unflatten(1, shape), pooled.unflatten(1, shape), present)
-        return everyone, torch.arange(len(rows), device=flat.device) == here[:, None]
+        return everyone, torch.arange(rows.shape[0], device=flat.device) == here[:, None]
 
 
 class GlobalEmbedding(nn.Module):

@@ -49,14 +49,18 @@ def contact_sheet(
 
 
 def draw_clips(
-    store: Store, rows: Sequence[Mapping[str, Any]], heading: str, strips: Mapping[str, Strip] | None = None
+    store: Store,
+    rows: Sequence[Mapping[str, Any]],
+    heading: str,
+    strips: Mapping[str, Strip] | None = None,
+    columns: int = 2,
 ) -> Figure:
     """Draw the clips of some rows of the index, in their order, below a heading; under each its further strips."""
     samples = [store.read(row["shard"], row["offset"], row["nbytes"]) for row in rows]
     features = store.spec.features
     strips = strips or {}
     heights = {name: _height(feature) for name, feature in features.items()} | dict.fromkeys(strips, BANDS)
-    columns = 1 if len(rows) == 1 else 2
+    columns = min(columns, len(rows))
     lines = -(-len(rows) // columns)
     cell = TITLE + sum(heights.values()) + AXIS
     width, height = columns * (LEFT + CELL + RIGHT), TOP + lines * cell

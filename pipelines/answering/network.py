@@ -65,6 +65,10 @@ class Network(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Tensors by name, see the module's head."""
+        return tuple(self.model(self.batch(*tensors)).logits.values())
+
+    def batch(self, *tensors: Tensor) -> Batch:
+        """What the model is given of these inputs."""
         given = dict(zip(self.inputs, tensors, strict=True))
         features = {}
         for m, spec in self.model.features.items():
@@ -73,25 +77,27 @@ class Network(nn.Module):
             features[m] = Features(values, F.pad(valid, (0, self.padding[m])))
         bins = {name: given[f"{name}.bins"] for name in self.events}
         unknown = torch.zeros_like(tensors[1][:, 0], dtype=torch.int64)
-        batch = Batch(
+        return Batch(
             features,
             present={m: f.valid.any(dim=1) for m, f in features.items()},
             targets={name: bins[name].long() if name in bins else unknown for name in self.model.tasks},
             clip_ids=[],
             bins={name: mask.sum(dim=1) for name, mask in bins.items()},
         )
-        return tuple(self.model(batch).logits.values())
 
     def example(self, clips: int, tokens: int, seed: int = 0) -> tuple[Tensor, ...]:
-        """Random inputs; each modality and task has another number of tokens, and clips are of unequal length."""
+        """Random inputs; each modality and task has another number of tokens, and clips are of unequal length.
+
+        Of several clips, each modality is missing from one.
+        """
         rng, made = np.random.default_rng(seed), []
         for number, spec in enumerate(self.model.features.values()):
             length = tokens + 3 * number
             values = rng.normal(size=(clips, length, *spec.shape))
             values = values * 40 + 128 if np.dtype(spec.dtype).kind == "u" else values
             valid = np.arange(length) < rng.integers(1, length + 1, clips)[:, None]
-            if clips > 2 and number == len(self.model.features) - 1 > 0:
-                valid[0] = False  # a clip that lacks a modality
+            if clips > 1 and len(self.model.features) > 1:
+                valid[number % clips] = False
             kept = values * valid.reshape(*valid.shape, *[1] * len(spec.shape))
             made += [torch.from_numpy(kept.astype(spec.dtype)), torch.from_numpy(valid)]
         bins = [torch.ones(clips, tokens + 1 + number, dtype=torch.bool) for number in range(len(self.events))]
@@ -177,6 +183,7 @@ def open_onnx(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # errors: it warns of every constant that it does not fold
     return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from pipelines.evaluation.scores import Figures, Scored, softmax
 
 BINS = 15
+LIMITS = 0.05, 20.0  # of the temperature
 
 
 def calibration(scored: Scored, validation: Scored | None) -> Figures:
@@ -66,4 +67,4 @@ def fit_temperature(validation: Scored) -> float | None:
         probabilities = softmax(known.logits / math.exp(log_temperature))
         return float(-np.log(np.maximum(probabilities[np.arange(len(known.truth)), known.truth], 1e-30)).mean())
 
-    return math.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x)
+    return math.exp(minimize_scalar(loss, bounds=(math.log(LIMITS[0]), math.log(LIMITS[1])), method="bounded").x)

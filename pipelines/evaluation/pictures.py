@@ -19,7 +19,7 @@ POINTS = 2000  # of a scatter plot
 # Any: matplotlib's hint lists its hundreds of keys one by one.
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9, "axes.spines.top": False}
 STYLE |= {"axes.spines.right": False, "font.family": "sans-serif"}
-SHEET_DPI = 65
+SHEET_DPI = 90
 
 
 def to_svg(figure: Figure) -> str:
@@ -68,17 +68,15 @@ def reliability_figure(calibrations: Mapping[str, Figures]) -> Figure:
             panel.remove()
         for panel, (model, found) in zip(panels, calibrations.items(), strict=False):
             panel.plot((0, 1), (0, 1), color="#bbbbbb", linewidth=1)
-            bins = found["bins"]
-            width = 1 / 15
-            panel.bar([b["low"] for b in bins], [b["accuracy"] for b in bins], width, align="edge", color="#c8d6ea")
             for name, entry, colour in (("as it is", found, COLOURS[0]), ("scaled", found.get("scaled"), COLOURS[1])):
-                if entry:
-                    points = [(b["confidence"], b["accuracy"]) for b in entry["bins"]]
-                    panel.plot(
-                        *zip(*points, strict=True), "o-", color=colour, label=name, markersize=3
-                    ) if points else None
+                if entry and entry["bins"]:
+                    x, y, n = ([b[key] for b in entry["bins"]] for key in ("confidence", "accuracy", "n"))
+                    panel.plot(x, y, color=colour, linewidth=0.8, alpha=0.5)
+                    sizes = [4 + 150 * count / sum(n) for count in n]
+                    panel.scatter(x, y, sizes, color=colour, alpha=0.7, linewidths=0, clip_on=False, label=name)
             panel.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy", title=model)
-            panel.legend(frameon=False, fontsize=7)
+            for mark in panel.legend(frameon=False, fontsize=7).legend_handles:
+                mark.set_sizes([16])
     return picture
 
 
@@ -134,4 +132,4 @@ def worst_sheet(store: Any, rows: Sequence[Mapping[str, Any]], model: Any, what:
     from pipelines.evaluation.strips import alpha_strips
 
     strips = alpha_strips(model) if isinstance(model, clcr.CLCR) else {}
-    return to_jpeg(draw_clips(store, rows, what, strips))
+    return to_jpeg(draw_clips(store, rows, what, strips, columns=1))

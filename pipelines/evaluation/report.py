@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader
 from clcr import TaskSpec
 from features.store import Store
 from pipelines.evaluation import pictures
+from pipelines.evaluation.calibration import LIMITS
 from pipelines.evaluation.conditions import WHOLE
 from pipelines.evaluation.models import Contender
 from pipelines.evaluation.scores import Figures, Scored, main_figure
@@ -59,9 +60,17 @@ def environment() -> Environment:
         "number": lambda x: "–" if not isinstance(x, int | float) else f"{x:.3f}" if abs(x) < 1000 else f"{x:.4g}",
         "percent": lambda x: "–" if not isinstance(x, int | float) else f"{100 * x:.0f} %",
         "p_value": lambda p: "–" if not isinstance(p, int | float) else "< .001" if p < 0.001 else f"{p:.3f}",
+        "temperature": _temperature,
         "title_of": lambda name: TITLES.get(name, name),
     }
     return environment
+
+
+def _temperature(value: object) -> str:
+    if not isinstance(value, float):  # none was fitted
+        return "–"
+    inside = 1.01 * LIMITS[0] < value < 0.99 * LIMITS[1]
+    return f"{value:.3f}" if inside else f"{value:.3g} (limit)"
 
 
 def _task(
@@ -81,6 +90,8 @@ def _task(
     first = next(iter(found.values()))
     part = {"name": name, "kind": task.kind, "has_classes": task.has_classes, "n": first["n"], "main": main}
     part |= {"figures": figures, "rows": _rows(found, figures), "calibration": calibration}
+    if task.has_classes and first["n"]:
+        part["majority"] = max(map(sum, first["confusion"]["counts"])) / first["n"]
     part["paired"] = [pair for pair in metrics["paired"] if pair["task"] == name]
     part["reliability"] = pictures.to_svg(pictures.reliability_figure(calibration)) if calibration else ""
     part["scaled"] = any("scaled" in entry for entry in calibration.values())
@@ -94,6 +105,7 @@ def _task(
             "slices": f["slices"],
             "worst": f["worst"],
             "sheet": sheets.get(f"{model}/{name}"),
+            "weighs": metrics["models"][model]["architecture"] == "clcr",
         }
         for model, f in found.items()
     ]

@@ -186,6 +186,14 @@ def test_patch_means_are_those_of_a_pooling_that_takes_what_there_is_at_the_edge
     torch.testing.assert_close(patch_means(clip.to(dtype), patch), expected)
 
 
+def test_an_export_takes_the_same_means_bit_by_bit_and_pads_no_int16(monkeypatch):
+    clip, padded, pad = frames(20, 23), [], torch.nn.functional.pad
+    means = patch_means(clip, 3)
+    monkeypatch.setattr("torch.compiler.is_exporting", lambda: True)
+    monkeypatch.setattr("torch.nn.functional.pad", lambda x, by: padded.append(x.dtype) or pad(x, by))
+    assert torch.equal(patch_means(clip, 3), means) and padded == [torch.float32]
+
+
 def test_a_shifted_clip_is_moved_as_one_and_repeats_its_edges():
     clip = torch.arange(2 * 3 * 10 * 12 * 3).view(2, 3, 10, 12, 3)
     moved = random_shift(clip, 0.2)

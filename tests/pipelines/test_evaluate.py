@@ -80,9 +80,12 @@ def test_figures_of_classes_are_scikit_learns_of_the_predictions(evaluated, mode
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(truth, guess))
     assert found["macro_f1"] == pytest.approx(sk.f1_score(truth, guess, average="macro"))
     report = sk.classification_report(truth, guess, output_dict=True, zero_division=0)
+    names = {"precision": "precision", "recall": "recall", "f1": "f1-score", "support": "support"}
     for label in "ab":
         mine, theirs = found["per_class"][label], report[label]
-        assert (mine["precision"], mine["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]))
+        assert [mine[name] for name in names] == pytest.approx([theirs[name] for name in names.values()])
+    assert found["macro_precision"] == pytest.approx(report["macro avg"]["precision"])
+    assert found["macro_recall"] == pytest.approx(report["macro avg"]["recall"])
     probability = np.array([row["b"] for row in rows["label_probabilities"]])
     areas = [sk.roc_auc_score(truth == c, [row[c] for row in rows["label_probabilities"]]) for c in "ab"]
     assert found["auroc"] == pytest.approx(np.mean(areas), abs=1e-6)
@@ -98,7 +101,9 @@ def test_figures_of_numbers_are_scikit_learns_of_the_predictions(evaluated, mode
     rows = read(folder, model).dropna(subset=["label_mood"])
     found, truth, guess = metrics["models"][model]["tasks"]["mood"], rows["label_mood"], rows["mood"]
     assert found["mae"] == pytest.approx(sk.mean_absolute_error(truth, guess), rel=1e-5)
+    assert found["rmse"] == pytest.approx(sk.root_mean_squared_error(truth, guess), rel=1e-5)
     assert found["r2"] == pytest.approx(sk.r2_score(truth, guess), rel=1e-4)
+    assert found["bias"] == pytest.approx((guess - truth).mean(), abs=1e-5)
     assert found["pearson"] == pytest.approx(np.corrcoef(truth, guess)[0, 1], abs=1e-5)
 
 
@@ -222,6 +227,37 @@ def test_classes_that_the_model_never_saw_count_as_wrong_and_are_named(tmp_path)
     assert found["confusion"]["labels"] == ["a", "b", "zebra"] and sum(found["confusion"]["counts"][2]) == 9
     assert "zebra" in metrics["notes"][0] and "zebra" in (tmp_path / "out" / "report.html").read_text()
     assert found["worst"][0]["label"] == "zebra"
+
+
+def test_classes_that_a_store_lacks_stay_in_the_table_without_a_clip(tmp_path, store):
+    task = Task("label", "classification", ("zebra", "b", "a"))
+    wider = store_of(tmp_path / "wider", make_clips(8), (task, TASKS[1]))
+    small_model(tmp_path / "net", wider)
+    narrow = store_of(tmp_path / "narrow", make_clips(8, 4, 12))
+    metrics = run(tmp_path / "out", narrow, [tmp_path / "net"])
+    found = metrics["models"]["net"]["tasks"]["label"]
+    rows = pq.read_table(tmp_path / "out/predictions/net/all.parquet").to_pandas().dropna(subset=["label_label"])
+    expected = sk.confusion_matrix(rows["label_label"], rows["label"], labels=task.classes).tolist()
+    assert found["confusion"] == {"labels": list(task.classes), "counts": expected} and sum(expected[0]) == 0
+    assert found["per_class"]["zebra"]["support"] == 0 and found["per_class"]["zebra"]["auroc"] is None
+    assert metrics["notes"] == []
+
+
+def test_a_task_that_the_store_or_one_of_the_models_lacks_is_left_out(tmp_path):
+    clips = make_clips(8, 4, 12)
+    whole, lacking = store_of(tmp_path / "whole", clips), store_of(tmp_path / "lacking", clips, TASKS[:1])
+    small_model(tmp_path / "both", whole)
+    small_model(tmp_path / "feel", whole, tasks={"mood": clcr.TaskSpec("mood", "regression")})
+    models = [tmp_path / "both", tmp_path / "feel"]
+    one, two = (run(tmp_path / s.spec.tasks[-1].name, s, models) for s in (whole, lacking))
+    assert [list(one["models"][m]["tasks"]) for m in ("both", "feel")] == [["label", "mood"], ["mood"]]
+    assert [(pair["task"], pair["a"], pair["b"]) for pair in one["paired"]] == [("mood", "both", "feel")]
+    assert two["tasks"] == ["label"] and two["models"]["feel"]["tasks"] == {} and two["paired"] == []
+    assert two["models"]["both"]["tasks"]["label"] == one["models"]["both"]["tasks"]["label"]
+    report = (tmp_path / "label" / "report.html").read_text()
+    assert 'data-task="label"' in report and 'data-task="mood"' not in report
+    with pytest.raises(JobError, match=r"/lacking has label, and the models answer mood: there is nothing to evaluate"):
+        run(tmp_path / "none", lacking, models[1:])
 
 
 def test_one_class_and_equal_numbers_leave_undefined_figures_null(tmp_path):

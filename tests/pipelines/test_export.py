@@ -15,11 +15,12 @@ from storefiles import TASKS, make_clips, write_store
 
 import clcr
 from clcr.config import ModelConfig
+from clcr.registry import MODELS
 from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.store import Store, StoreSpec
 from pipelines.answering.card import write_card
 from pipelines.answering.clips import ClipAnswerer, clip_of_file
-from pipelines.answering.network import Network, largest_error
+from pipelines.answering.network import Network, export_network, largest_error
 from pipelines.answering.pyfunc import requirements, signature_of
 from pipelines.common.errors import JobError
 from pipelines.export import ExportConfig, export
@@ -95,6 +96,23 @@ def test_a_network_alone_answers_as_the_model_for_any_number_of_clips_and_tokens
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| `audio.values` | in, float16 | clips, tokens, 8 |" in card and "- `when`: background, a, b" in card
     assert "| `when.logits` | out | clips, bins, 3 |" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in [*MODELS, "video"] if name != "clcr"])
+def test_every_architecture_is_exported_and_answers_alike(name, tmp_path):
+    """Frames beyond 24 pixels are averaged over patches, and these sides are no multiple of one."""
+    frames, sound = clcr.FeatureSpec((25, 27, 3), 12.5, "uint8"), clcr.FeatureSpec((8,), 100.0, "float16")
+    label, mood = clcr.TaskSpec("label", "classification", ("a", "b")), clcr.TaskSpec("mood", "regression")
+    config = clcr.CLCRConfig(ModelConfig(width=8, heads=2, levels=2, blocks=1))
+    torch.manual_seed(0)
+    model = clcr.build(name, config, {"video": frames, "audio": sound}, {"label": label, "mood": mood})
+    network = Network(model)
+    seen = network.batch(*network.example(16, 9))
+    model.fit_statistics([seen], labels={"mood": np.arange(16.0)})
+    model.prepare_evaluation(lambda clips: [seen])
+    found = export_network(model, tmp_path, ("torch", "onnx"))
+    assert set(found) == {"torch", "onnx"} and max(file.error for file in found.values()) <= 1e-4
 
 
 def test_what_cannot_be_exported_is_refused_by_name_and_leaves_nothing(run, tmp_path, monkeypatch):

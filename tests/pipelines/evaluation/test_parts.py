@@ -99,6 +99,13 @@ def test_calibrated_answers_have_no_error_and_overconfident_ones_find_their_temp
     assert sum(b["n"] for b in found["bins"]) == 4000
 
 
+def test_a_temperature_at_the_limit_of_its_search_is_marked():
+    all_right = random_scored(scale=9.0)
+    all_right = replace(all_right, truth=all_right.guess)
+    say = environment().filters["temperature"]
+    assert say(fit_temperature(all_right)) == "0.05 (limit)" and say(1.25) == "1.250" and say(None) == "–"
+
+
 def test_intervals_cover_the_figure_and_shrink_with_more_clips():
     few, many = (intervals(random_scored(n), 0)["accuracy"] for n in (100, 1600))
     accuracy = figures(random_scored(1600))["accuracy"]
