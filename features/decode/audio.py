@@ -126,7 +126,8 @@ def _read(media: MediaFile, begin: float, stop: float | None, seek: bool) -> Sou
                 container.seek(round((begin - PREROLL + clock_zero(container)) / tick_of(stream)), stream=stream)
             except av.FFmpegError:  # a format, or a file without an index, that cannot
                 return _read(media, begin, stop, seek=False)
-        rate = stream.rate
+        if not (rate := stream.rate):  # declared, and no packet said at which rate
+            return None
         first, last = round(begin * rate), None if stop is None else round(stop * rate)
         origin, samples, lost = _join(container, stream, first, last, at=first + 1 if seek else 0)
         held = (origin + len(samples)) / rate

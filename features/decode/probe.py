@@ -46,6 +46,7 @@ AnyStream = TypeVar("AnyStream", bound=Stream)
 COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
 GUESSED = ("aac", "ac3", "eac3", "amr", "h264", "hevc", "mp3")  # bare streams: FFmpeg guesses a duration from the size
 CLIPPED = ("wav", "avi", "asf")  # of those that are cut off, FFmpeg takes what is left for the whole
+JOINABLE = ("mpeg", "mpegts")  # files of these stay files when they are put behind each other
 EARLIER = 10.0  # s that a file is sought to before a segment whose key frame a first seek did not find
 # Codecs of which a packet may say that the picture before stays, or change only what others refer to: it shows nothing.
 SPARSE = ("mpeg4", "h263", "flv", "vp8", "theora", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2")
@@ -236,6 +237,8 @@ def frame_times(
         timing, codec = timing or _timing(stream, opening), stream.codec_context.name
         if read.untimed and timing == "stated" and container.format.name == "mpeg" and codec in UNTIMED:
             raise MediaError("video", f"{media.uri} holds {codec} without the times of most frames; convert it to mp4")
+        if container.format.name in JOINABLE and read.restart() is not None:
+            raise MediaError("video", f"{media.uri}: the times of its frames begin anew, as of joined files; remux it")
         if timing == "stated" and codec in COUNTED and read.counted() is not None:
             timing = "ordered"
         if timing == "ordered" and seek:

@@ -19,6 +19,8 @@ from features.decode.media import stamp_of
 Timing = Literal["stated", "ordered", "fields"]
 
 TICK = 1e-3  # s; decord rounds times to milliseconds, and a target often falls exactly on a frame's edge
+BACK = 1.0  # s that times go back where a file begins anew; by less they may be out of order
+JOINED = 10  # packets on either side, at least, whose times are those of the other side
 MOST_LEFT = 3  # pictures without a time after the last one that has one
 
 
@@ -61,6 +63,19 @@ class Packets:
                 self.whole = False
                 return False
         return True
+
+    def restart(self) -> float | None:
+        """The time to which the packets' times go back for good, as where files were joined; None where they do not.
+
+        Of a broken timestamp there are no others that are as late, or as early.
+        """
+        decoded = np.array([time for _, time in self.stamps if time is not None])
+        if len(decoded) < 2:
+            return None
+        at = int(np.diff(decoded).argmin()) + 1
+        late, early = (decoded[:at] > decoded[at]).sum(), (decoded[at:] < decoded[at - 1]).sum()
+        back = decoded[at - 1] - decoded[at] > BACK
+        return float(decoded[at]) if back and min(late, early) >= JOINED else None
 
     def leading(self) -> float | None:
         """When the key frame is shown with which a file begins, in which others are shown before it; else None."""

@@ -280,6 +280,30 @@ def test_a_track_that_is_declared_and_empty_is_absent(tmp_path, kind, kept, segm
     assert encode_clip(*clip(path, *segment), EVERY).features.keys() == {kept}
 
 
+def test_a_track_that_a_transport_stream_declares_and_never_sends_is_absent(tmp_path):
+    path = str(tmp_path / "a.ts")
+    with av.open(path, "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"crf": "8"})
+        video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
+        container.add_stream("aac", rate=16_000, layout="mono")
+        for picture in numbered(40):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode(None))
+    for segment in ((None, None), (0.6, 1.0)):
+        assert encode_clip(*clip(path, *segment), EVERY).features.keys() == {"video"}
+
+
+@decoders
+@pytest.mark.parametrize(("suffix", "codec"), [("ts", "libx264"), ("mpg", "mpeg2video")])
+def test_files_put_behind_each_other_are_refused_and_not_shown_at_once(tmp_path, decoder, suffix, codec):
+    options = {"b": "4000000", "g": "12", "bf": "2", "crf": "8"}
+    path = Path(write_media(tmp_path / f"a.{suffix}", numbered(40), codec=codec, options=options))
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(MediaError, match="begin anew, as of joined files; remux it"):
+        decode_frames(str(path), VideoSpec(decoder=decoder))
+    assert numbers(decode_frames(str(path), VideoSpec(fps=25, decoder=decoder), 0.2, 0.6).values) == list(range(5, 15))
+
+
 def test_a_segment_after_the_picture_has_ended_keeps_its_sound(tmp_path):
     path = write_media(tmp_path / "a.mkv", numbered(10), sound=sine(440, 3))
     assert encode_clip(*clip(path, 2.0, 3.0), EVERY).features.keys() == {"audio"}
