@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -108,7 +109,7 @@ def test_every_architecture_is_exported_and_answers_alike(name, tmp_path):
     torch.manual_seed(0)
     model = clcr.build(name, config, {"video": frames, "audio": sound}, {"label": label, "mood": mood})
     network = Network(model)
-    seen = network.batch(*network.example(16, 9))
+    seen = replace(network.batch(*network.example(16, 9)), clip_ids=list("abcdefghijklmnop"))
     model.fit_statistics([seen], labels={"mood": np.arange(16.0)})
     model.prepare_evaluation(lambda clips: [seen])
     found = export_network(model, tmp_path, ("onnx",))  # made of the torch.export program
