@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def measure(name: str, options: Options) -> dict[str, Any]:
     config = clcr.CLCRConfig(clcr.config.ModelConfig(width=options.width))
     model = clcr.build(name, config, FEATURES, TASKS).eval()
     network = Network(model)
-    seen = network.batch(*network.example(32, 38))
+    seen = replace(network.batch(*network.example(32, 38)), clip_ids=list(map(str, range(32))))
     model.fit_statistics([seen], labels={"mood": np.arange(32.0)})
     model.prepare_evaluation(lambda clips: [seen])
     with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -104,15 +105,15 @@ def test_every_architecture_is_exported_and_answers_alike(name, tmp_path):
     """Frames beyond 24 pixels are averaged over patches, and these sides are no multiple of one."""
     frames, sound = clcr.FeatureSpec((25, 27, 3), 12.5, "uint8"), clcr.FeatureSpec((8,), 100.0, "float16")
     label, mood = clcr.TaskSpec("label", "classification", ("a", "b")), clcr.TaskSpec("mood", "regression")
-    config = clcr.CLCRConfig(ModelConfig(width=8, heads=2, levels=2, blocks=1))
+    config = clcr.CLCRConfig(ModelConfig(width=8, heads=2, levels=1, blocks=1))
     torch.manual_seed(0)
     model = clcr.build(name, config, {"video": frames, "audio": sound}, {"label": label, "mood": mood})
     network = Network(model)
-    seen = network.batch(*network.example(16, 9))
+    seen = replace(network.batch(*network.example(16, 9)), clip_ids=list("abcdefghijklmnop"))
     model.fit_statistics([seen], labels={"mood": np.arange(16.0)})
     model.prepare_evaluation(lambda clips: [seen])
-    found = export_network(model, tmp_path, ("torch", "onnx"))
-    assert set(found) == {"torch", "onnx"} and max(file.error for file in found.values()) <= 1e-4
+    found = export_network(model, tmp_path, ("onnx",))  # made of the torch.export program
+    assert found["onnx"].error <= 1e-4
 
 
 def test_what_cannot_be_exported_is_refused_by_name_and_leaves_nothing(run, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Parts of an evaluation: conditions of the input, calibration, intervals and tests, against what is known of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from pipelines.answering.batches import batch_of
 from pipelines.evaluation.calibration import calibration, calibration_figures, fit_temperature
 from pipelines.evaluation.comparison import compare_models, holm, intervals
 from pipelines.evaluation.conditions import Condition, measure_spread, noises, subsets
+from pipelines.evaluation.report import environment
 from pipelines.evaluation.scores import Scored, class_areas, figures, plain, score_rows
 from pipelines.evaluation.slices import worst_clips
 
