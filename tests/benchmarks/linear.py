@@ -1,4 +1,4 @@
-"""What a linear model makes of the clips' statistics, on the divisions of `fusion`: the least that a network should beat.
+"""What a linear model makes of the clips' statistics, on the divisions of `fusion`: what a network should beat.
 
 Every modality's mean over time and, where it has more than one token, its spread; standardised, side by side, into a
 logistic regression whose penalty the validation part chooses. Of a single task with classes.
