@@ -201,12 +201,13 @@ def _only(batch: Batch, left: str) -> Batch:
 
 
 def summary(path: Path, against: str | None) -> None:
-    """Mean and spread of each recipe over folds (of means over seeds), and t-tests paired over folds."""
+    """Mean and spread of each recipe over folds (of means over seeds), and paired t-tests; seeds, where there is one fold."""
     runs = rows_of(path)
+    unit = "fold" if len({run["fold"] for run in runs}) > 1 else "seed"
     column = "test" if any(run["test"] for run in runs) else "last"
     table: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        table[run["recipe"]][run["fold"]].append(float(run[column]))
+        table[run["recipe"]][run[unit]].append(float(run[column]))
     folds = {recipe: {f: np.mean(x) for f, x in found.items()} for recipe, found in table.items()}
     base = folds.get(against or next(iter(folds)), {})
     for recipe, values in sorted(folds.items(), key=lambda item: -np.mean(list(item[1].values()))):
@@ -214,7 +215,7 @@ def summary(path: Path, against: str | None) -> None:
         difference = np.array([values[f] - base[f] for f in both])
         tested = stats.ttest_1samp(difference, 0).pvalue if difference.any() and len(both) > 1 else float("nan")
         mean, runs_of = list(values.values()), sum(map(len, table[recipe].values()))
-        print(f"{np.mean(mean):.3f} (folds sd {np.std(mean):.3f}, {runs_of} runs)", end="  ")
+        print(f"{np.mean(mean):.3f} ({unit}s sd {np.std(mean):.3f}, {runs_of} runs)", end="  ")
         print(f"{difference.mean():+.3f} sd {difference.std(ddof=min(1, len(both) - 1)):.3f} p {tested:.3f}", end="  ")
         low, high = bootstrap(runs, recipe, against or next(iter(folds)))
         print(f"clips {low:+.3f} to {high:+.3f}  {recipe}")
