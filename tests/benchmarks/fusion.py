@@ -201,7 +201,7 @@ def _only(batch: Batch, left: str) -> Batch:
 
 
 def summary(path: Path, against: str | None) -> None:
-    """Mean and spread of each recipe over folds (of means over seeds), and paired t-tests; seeds, where there is one fold."""
+    """Mean and spread of each recipe over folds (of means over seeds), and paired t-tests; of one fold, over seeds."""
     runs = rows_of(path)
     unit = "fold" if len({run["fold"] for run in runs}) > 1 else "seed"
     column = "test" if any(run["test"] for run in runs) else "last"
