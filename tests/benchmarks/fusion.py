@@ -4,10 +4,11 @@
         --common "epochs=40 model.width=64 lr=2e-3" --seeds 1,2 "clcr" "clcr model.exchange=none" "concat"
 
 A recipe is a model's name and options by dotted name, `clcr loader.drop=[audio=.2]`; the word `last` in it takes the
-last layer alone of modalities that have several. --folds: `inner` leaves out one group (subject) of the training split
-at a time and never opens the others: recipes are chosen there; `parts` does so with four random parts of it, where
-clips have no group. `outer` leaves out one fold of the corpus, chooses the epoch on the next and tests it. `official`
-takes the corpus's splits. --summary prints means, tests paired over folds, and the interval of a bootstrap over clips.
+last layer alone of modalities that have several. `linear`, or `linear MODALITY`, is a logistic regression on the clips'
+statistics (linear.py). --folds: `inner` leaves out one group (subject) of the training split at a time and never opens
+the others: recipes are chosen there; `parts` does so with four random parts of it, where clips have no group. `outer`
+leaves out one fold of the corpus, chooses the epoch on the next and tests it. `official` takes the corpus's splits.
+--summary prints means, tests paired over folds, and the interval of a bootstrap over clips.
 
 Trains by the project's own loop (clcr.training.Trainer) on samples held in memory. A row is a run: `val` is the
 validation score of the best epoch, `last` that of the last one, which nothing was chosen by; `test` that of the best
@@ -43,6 +44,7 @@ from pipelines.common.cli import flatten, override
 from pipelines.training.learner import Recipe, modalities_of
 from pipelines.training.loading import altered, feature_specs, task_specs
 from pipelines.training.order import bucketed, chances, count_classes
+from tests.benchmarks.linear import fit_linear
 
 KEY = ["corpus", "folds", "recipe", "fold", "seed"]
 COLUMNS = ["commit", "command", *KEY, "epochs", "val", "last", "test", "alone", "participation", "seconds", "right"]
@@ -199,12 +201,13 @@ def _only(batch: Batch, left: str) -> Batch:
 
 
 def summary(path: Path, against: str | None) -> None:
-    """Mean and spread of each recipe over folds (of means over seeds), and t-tests paired over folds."""
+    """Mean and spread of each recipe over folds (of means over seeds), and paired t-tests; of one fold, over seeds."""
     runs = rows_of(path)
+    unit = "fold" if len({run["fold"] for run in runs}) > 1 else "seed"
     column = "test" if any(run["test"] for run in runs) else "last"
     table: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        table[run["recipe"]][run["fold"]].append(float(run[column]))
+        table[run["recipe"]][run[unit]].append(float(run[column]))
     folds = {recipe: {f: np.mean(x) for f, x in found.items()} for recipe, found in table.items()}
     base = folds.get(against or next(iter(folds)), {})
     for recipe, values in sorted(folds.items(), key=lambda item: -np.mean(list(item[1].values()))):
@@ -212,7 +215,7 @@ def summary(path: Path, against: str | None) -> None:
         difference = np.array([values[f] - base[f] for f in both])
         tested = stats.ttest_1samp(difference, 0).pvalue if difference.any() and len(both) > 1 else float("nan")
         mean, runs_of = list(values.values()), sum(map(len, table[recipe].values()))
-        print(f"{np.mean(mean):.3f} (folds sd {np.std(mean):.3f}, {runs_of} runs)", end="  ")
+        print(f"{np.mean(mean):.3f} ({unit}s sd {np.std(mean):.3f}, {runs_of} runs)", end="  ")
         print(f"{difference.mean():+.3f} sd {difference.std(ddof=min(1, len(both) - 1)):.3f} p {tested:.3f}", end="  ")
         low, high = bootstrap(runs, recipe, against or next(iter(folds)))
         print(f"clips {low:+.3f} to {high:+.3f}  {recipe}")
@@ -273,8 +276,13 @@ def main() -> int:
                 if key in done or (args.only and fold not in args.only.split(",")):
                     continue
                 words = text.split()
-                recipe = parse(" ".join([*(word for word in words if word != "last"), args.common]), seed)
-                found = train(recipe, store, samples, parts, last_layer="last" in words)
+                if words[0] == "linear":
+                    started = time.perf_counter()
+                    found = fit_linear(samples, parts, words[1:] or list(store.spec.features))
+                    found |= {"seconds": round(time.perf_counter() - started)}
+                else:
+                    recipe = parse(" ".join([*(word for word in words if word != "last"), args.common]), seed)
+                    found = train(recipe, store, samples, parts, last_layer="last" in words)
                 row = dict(zip(KEY, key, strict=True))
                 write(args.out, {"commit": commit, "command": args.common, **row, **found})
     return 0
