@@ -41,6 +41,7 @@ from pipelines.training.run_folder import (
     finish,
     open_run,
     prepare,
+    require_same_run,
     sole_owner,
     title,
     track_result,
@@ -76,7 +77,7 @@ class TrainConfig:
     """register the model with MLflow under this name, as its next version; NAME@ALIAS gives that version an alias,
     unless a later version has it"""
     dry_run: bool = False
-    """check the options and the store, print what would be trained, and end; nothing is written"""
+    """check the options, the store and what --out holds, print what would be trained, and end; nothing is written"""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
@@ -92,7 +93,7 @@ def train(config: TrainConfig) -> None:
     config = as_begun(config)
     inputs = check(config.store, config.recipe)
     if config.dry_run:
-        return print(*inputs.lines(), plan(inputs, config.recipe), sep="\n")
+        return print_plan(config, inputs)
     with sole_owner(config.out):
         started = claim(config, may_differ=CHANGEABLE)
         if (finished := read_json(config.out, "metrics.json")) is not None:
@@ -111,10 +112,15 @@ def train(config: TrainConfig) -> None:
         print(f"compare runs: {runs_page(run.uri, run.experiment_id())}", flush=True)
 
 
-def plan(inputs: Inputs, recipe: Recipe) -> str:
-    """What a training would do, in a line."""
-    parameters, clips = sum(weights.numel() for weights in inputs.model.parameters()), recipe.optim.batch_size
-    return (
+def print_plan(config: TrainConfig, inputs: Inputs) -> None:
+    """What the same command would do without --dry-run. Raises JobError where --out holds another run."""
+    require_same_run(config, may_differ=CHANGEABLE)
+    if read_json(config.out, "metrics.json") is not None:
+        return print(f"{config.out} holds this run, finished: nothing is left to train")
+    recipe, clips = config.recipe, config.recipe.optim.batch_size
+    parameters = sum(weights.numel() for weights in inputs.model.parameters())
+    print(*inputs.lines(), sep="\n")
+    print(
         f"would train {recipe.architecture} of {parameters:,} parameters for {recipe.optim.epochs} epochs of "
         f"{math.ceil(inputs.clips['train'] / clips)} steps of {clips} clips; nothing was written (--dry-run)"
     )
@@ -146,7 +152,7 @@ def launch(config: TrainConfig, run: tracking.Run) -> None:
     """Train on the cluster's workers, again from the last checkpoint whenever a worker or a host dies.
 
     The run ends when it dies more than DEATHS times without a new checkpoint in between: long runs on many machines may
-    die often, but they get on. Raises JobError or another error of ours where going on would not help.
+    die often, but they progress. Raises JobError or another error of ours where trying again would not help.
     """
     deaths, trainer = 0, ray_trainer(config, run)
     while True:

@@ -269,7 +269,7 @@ def _yaml_options(config_class: type, path: str) -> Iterator[str]:
         raise JobError("--config: name a YAML file of options")
     presets = {file.stem: file for file in PRESETS.glob("*.yaml")}
     try:
-        tree = yaml.safe_load((Path(path) if Path(path).exists() else presets.get(path, Path(path))).read_text()) or {}
+        tree = yaml.safe_load((Path(path) if Path(path).is_file() else presets.get(path, Path(path))).read_text()) or {}
     except OSError as error:
         what = f"give a YAML file of options, or one of the presets {', '.join(sorted(presets))}"
         raise JobError(f"--config {path}: {error.strerror}; {what}") from None

@@ -91,7 +91,7 @@ def _task(
     part = {"name": name, "kind": task.kind, "has_classes": task.has_classes, "n": first["n"], "main": main}
     part |= {"figures": figures, "rows": _rows(found, figures), "calibration": calibration}
     if task.has_classes and first["n"]:
-        part["majority"] = max(map(sum, first["confusion"]["counts"])) / first["n"]
+        part["majority"] = first["majority"]
     part["paired"] = [pair for pair in metrics["paired"] if pair["task"] == name]
     part["reliability"] = pictures.to_svg(pictures.reliability_figure(calibration)) if calibration else ""
     part["scaled"] = any("scaled" in entry for entry in calibration.values())

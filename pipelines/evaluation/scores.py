@@ -132,6 +132,7 @@ def _of_classes(scored: Scored) -> Figures:
     found = summary(scored)
     if not len(scored.truth):
         return found
+    found["majority"] = float(np.unique(scored.truth, return_counts=True)[1].max() / len(scored.truth))
     labels = range(len(scored.labels))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

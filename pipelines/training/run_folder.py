@@ -104,8 +104,7 @@ def sole_owner(out: str) -> Iterator[None]:
 def claim(config: JobConfig, may_differ: Sequence[str] = ()) -> dict[str, str] | None:
     """Make the folder `config.out` this run's. Returns what an earlier start of the same run left there.
 
-    may_differ: options that a later start may change. Raises JobError when another run's options lie there, or a run on
-    another content of the store.
+    may_differ and raises: as `require_same_run`.
     """
     asked = to_yaml(config)
     if (written := read_text(config.out, "config.yaml")) is None:
@@ -113,7 +112,20 @@ def claim(config: JobConfig, may_differ: Sequence[str] = ()) -> dict[str, str] |
         fs.create_dir(path, recursive=True)
         write_text(config.out, "config.yaml", asked)
         return None
-    before, now = (_meaning(text) for text in (written, asked))
+    started = require_same_run(config, may_differ)
+    if written != asked:
+        write_text(config.out, "config.yaml", asked)
+    return started
+
+
+def require_same_run(config: JobConfig, may_differ: Sequence[str] = ()) -> dict[str, str] | None:
+    """Raise JobError where another run's options lie in `config.out`, or a run on another content of the store.
+
+    may_differ: options that a later start may change. Returns what an earlier start left there, if there was one.
+    """
+    if (written := read_text(config.out, "config.yaml")) is None:
+        return None
+    before, now = (_meaning(text) for text in (written, to_yaml(config)))
     job: Any = type(config)
     untouched = yaml.safe_load(to_yaml(job(config.store, config.out)))
     before = {name: value for name, value in untouched.items() if now.get(name) == value} | before  # came later
@@ -124,8 +136,6 @@ def claim(config: JobConfig, may_differ: Sequence[str] = ()) -> dict[str, str] |
     started, content = read_json(config.out, "run.json"), open_store(config.store).spec.fingerprint
     if started and started.get("store", content) != content:
         raise JobError(f"--out {config.out} holds a run on what {config.store} was before: give another --out")
-    if written != asked:
-        write_text(config.out, "config.yaml", asked)
     return started
 
 
@@ -160,7 +170,8 @@ def open_run(
         tags = {**tags, "store": name_of(config.store), "store.fingerprint": store.spec.fingerprint}
         tags |= {"store.mixture": store.contents()} if isinstance(store, Mixture) else {}
         tags |= {tracking.NOTE: description} if description else {}
-        run = tracking.start_run(uri, config.experiment, name, flatten(config), tags)
+        options = {name: value for name, value in flatten(config).items() if name != "dry_run"}
+        run = tracking.start_run(uri, config.experiment, name, options, tags)
         about = {"run_id": run.run_id, "tracking_uri": run.uri, "store": store.spec.fingerprint}
         write_text(config.out, "run.json", json.dumps(about))  # first: what fails from here on is resumed
         run.log_input(name_of(config.store), config.store, store.spec.fingerprint, store.spec.splits)

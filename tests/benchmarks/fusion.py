@@ -201,41 +201,57 @@ def _only(batch: Batch, left: str) -> Batch:
 
 
 def summary(path: Path, against: str | None) -> None:
-    """Mean and spread of each recipe over folds (of means over seeds), and paired t-tests; of one fold, over seeds."""
+    """Mean and spread of each recipe over folds (of means over seeds), and paired t-tests; of one fold, over seeds.
+
+    Recipes are compared by the runs of the same fold and seed.
+    """
     runs = rows_of(path)
-    unit = "fold" if len({run["fold"] for run in runs}) > 1 else "seed"
+    unit = 0 if len({run["fold"] for run in runs}) > 1 else 1
     column = "test" if any(run["test"] for run in runs) else "last"
-    table: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    scores: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
     for run in runs:
-        table[run["recipe"]][run[unit]].append(float(run[column]))
-    folds = {recipe: {f: np.mean(x) for f, x in found.items()} for recipe, found in table.items()}
-    base = folds.get(against or next(iter(folds)), {})
-    for recipe, values in sorted(folds.items(), key=lambda item: -np.mean(list(item[1].values()))):
-        both = [f for f in values if f in base]
-        difference = np.array([values[f] - base[f] for f in both])
-        tested = stats.ttest_1samp(difference, 0).pvalue if difference.any() and len(both) > 1 else float("nan")
-        mean, runs_of = list(values.values()), sum(map(len, table[recipe].values()))
-        print(f"{np.mean(mean):.3f} ({unit}s sd {np.std(mean):.3f}, {runs_of} runs)", end="  ")
-        print(f"{difference.mean():+.3f} sd {difference.std(ddof=min(1, len(both) - 1)):.3f} p {tested:.3f}", end="  ")
-        low, high = bootstrap(runs, recipe, against or next(iter(folds)))
-        print(f"clips {low:+.3f} to {high:+.3f}  {recipe}")
+        scores[run["recipe"]][run["fold"], run["seed"]] = float(run[column])
+    name = against or next(iter(scores))
+    base = scores.get(name, {})
+    means = {recipe: _by_unit(values, unit) for recipe, values in scores.items()}
+    for recipe, values in sorted(scores.items(), key=lambda item: -means[item[0]].mean()):
+        mean = means[recipe]
+        print(f"{mean.mean():.3f} ({('fold', 'seed')[unit]}s sd {mean.std():.3f}, {len(values)} runs)", end="  ")
+        if difference := {run: score - base[run] for run, score in values.items() if run in base}:
+            paired = _by_unit(difference, unit)
+            p = stats.ttest_1samp(paired, 0).pvalue if paired.any() and len(paired) > 1 else float("nan")
+            low, high = bootstrap(runs, recipe, name)
+            print(f"{paired.mean():+.3f} sd {paired.std(ddof=min(1, len(paired) - 1)):.3f} p {p:.3f}", end="  ")
+            print(f"clips {low:+.3f} to {high:+.3f}", end="  ")
+        print(recipe)
+
+
+def _by_unit(scores: dict[tuple[str, str], float], unit: int) -> np.ndarray:
+    """Means over what is not the unit; scores: by fold (unit 0) and seed (unit 1)."""
+    parts: dict[str, list[float]] = defaultdict(list)
+    for run, score in scores.items():
+        parts[run[unit]].append(score)
+    return np.array([np.mean(part) for part in parts.values()])
 
 
 def bootstrap(runs: list[dict[str, str]], recipe: str, base: str) -> tuple[float, float]:
-    """95 % interval of a difference over clips drawn anew within each fold, folds and seeds as they are."""
-    right: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    """95 % interval of a difference over clips drawn anew within each fold; folds, and seeds of both, as they are."""
+    right: dict[str, dict[tuple[str, str], np.ndarray]] = defaultdict(dict)
     for run in runs:
         clips, _, bits = (run.get("right") or "0:").partition(":")
-        found = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=int(clips))
-        right[run["recipe"]][run["fold"]].append(found.astype(float))
-    folds = [f for f in right[recipe] if f in right[base] and len(right[recipe][f][0])]
-    if not folds:
+        answers = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=int(clips))
+        right[run["recipe"]][run["fold"], run["seed"]] = answers.astype(float)
+    differences: dict[str, list[np.ndarray]] = defaultdict(list)
+    for (fold, seed), answers in right[recipe].items():
+        if len(answers) and (fold, seed) in right[base]:
+            differences[fold].append(answers - right[base][fold, seed])
+    if not differences:
         return float("nan"), float("nan")
     random, drawn = np.random.default_rng(0), np.zeros(DRAWS)
-    for fold in folds:
-        difference = np.mean(right[recipe][fold], axis=0) - np.mean(right[base][fold], axis=0)
+    for of_fold in differences.values():
+        difference = np.mean(of_fold, axis=0)
         clips = random.integers(len(difference), size=(DRAWS, len(difference)))
-        drawn += difference[clips].mean(axis=1) / len(folds)
+        drawn += difference[clips].mean(axis=1) / len(differences)
     low, high = np.quantile(drawn, (0.025, 0.975))
     return float(low), float(high)
 
@@ -278,7 +294,7 @@ def main() -> int:
                 words = text.split()
                 if words[0] == "linear":
                     started = time.perf_counter()
-                    found = fit_linear(samples, parts, words[1:] or list(store.spec.features))
+                    found = fit_linear(samples, parts, words[1:] or list(store.spec.features), task_specs(store))
                     found |= {"seconds": round(time.perf_counter() - started)}
                 else:
                     recipe = parse(" ".join([*(word for word in words if word != "last"), args.common]), seed)

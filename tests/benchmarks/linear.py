@@ -4,13 +4,15 @@ Every modality's mean over time and, where it has more than one token, its sprea
 logistic regression whose penalty the validation part chooses. Of a single task with classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from clcr.tasks import TaskSpec
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 
@@ -29,8 +31,14 @@ def statistics(samples: Sequence[dict[str, Any]], modalities: Sequence[str]) -> 
     return np.concatenate(columns, axis=1)
 
 
-def fit_linear(samples: Sequence[dict[str, Any]], parts: Sequence[str], modalities: Sequence[str]) -> dict[str, Any]:
+def fit_linear(
+    samples: Sequence[dict[str, Any]], parts: Sequence[str], modalities: Sequence[str], tasks: Mapping[str, TaskSpec]
+) -> dict[str, Any]:
     """A row of `fusion`: accuracy on `val` and, where there is such a part, on `test`; and which clips were right."""
+    if len(tasks) > 1 or next(iter(tasks.values())).kind != "classification":
+        raise SystemExit(f"linear: it answers one task with classes, and the store has {', '.join(tasks)}")
+    if unknown := [m for m in modalities if not any(m in sample["features"] for sample in samples)]:
+        raise SystemExit(f"linear {unknown[0]}: the store holds no such modality")
     values, part = statistics(samples, modalities), np.array(parts)
     (task,) = samples[0]["targets"]
     targets = np.array([-1 if (index := sample["targets"][task]) is None else index for sample in samples])

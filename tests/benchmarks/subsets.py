@@ -5,7 +5,7 @@
 
 Recipes are those of `fusion`. Each is trained on the store's own splits, in this process, and then evaluated by
 pipelines/evaluate.py: a row holds the test accuracy of the first task with every subset of the modalities, as
-metrics.json has it. Runs that --out holds are not run again.
+metrics.json has it. Runs that --out holds are not run again: give each store an --out of its own.
 """
 
 import argparse
@@ -38,22 +38,24 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     for seed in args.seeds.split(","):
         for recipe in args.recipes:
-            if (recipe, seed) in {(row["recipe"], row["seed"]) for row in rows_of(args.out)}:
+            run = {"common": args.common, "recipe": recipe, "seed": seed}
+            if any(run.items() <= row.items() for row in rows_of(args.out)):
                 continue
-            found = measure(args.store, f"{recipe} {args.common}", int(seed))
-            write(args.out, {"commit": commit, "common": args.common, "recipe": recipe, "seed": seed, **found})
+            write(args.out, {"commit": commit, **run, **measure(args.store, f"{recipe} {args.common}", int(seed))})
 
 
 def measure(store: str, recipe: str, seed: int) -> dict[str, Any]:
     """Accuracy by subset of the modalities, after training a recipe."""
     started = time.perf_counter()
     learner = Learner(store, parse(recipe, seed))
+    fold = learner.recipe.loader.fold
     for _ in learner.fit():
         pass
     learner.trainer.load_best()
     with tempfile.TemporaryDirectory() as folder:
         clcr.save(learner.trainer.model, f"{folder}/model", learner.store.spec.to_dict())
-        evaluate(EvaluateConfig((f"{folder}/model",), store, f"{folder}/out", noise=(), pictures=0, track=False))
+        options: dict[str, Any] = {"noise": (), "pictures": 0, "track": False, "fold": fold}
+        evaluate(EvaluateConfig((f"{folder}/model",), store, f"{folder}/out", **options))
         (about,) = json.loads(Path(folder, "out", "metrics.json").read_text())["models"].values()
     task = next(iter(about["tasks"]))
     subsets = {condition: f"{values[task]['accuracy']:.4f}" for condition, values in about["subsets"].items()}
@@ -62,10 +64,12 @@ def measure(store: str, recipe: str, seed: int) -> dict[str, Any]:
 
 def write(path: Path, row: dict[str, Any]) -> None:
     """Append a row, and say it."""
-    begun = path.exists()
+    earlier = rows_of(path)
+    if earlier and earlier[0].keys() != row.keys():
+        raise SystemExit(f"{path} has other columns; models of other modalities need an --out of their own")
     with open(path, "a", newline="") as file:
         table = csv.DictWriter(file, list(row))
-        if not begun:
+        if not earlier:
             table.writeheader()
         table.writerow(row)
     print(*row.values(), flush=True)

@@ -335,6 +335,10 @@ def test_progress_says_how_much_how_fast_and_always_the_end(capsys):
 def test_a_preset_is_named_without_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = ["--store", "s", "--out", "o"]
+    (tmp_path / "mosi").mkdir()
+    assert parse(TrainConfig, ["--config", "mosi", *given]) == parse(
+        TrainConfig, ["--config", str(PRESETS / "mosi.yaml"), *given]
+    )
     preset = parse(TrainConfig, ["--config", "grid", *given])
     assert preset == parse(TrainConfig, ["--config", str(PRESETS / "grid.yaml"), *given])
     (tmp_path / "grid").write_text("epochs: 3\n")

@@ -169,5 +169,11 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(store, tmp_path
     assert f"reading {store.uri}: 29 train, 3 val, 5 test clips" in said
     assert f"would train clcr of {parameters:,} parameters for 4 epochs of 4 steps of 8 clips" in said
     assert not out.exists()
+    claim(TrainConfig(store=store.uri, out=str(out), recipe=recipe(epochs=5)))
+    with pytest.raises(JobError, match=r"holds another run \(epochs 5 not 4\)"):
+        train(TrainConfig(store=store.uri, out=str(out), dry_run=True, recipe=recipe(epochs=4)))
+    (out / "metrics.json").write_text("{}")
+    train(TrainConfig(store=store.uri, out=str(out), dry_run=True, recipe=recipe(epochs=5)))
+    assert "holds this run, finished" in capsys.readouterr().out
     with pytest.raises(JobError, match="--tasks nosuch"):
         train(TrainConfig(store=store.uri, out=str(out), dry_run=True, recipe=Recipe(tasks=("nosuch",))))

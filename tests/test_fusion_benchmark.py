@@ -1,0 +1,39 @@
+"""The table of `tests.benchmarks.fusion`: recipes are compared by the runs of the same fold and seed."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from tests.benchmarks.fusion import bootstrap, summary
+
+
+def run(recipe, fold, seed, answers):
+    bits = f"{len(answers)}:{np.packbits(np.array(answers, bool)).tobytes().hex()}"
+    return {"recipe": recipe, "fold": fold, "seed": str(seed), "test": np.mean(answers), "last": "", "right": bits}
+
+
+@pytest.fixture
+def runs():
+    """`a` with two seeds in two folds, `b` with the first seed alone: there they differ by .25."""
+    good, bad = [1, 1, 1, 1], [0, 0, 0, 0]
+    rows = [run("a", fold, 1, [1, 1, 1, 0]) for fold in "xy"] + [run("a", fold, 2, bad) for fold in "xy"]
+    return rows + [run("b", fold, 1, good) for fold in "xy"]
+
+
+def test_a_recipe_of_fewer_seeds_is_compared_by_those_that_both_have(runs, tmp_path, capsys):
+    path = tmp_path / "runs.csv"
+    with open(path, "w", newline="") as file:
+        table = csv.DictWriter(file, list(runs[0]))
+        table.writeheader()
+        table.writerows(runs)
+    summary(path, "a")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("1.000 (folds sd 0.000, 2 runs)  +0.250 sd 0.000") and first.endswith("  b")
+    assert second.startswith("0.375 (folds sd 0.000, 4 runs)  +0.000") and second.endswith("  a")
+
+
+def test_the_interval_is_of_the_same_runs(runs):
+    low, high = bootstrap(runs, "b", "a")
+    assert 0 <= low <= 0.25 <= high < 0.8, "with seed 2, whose answers are all wrong, it would reach 1"
+    assert np.isnan(bootstrap(runs, "b", "c")).all()
