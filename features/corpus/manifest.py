@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
@@ -101,14 +102,32 @@ class Corpus:
         """The same corpus, with its columns read as what the tasks call them.
 
         Columns of text as events, and whole numbers that are written as fractions (1.0) as classes. A parquet column of
-        list<struct<start, end, label>> needs no declaration, nor a csv's of JSON lists.
+        list<struct<start, end, label>> needs no declaration, nor a csv's of JSON lists. What no task names and looks
+        like an index that pandas made a column is left out.
         """
         tasks = parse_tasks(tasks) if isinstance(tasks, str) else tasks or ()
         read_as: dict[tuple[str | None, pa.DataType], pa.DataType]
         read_as = {("events", pa.string()): EVENTS, ("classification", pa.float64()): pa.int64()}
         kinds = {task.name: task.kind for task in tasks}
         fields = [pa.field(f.name, read_as.get((kinds.get(f.name), f.type), f.type)) for f in self.schema]
-        return replace(self, schema=pa.schema(fields))
+        corpus = replace(self, schema=pa.schema(fields))
+        for name in self.schema.names:
+            if re.fullmatch(COUNTED, name) and name not in kinds and self._counts(name):
+                note = f"column {name!r} is left out: it holds pandas' index"
+                others = pa.schema([other for other in corpus.schema if other.name != name])
+                corpus = replace(corpus, schema=others, notes=(*corpus.notes, note))
+        return corpus
+
+    def _counts(self, name: str) -> bool:
+        """Whether a column holds whole numbers alone, of which no two are the same."""
+        if self.schema.field(name).type != pa.int64():
+            return False
+        alone = replace(self, schema=pa.schema([self.schema.field(name)]))
+        columns = [batch.column(0) for batch in alone.batches()]
+        if any(column.null_count for column in columns):
+            return False
+        values = np.concatenate([column.to_numpy() for column in columns])
+        return len(np.unique(values)) == len(values)
 
     def batches(self, rows: int = BATCH) -> Iterator[pa.RecordBatch]:
         """Stream the manifest in its order, at most `rows` rows at a time. Raises CorpusError where it breaks off."""
@@ -158,7 +177,7 @@ class Corpus:
             except pa.ArrowInvalid as error:
                 row, value = _first_unlike(column, kind)
                 if pa.types.is_integer(kind) and not _reserved(name):
-                    what = "fractions" if float(value) % 1 else "numbers that are too large"
+                    what = "fractions" if float(value) % 1 > 0 else "numbers that are too large"
                     raise CorpusError(
                         f"task {name!r} cannot be a classification: its column holds {what} ({value} in row "
                         f"{before + row + 1}); store whole numbers or text"
@@ -226,20 +245,7 @@ def read_corpus(uri: str) -> Corpus:
     except (FeaturesError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         advice = "; save it as UTF-8" if "invalid UTF8" in str(error) else ""
         raise CorpusError(f"corpus {uri} does not read: {one_line(error)}{advice}") from error
-    return _filled(_without_count(Corpus(uri, parent(uri), schema, notes=notes)))
-
-
-def _without_count(corpus: Corpus) -> Corpus:
-    """The same corpus without a column that pandas made of its index: whole numbers of which no two are the same."""
-    for field_ in corpus.schema:
-        if re.fullmatch(COUNTED, field_.name) and field_.type == pa.int64():
-            alone = replace(corpus, schema=pa.schema([field_]))
-            values = [value for batch in alone.batches() for value in batch.column(0).to_numpy(zero_copy_only=False)]
-            if len(set(values)) == len(values):
-                kept = pa.schema([other for other in corpus.schema if other != field_])
-                note = f"column {field_.name!r} is left out: it holds pandas' index"
-                corpus = replace(corpus, schema=kept, notes=(*corpus.notes, note))
-    return corpus
+    return _filled(Corpus(uri, parent(uri), schema, notes=notes))
 
 
 def _filled(corpus: Corpus) -> Corpus:

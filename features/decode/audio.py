@@ -40,6 +40,7 @@ PREROLL = 0.5  # s decoded before a segment: AAC and MP3 frames need the ones be
 # ADPCM refer to what was heard seconds ago; they are read from the beginning.
 FORGETFUL = ("pcm_", "aac", "mp3", "mp2", "opus", "libopus", "vorbis", "flac", "alac", "ac3", "eac3", "wmav")
 GAP = 0.05  # s by which sound may drift from its timestamps before silence fills the gap, or what overlaps is cut
+SLIP = 2e-3  # s by which a time differs from the count of samples, at least, where it is not just rounded
 RESTART = 1.0  # s; timestamps that go back further begin anew: what follows is no overlap
 QUIET = 1e-3  # of full scale (-60 dB): a log-mel frame without a louder sample is silence
 KERNEL = 1_000_000  # numbers of a resampling kernel, about; of the usual rates none has a third of it
@@ -126,7 +127,10 @@ def _read(media: MediaFile, begin: float, stop: float | None, seek: bool) -> Sou
                 container.seek(round((begin - PREROLL + clock_zero(container)) / tick_of(stream)), stream=stream)
             except av.FFmpegError:  # a format, or a file without an index, that cannot
                 return _read(media, begin, stop, seek=False)
-        if not (rate := stream.rate):  # declared, and no packet said at which rate
+        if not (rate := stream.rate):  # declared, and FFmpeg's first look saw none of it
+            if any(packet.size for packet in container.demux(stream)):
+                late = "its sound begins too late in the file for FFmpeg to tell its rate; remux it"
+                raise MediaError("audio", f"{media.uri}: {late}")
             return None
         first, last = round(begin * rate), None if stop is None else round(stop * rate)
         origin, samples, lost = _join(container, stream, first, last, at=first + 1 if seek else 0)
@@ -172,10 +176,8 @@ def _join(
             continue
         if not chunks:
             origin = end = position if position < longest else first
-        elif (
-            end <= first and origin <= position <= first
-        ):  # of what lies before, the times may be wrong just after a seek
-            chunks, origin, end = [], position, position
+        elif end <= first and origin <= position <= first and abs(position - end) > SLIP * rate:
+            chunks, origin, end = [], position, position  # the first times after a seek were wrong
         if GAP * rate < position - end < longest:
             chunks.append(np.zeros(position - end, np.float32))
             end = position

@@ -147,7 +147,8 @@ class MediaFile:
             rest = int.from_bytes(head[4:8], "little")
             stated = rest + 8 if 0 < rest < STREAMED else 0
         elif (at := head.find(ASF)) >= 0:
-            stated = int.from_bytes(head[at + 40 : at + 48], "little")
+            was_sent = head[at + 88] & 1 if len(head) > at + 88 else 1  # as it was recorded: no size was known
+            stated = 0 if was_sent else int.from_bytes(head[at + 40 : at + 48], "little")
         return min(1.0, size / stated) if stated else 1.0
 
     def close(self) -> None:

@@ -88,7 +88,7 @@ def exact_pictures(media: MediaFile, shown: Shown, wanted: np.ndarray, scale: Sc
             except FFmpegError as error:
                 if isinstance(error, MemoryError):
                     raise
-                if stamp is not None and stamp < opens and shown.timing != "ordered":  # refers to what was cut away
+                if _is_leading(stamp, opens, key, shown):
                     continue
                 if begun:
                     raise
@@ -138,12 +138,14 @@ def latest_pictures(
         if seek:
             container.seek(screen.ticks[0], stream=stream)
         order, keys, damaged = {}, [], []  # numbers of packets, in the order of decoding
-        (opens,) = _ticks(container, stream, shown.times[:1])
+        (opens,), key = _ticks(container, stream, shown.times[:1]), None
         for number, packet in enumerate(stamped(container, stream, media.uri)):
             order[stamp_of(packet)] = number
+            if key is None and packet.is_keyframe:
+                key = stamp_of(packet)
             for frame in _decode(packet):
                 stamp = stamp_of(packet if frame is None else frame)
-                if stamp is not None and stamp < opens and shown.timing != "ordered":  # refers to what was cut away
+                if _is_leading(stamp, opens, key, shown):
                     continue
                 if frame is None or frame.is_corrupt:
                     damaged.append(number if frame is None else order.get(stamp, number))
@@ -166,6 +168,14 @@ def latest_pictures(
         order = {tick: number for number, tick in enumerate(clock.times)}
     wanted = np.array([order.get(tick, -1) for tick in screen.ticks])
     return Latest(screen.stacked(), exact, _intact(wanted, np.sort(keys), np.sort(damaged)), bool(damaged))
+
+
+def _is_leading(stamp: int | None, opens: int, key: int | None, shown: Shown) -> bool:
+    """Whether a packet is shown before the first key frame and before the file opens: it refers to what was cut away.
+
+    What an edit list hides is shown before the file opens too, but after its key frame: what is shown refers to it.
+    """
+    return stamp is not None and key is not None and stamp < min(opens, key) and shown.timing != "ordered"
 
 
 class _Clock:

@@ -15,7 +15,9 @@ from features.store.quality import QualitySpec
 from features.store.spec import Feature
 
 Sampling = Literal["exact", "nonref", "keyframes"]
-DECODING = 2  # the version of the decoders; 1: before files were probed once for all decoders (2026-11-29)
+# The version of the decoders; 1: before files were probed once for all of them (2026-11-29), 2: while decord read
+# files whose packets are not their pictures, one each, and segments from a file's beginning (2026-11-30).
+DECODING = 3
 RESNET18 = 512  # numbers that ResNet-18 makes of a picture, or of a region
 
 

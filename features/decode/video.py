@@ -29,6 +29,7 @@ else:
     decord.logging.set_level(decord.logging.QUIET)
 
 FAULTS = 1e-6  # share of frames that decord may replace by earlier ones without a word: none
+PASSED = 64  # frames that decord decodes at once on the way to a segment
 
 
 @dataclass
@@ -182,6 +183,9 @@ def _decord_pictures(media: MediaFile, whole: Shown, wanted: np.ndarray, width: 
     keys = np.asarray(reader.get_key_indices())
     keys = keys[(keys > 0) & (keys <= numbers[-1])]
     read = np.unique(np.concatenate([numbers, keys - 1, keys]))
+    passed, read = read[read < numbers[0]], read[read >= numbers[0]]
+    for begin in range(0, len(passed), PASSED):  # on the way to a segment, few at a time
+        reader.get_batch(passed[begin : begin + PASSED])
     pictures = reader.get_batch(read).asnumpy()  # not decord's bridge, which is set per thread
     pictures = pictures[np.searchsorted(read, numbers)]
     if pictures.shape != (len(wanted), height, width, 3):

@@ -53,13 +53,21 @@ def test_blanks_around_a_columns_name_are_no_part_of_it(tmp_path):
 @pytest.mark.parametrize("values", [("0", "1", "2"), ("7", "12", "3")])
 def test_an_index_that_became_a_column_is_left_out_with_a_word(tmp_path, name, values):
     corpus = read(tmp_path / "a.csv", [(name, *HEADER), *((v, *row) for v, row in zip(values, TABLE[1:], strict=True))])
-    assert corpus.labels == ("mood",) and corpus.notes == (f"column {name!r} is left out: it holds pandas' index",)
+    kept = corpus.declare(None)
+    assert kept.labels == ("mood",) and kept.notes == (f"column {name!r} is left out: it holds pandas' index",)
+
+
+def test_an_index_that_a_task_names_or_that_has_gaps_stays(tmp_path):
+    table = [("index", *HEADER), *((v, *row) for v, row in zip("987", TABLE[1:], strict=True))]
+    assert "index" in read(tmp_path / "a.csv", table).declare("index:regression").labels
+    table[1] = ("", *TABLE[1])
+    assert "index" in read(tmp_path / "b.csv", table).declare(None).labels
 
 
 @pytest.mark.parametrize("values", [("1", "1", "2"), ("a", "b", "c")])
 def test_a_column_called_index_that_is_none_is_a_label(tmp_path, values):
     table = [(*HEADER, "index"), *((*row, v) for v, row in zip(values, TABLE[1:], strict=True))]
-    assert read(tmp_path / "a.csv", table).labels == ("mood", "index")
+    assert read(tmp_path / "a.csv", table).declare(None).labels == ("mood", "index")
 
 
 @pytest.mark.parametrize("names", [("Dog", "dog"), ("caf\u00e9", "cafe\u0301")])

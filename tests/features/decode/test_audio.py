@@ -230,6 +230,24 @@ def test_a_segment_of_sound_that_refers_to_what_is_long_past_is_cut_to_the_sampl
         np.testing.assert_array_equal(decode(path, start=start, end=end).samples, expected)
 
 
+@contract
+@pytest.mark.parametrize("name", ["a.mkv", "a.flv"])
+def test_times_that_are_rounded_to_milliseconds_move_no_sample(tmp_path, decode, name):
+    rate = 44_100
+    path = write_media(tmp_path / name, sound=chirp(2.0, rate), rate=rate)
+    whole = decode(path).samples
+    for start in (0.2, 0.3, 0.5):
+        expected = whole[round(start * rate) : round((start + 0.4) * rate)]
+        np.testing.assert_allclose(decode(path, start=start, end=start + 0.4).samples, expected, atol=2e-3)
+
+
+@contract
+def test_sound_that_begins_beyond_ffmpegs_first_look_is_no_silent_clip(tmp_path, decode):
+    path = write_media(tmp_path / "late.ts", numbered(25) * 13, sound=sine(440, 1.0), sound_at=12.0)
+    with pytest.raises(MediaError, match=r"its sound begins too late .* remux it"):
+        decode(path)
+
+
 def write_sound(path, samples, codec):
     """Sound alone, by a codec in whatever format it takes."""
     with av.open(str(path), "w") as container:

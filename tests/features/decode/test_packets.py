@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from mediafiles import numbered, numbers, write_media
+from mediafiles import noise, numbered, numbers, wreck_packet, write_media
 from test_probe import corners, expected_corners, quadrants
 
 from features.decode.media import MediaFile
@@ -210,17 +210,33 @@ def test_decord_does_not_seek_to_key_frames_that_refer_to_what_is_before(tmp_pat
 @decoders
 @pytest.mark.parametrize("hidden", [5, 17])
 def test_what_an_edit_list_cuts_away_is_not_shown(tmp_path, decoder, hidden):
-    path = write_media(tmp_path / "a.mp4", numbered(40), bframes=0)
-    data = bytearray(Path(path).read_bytes())
-    at = data.index(b"elst") + 12  # its version, how many, then the duration and where in the track it begins
-    with av.open(path) as container:
-        tick = container.streams.video[0].time_base
-    data[at : at + 8] = struct.pack(">Ii", round((40 - hidden) * 40), round(hidden / 25 / tick))
-    Path(path).write_bytes(data)
+    path = edited(write_media(tmp_path / "a.mp4", numbered(40), bframes=0), 40, hidden)
     for fps in (25, 5):
         for start, end in ((None, None), (0.0, 0.4), (0.4, 0.8)):
             frames = decode_frames(path, VideoSpec(fps=fps, size=32, decoder=decoder), start, end)
             assert numbers(frames.values) == (np.floor(frames.times * 25) + hidden).tolist(), (fps, start)
+
+
+@pytest.mark.parametrize("sampling", ["exact", "nonref"])
+def test_damage_of_what_an_edit_list_hides_is_damage_of_what_refers_to_it(tmp_path, sampling):
+    path = edited(write_media(tmp_path / "a.mp4", noise(40), bframes=0, gop=40), 40, 5)
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        hidden = sorted(p.pts for p in container.demux(stream) if p.size)[3]
+    wreck_packet(path, hidden)
+    frames = decode_frames(path, VideoSpec(fps=25, size=32, sampling=sampling))
+    assert frames.quality["salvaged"] and frames.quality["good_frames"] == 0
+
+
+def edited(path, count, hidden):
+    """The mp4 of so many frames with an edit list that hides the first ones."""
+    data = bytearray(Path(path).read_bytes())
+    at = data.index(b"elst") + 12  # its version, how many, then the duration and where in the track it begins
+    with av.open(path) as container:
+        tick = container.streams.video[0].time_base
+    data[at : at + 8] = struct.pack(">Ii", round((count - hidden) * 40), round(hidden / 25 / tick))
+    Path(path).write_bytes(data)
+    return path
 
 
 def straightforward(path, times):

@@ -10,7 +10,7 @@ from mediafiles import numbered, sine, write_manifest, write_media
 
 from features.corpus.manifest import read_corpus
 from features.corpus.validation import validate
-from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
+from features.decode.specs import DECODING, AudioSpec, EncoderSpec, VideoSpec
 from features.errors import StoreError
 from features.extractor import Extraction
 from features.store import Store, StoreSpec
@@ -123,12 +123,12 @@ def test_a_store_of_another_decode_version_is_read_and_not_extended(folder):
     store = extract(folder, rows(4))
     path = folder / "store/store.json"
     plain = json.loads(path.read_text())
-    assert plain.pop("decoding") == 2
+    assert plain.pop("decoding") == DECODING
     path.write_text(json.dumps(plain))
     old = Store(str(folder / "store"))
     assert old.spec.decoding == 1 and "decoding" not in old.spec.to_dict()
     assert find_store(old.uri, store.spec) is not None and old.index().num_rows == 4
-    with pytest.raises(StoreError, match="decoders of version 1, and these are of version 2"):
+    with pytest.raises(StoreError, match="decoders of version 1, and these are of version 3"):
         require_same_decoding(old, ENCODER.decoding())
 
 
