@@ -7,7 +7,7 @@
 # A Ray cluster for the time of one job, on the hosts that Slurm gives: the head node on the first, workers on the others.
 #   sbatch --nodes=4 --gpus-per-node=1 infra/cluster/slurm.sh python pipelines/train.py --workers 4 --store ... --out ...
 # Run it from this checkout, on a file system that every host sees; what the job needs (AWS_*, MLFLOW_TRACKING_URI) is
-# taken from the environment. A host that dies takes its work with it, no more; sbatch it again to go on after a stop.
+# taken from the environment. A host that dies takes its work with it, no more; sbatch it again to resume after a stop.
 set -euo pipefail
 [ $# -gt 0 ] || { echo "error: give the job: sbatch infra/cluster/slurm.sh python pipelines/extract.py ..." >&2; exit 2; }
 [ -d .venv/bin ] && PATH=$PWD/.venv/bin:$PATH

@@ -1,8 +1,8 @@
-"""Test accuracy of several models on one corpus, over seeds: extract once, then train all beside each other.
+"""Test accuracy of several models on one corpus, over seeds: extract once, then train all side by side.
 
     python -m tests.benchmarks.accuracy --corpus corpus.csv --tasks color,digit --out DIR --seeds 3 --epochs 40
 
-Runs the jobs as a user would. Run again with the same options and it goes on from what is finished. Ends with the table
+Runs the jobs as a user would. Run it again with the same options to resume. Ends with the table
 of `tuning/ablate.py`, where the full model is called `full`: mean over seeds, 95 % interval, paired tests.
 """
 
@@ -27,7 +27,7 @@ class AccuracyConfig:
     tasks: str
     """tasks learned together, separated by commas"""
     models: str = "concat,audio,video"
-    """models to train beside clcr, separated by commas"""
+    """models to train alongside clcr, separated by commas"""
     seeds: int = 3
     """seeds 0, 1, ... of each model"""
     epochs: int = 40

@@ -1,4 +1,4 @@
-"""Draw what one option is worth: the score over its values, beside the share of tokens that took part.
+"""Draw what one option is worth: the score over its values, and the share of tokens that took part.
 
     python -m tests.benchmarks.curve --results utd_budget.csv --option budget.gamma --default 1 --out clcr/budget.png
 

@@ -79,7 +79,7 @@ def run(config: DamageConfig, corpus: Path, store: str) -> tuple[dict[str, str],
 
 
 def add_damaged(manifest: Path, copies: int, seed: int) -> Path:
-    """The manifest with damaged copies of its clips added, which lie beside it."""
+    """The manifest with damaged copies of its clips added, which lie next to it."""
     table, generator = csv.read_csv(manifest), np.random.default_rng(seed)
     rows = []
     for number in range(copies):

@@ -4,7 +4,7 @@
 
 Makes a manifest with a column of events from words.csv (clip_id, start, end, word), in JSON as any csv manifest has
 them; extracts and trains as tests/benchmarks/accuracy.py does; ends with the share of frames right, over the frames of
-the test split, beside what always naming the most frequent class gives. Run again and it goes on where it stopped.
+the test split, compared with always naming the most frequent class. Run it again to resume.
 
 A frame's class is the slot of GRID's six-word sentences that is being spoken (command, color, ...; silence is
 background), or with `--label color` the colour itself while it is spoken and background otherwise.
@@ -41,7 +41,7 @@ class EventsConfig:
     rate: float = 25.0
     """bins per second; 25 is one per video frame"""
     models: str = "concat,audio"
-    """models to train beside clcr, separated by commas"""
+    """models to train alongside clcr, separated by commas"""
     seeds: int = 3
     """seeds 0, 1, ... of each model"""
     epochs: int = 40

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.exactness
 
-Prints the worst figure of each claim beside its bound, and ends with 1 if one does not hold;
+Prints the worst figure of each claim with its bound, and ends with 1 if one does not hold;
 tests/clcr/test_exactness.py asserts the same claims. Everything runs on the CPU, from fixed seeds, in float32 unless it
 says otherwise.
 """

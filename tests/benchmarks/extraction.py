@@ -99,8 +99,8 @@ def main() -> int:
         table.add_row(name, f"{seconds:.1f}", f"{rows / seconds:.1f}", f"{seconds / ours:.2f}")
     Console(width=120).print(table)
     ours_rate, pool_rate = (rows * (config.times - 1) / s for s in (ours_longer - ours, pool_longer - pool))
-    print(f"{rows * config.times} clips: {ours_longer:.1f} s beside the pool's {pool_longer:.1f} s, "
-          f"{pool_longer / ours_longer:.2f}; each further clip: {ours_rate:.1f} beside {pool_rate:.1f} clips/s, "
+    print(f"{rows * config.times} clips: {ours_longer:.1f} s, the pool {pool_longer:.1f} s, "
+          f"{pool_longer / ours_longer:.2f}; each further clip: {ours_rate:.1f} compared with {pool_rate:.1f} clips/s, "
           f"{ours_rate / pool_rate:.2f}")  # fmt: skip
     print(f"peak memory of the decoding processes: {small:.2f} GB at {rows // 4} clips, {memory:.2f} GB at {rows}, "
           f"{memory_longer:.2f} GB at {rows * config.times}")  # fmt: skip

@@ -4,7 +4,7 @@
 
 Noise is mixed into the sound before log-mel, of all splits alike (features/noise.py). Each condition is extracted and
 compared by tuning/compare.py, as a user would: the models are tuned in one of them, with as many trials each, and then
-trained with what was best there in all. Run again, it goes on from what is finished. Prints mean accuracy over the
+trained with what was best there in all. Run it again to resume. Prints mean accuracy over the
 tasks, mean over seeds and half the 95 % t interval, the share of tokens that CLCR exchanges, and draws robustness.png.
 """
 

@@ -5,7 +5,7 @@
 A step is forward and backward of one batch, dropout on. Inputs are vectors, so that stems do not dominate; every
 modality has the same number of tokens at the shallow level. The models of one size take turns, and the fastest of all
 rounds counts: other work on the machine only ever adds. On a CPU the clock is the processor's time (of all threads),
-which does not count waiting for a core; `wall ms` stands beside it. `floor` is the model's FLOPs (matrix products,
+which does not count waiting for a core; `wall ms` is the next column. `floor` is the model's FLOPs (matrix products,
 convolutions, attention) at the rate of one large matrix product of the same dtype, timed between the models' rounds.
 `memory` is the peak of what a step allocates above the weights.
 """

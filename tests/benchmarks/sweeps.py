@@ -1,4 +1,4 @@
-"""What a sweep costs beside its training, and what its sampler is worth.
+"""What a sweep costs compared with its training, and what its sampler is worth.
 
     python -m tests.benchmarks.sweeps overhead --store STORE --trials 12 --epochs 6
     python -m tests.benchmarks.sweeps regret --store STORE --tasks when --trials 20 --seeds 5

@@ -1,11 +1,11 @@
-"""What the train job costs beside the bare loop: the same steps by plain torchrun, and reading by plain webdataset.
+"""What the train job costs compared with the bare loop: the same steps by plain torchrun, and reading by plain webdataset.
 
     python -m tests.benchmarks.training [--workers 2] [--clips 800] [--epochs 6]
 
 The store holds random frames and sound of clips of three seconds. Both sides run the same loop with the same threads;
 the first epoch of each, which starts everything up, does not count. `waiting` is the share of a worker's time in which
 the next batch was not ready. Reading is of uncached samples by one process: ours by offset and in shuffled order, as
-training reads, beside webdataset's own loop over the same shards; both from the page cache.
+training reads, compared with webdataset's own loop over the same shards; both from the page cache.
 """
 
 import json
