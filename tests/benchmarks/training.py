@@ -1,4 +1,4 @@
-"""What the train job costs compared with the bare loop: the same steps by plain torchrun, and reading by plain webdataset.
+"""What the train job costs compared with the same steps by plain torchrun, and reading with plain webdataset.
 
     python -m tests.benchmarks.training [--workers 2] [--clips 800] [--epochs 6]
 
