@@ -26,7 +26,7 @@ ROW = re.compile(r"(.+\.np[yz](?:\?[^#]*)?)(#[^#/]*)", re.DOTALL)  # `vectors.np
 def open_fs(uri: str, patience: float = s3.PATIENCE) -> tuple[FileSystem, str]:
     """The filesystem of a local path (relative or absolute) or a URI (file, s3, gs, abfs), and the path in it.
 
-    patience: seconds that each call to S3 goes on while the storage is away. Raises FeaturesError for what pyarrow
+    patience: seconds that each call to S3 is retried while the storage is away. Raises FeaturesError for what pyarrow
     does not open.
     """
     if "://" not in uri:

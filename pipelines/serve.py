@@ -30,7 +30,7 @@ from pipelines.common.errors import JobError
 from pipelines.training.trained import TrainedModel, open_model
 
 TOKEN = "SERVE_TOKEN"  # a variable and no option: options stand in every list of processes
-ATTEMPTS = 4  # replicas that may die of one request
+ATTEMPTS = 4  # replicas that one request may cost
 
 
 @dataclass(frozen=True)

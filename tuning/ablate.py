@@ -72,7 +72,7 @@ class AblateConfig:
     """number of trainings of each variant, with the seeds --seed, --seed + 1, ..."""
     variants: tuple[str, ...] = tuple(VARIANTS)
     """variants to compare with the full model"""
-    beside: tuple[str, ...] = ()
+    beside: Annotated[tuple[str, ...], tyro.conf.arg(name="alongside", aliases=("--beside",))] = ()
     """other models to train alongside with the same options: concat, mult, or the name of a modality"""
     cpus_per_run: int = 1
     """CPU cores of each training"""
@@ -88,7 +88,7 @@ class AblateConfig:
             raise JobError(f"--variants {unknown[0]}: known are {', '.join(VARIANTS)}")
         if self.recipe.architecture != "clcr":
             name = self.recipe.architecture
-            raise JobError(f"--architecture {name}: only clcr has parts to ablate; --beside adds others")
+            raise JobError(f"--architecture {name}: only clcr has parts to ablate; --alongside adds others")
 
     def recipes(self) -> dict[str, Recipe]:
         """The recipes to train, by name, the full model first. Raises ConfigError for one that cannot be built."""

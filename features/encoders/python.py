@@ -15,7 +15,7 @@ def make(asked: Asked) -> Encoder:
     _, module, factory = [*asked.name.split(":"), "", ""][:3]
     if not (module and factory):
         raise FeaturesError(f"{asked.option}: write python:package.module:factory")
-    if (here := os.getcwd()) not in sys.path:  # Python looks beside the script, and Ray's workers where the job looks
+    if (here := os.getcwd()) not in sys.path:  # Python looks next to the script, and Ray's workers where the job looks
         sys.path.append(here)
     try:
         encoder = getattr(importlib.import_module(module), factory)()

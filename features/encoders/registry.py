@@ -79,7 +79,7 @@ def kind_of(name: str) -> str:
 
 
 def forms(modality: str) -> list[str]:
-    """What --MODALITY.encoder takes, beside what needs no network."""
+    """What --MODALITY.encoder takes, apart from what needs no network."""
     return [kind.form for kind in KINDS.values() if modality in kind.of]
 
 

@@ -1,6 +1,7 @@
 """Clips through an encoder: cut into windows, batched, and put together again as tokens.
 
-A batch that many clips share is always as large, filled up where need be: what is beside a clip changes no bit of it.
+A batch that many clips share is always as large, filled up where need be: what shares a batch with a
+clip changes no bit of it.
 A batch that does not fit into memory is halved, and stays so.
 """
 

@@ -1,4 +1,4 @@
-"""A trained model for raw clips: the spec in its folder says how to encode, a process that may die decodes.
+"""A trained model for raw clips: the spec in its folder says how to encode, a process of its own decodes.
 
 answerer = ClipAnswerer(open_model("--model", "runs/clcr"))
 answerer.answer(clip_of_file("clip.mp4")).values      # {"label": "dog", "label_probability": .93, ...}

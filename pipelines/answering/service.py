@@ -4,7 +4,7 @@
     POST /features                 {"features": {"audio": [[...], ...]}, "duration": 2.0}: tokens instead of media
     GET  /health, /model, /docs, / the last one is a page to try a clip in
 
-Whatever is posted is decoded in a process that may die. A clip that crashes it, hangs or asks for too much memory is
+Whatever is posted is decoded in a process of its own. A clip that crashes it, hangs or asks for too much memory is
 answered with status 422 and the reason, and costs only itself. Status 503 with Retry-After: send it again later.
 """
 

@@ -1,4 +1,4 @@
-"""Figures of one task under one condition, by scikit-learn, from outputs beside the labels that are known.
+"""Figures of one task under one condition, by scikit-learn, from outputs and the labels that are known.
 
 A row is a labelled clip, of events a labelled bin. Labels of which the model knows nothing count as classes that it
 never predicts: they lower accuracy and recall, and stand in the confusion matrix.
@@ -25,7 +25,7 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scored:
-    """Outputs beside labels: rows (n,) number of the clip, truth (n,) class index or number, logits (n, outputs).
+    """Outputs and labels: rows (n,) number of the clip, truth (n,) class index or number, logits (n, outputs).
 
     labels: the model's classes, then those that only the labels have; empty for numbers. clip_ids: of all clips asked.
     """

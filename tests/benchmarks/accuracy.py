@@ -42,7 +42,7 @@ def compare(config: AccuracyConfig) -> int:
     """Extract, train every model with every seed; the exit code."""
     store, out = str(config.out.resolve() / "store"), str(config.out.resolve() / "runs")
     corpus = str(Path(config.corpus).resolve())
-    options = [*("--variants", "full", "--beside", config.models), *config.train.split()]
+    options = [*("--variants", "full", "--alongside", config.models), *config.train.split()]
     trained = ["--tasks", config.tasks, "--seeds", str(config.seeds), "--epochs", str(config.epochs), *options]
     return job("pipelines/extract.py", "--corpus", corpus, "--store", store, *config.extract.split()) or job(
         "tuning/ablate.py", "--store", store, "--out", out, *trained

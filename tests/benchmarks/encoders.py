@@ -5,7 +5,7 @@
 The loop decodes a clip, and gives what it decoded to the network, with as many of torch's threads as there are cores:
 one process, without isolation, store or Ray, its networks loaded before the clock starts. The job joins a cluster that
 runs already. A rate is that of further clips: the longer corpus less the shorter one, so that starting counts for
-neither. Beside clips per second of the clock there are clips per second of processor time, which other work on the
+neither. Apart from clips per second of the clock there are clips per second of processor time, which other work on the
 machine changes less. Ray's dashboard and monitors, which run whether there is a job or not, do not count.
 """
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.extraction --corpus corpus.csv [--options "--video.size 32"]
 
-Whole processes by the clock, best of `--repeats`; the job joins a cluster that runs already. Beside it: a
+Whole processes by the clock, best of `--repeats`; the job joins a cluster that runs already. Compared with it: a
 multiprocessing.Pool over the same decode, encode and tar code, one process per core, without isolation, index or Ray;
 with `--ffmpeg`, one ffmpeg process per clip that scales frames and resamples sound, as video2dataset does it.
 """

@@ -4,8 +4,8 @@
         "concat lr=4e-3" "concat lr=4e-3 loader.drop=[skeleton=.2,inertial=.2]"
 
 Recipes are those of `fusion`. Each is trained on the store's own splits, in this process, and then evaluated by
-pipelines/evaluate.py: a row holds the test accuracy of the first task with every subset of the modalities, as
-metrics.json has it. Runs that --out holds are not run again: give each store an --out of its own.
+pipelines/evaluate.py: a row holds the test accuracy, the mean of all tasks with classes, with every subset of the
+modalities, as metrics.json has it. Runs that --out holds are not run again: give each store an --out of its own.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -57,8 +58,10 @@ def measure(store: str, recipe: str, seed: int) -> dict[str, Any]:
         options: dict[str, Any] = {"noise": (), "pictures": 0, "track": False, "fold": fold}
         evaluate(EvaluateConfig((f"{folder}/model",), store, f"{folder}/out", **options))
         (about,) = json.loads(Path(folder, "out", "metrics.json").read_text())["models"].values()
-    task = next(iter(about["tasks"]))
-    subsets = {condition: f"{values[task]['accuracy']:.4f}" for condition, values in about["subsets"].items()}
+    subsets = {
+        condition: f"{fmean(task['accuracy'] for task in tasks.values() if 'accuracy' in task):.4f}"
+        for condition, tasks in about["subsets"].items()
+    }
     return {"val": f"{learner.trainer.best_score:.4f}", **subsets, "seconds": round(time.perf_counter() - started)}
 
 
