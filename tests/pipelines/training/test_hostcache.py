@@ -66,7 +66,7 @@ def test_a_mixture_of_stores_is_shared_store_by_store(one_host, tmp_path):
 
 def test_without_the_cache_each_reads_for_itself(one_host, uri):
     shared, other, expected = SharedStore(uri, "run"), SharedStore(uri, "another"), epoch(Store(uri))
-    ray.kill(shared.held)
+    ray.kill(shared.directory)
     for _ in range(2):  # from its second batch on it shares again
         assert_same(epoch(shared), expected)
     shutil.rmtree(f"{uri}/shards")
