@@ -222,7 +222,7 @@ def summary(path: Path, against: str | None) -> None:
             p = stats.ttest_1samp(paired, 0).pvalue if paired.any() and len(paired) > 1 else float("nan")
             low, high = bootstrap(runs, recipe, name)
             print(f"{paired.mean():+.3f} sd {paired.std(ddof=min(1, len(paired) - 1)):.3f} p {p:.3f}", end="  ")
-            print(f"clips {low:+.3f} to {high:+.3f}", end="  ")
+            print(f"clips {low:+.3f} to {high:+.3f}" if np.isfinite(low) else "", end="  ")
         print(recipe)
 
 
