@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import psutil
@@ -83,8 +84,8 @@ def answers(url: str, process: subprocess.Popen, token: str = "", seconds: float
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError), urllib.request.urlopen(request, timeout=2):
-            return True
+        with suppress(OSError, HTTPException), urllib.request.urlopen(request, timeout=2):
+            return True  # HTTPException: another process took the port, and the server will end
         time.sleep(0.3)
     return False
 
