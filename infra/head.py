@@ -84,8 +84,9 @@ def answers(url: str, process: subprocess.Popen, token: str = "", seconds: float
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
+        # Where another process took the port, what it answers may be no HTTP; the server will end.
         with suppress(OSError, HTTPException), urllib.request.urlopen(request, timeout=2):
-            return True  # HTTPException: another process took the port, and the server will end
+            return True
         time.sleep(0.3)
     return False
 

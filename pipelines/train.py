@@ -114,7 +114,8 @@ def train(config: TrainConfig) -> None:
 
 def print_plan(config: TrainConfig, inputs: Inputs) -> None:
     """What the same command would do without --dry-run. Raises JobError where --out holds another run."""
-    require_same_run(config, may_differ=CHANGEABLE)
+    if (written := read_text(config.out, "config.yaml")) is not None:
+        require_same_run(config, written, may_differ=CHANGEABLE)
     if read_json(config.out, "metrics.json") is not None:
         return print(f"{config.out} holds this run, finished: nothing is left to train")
     recipe, clips = config.recipe, config.recipe.optim.batch_size

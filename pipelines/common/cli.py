@@ -38,8 +38,7 @@ PRESETS = Path(__file__).parents[1] / "presets"
 PRINT = "--print-config"
 FILES = (
     "--config FILE reads options from a YAML file, or from a preset by its name; of several, later ones win, and the "
-    "command line wins over all. "
-    "--print-config prints all options as such a file, and ends."
+    "command line wins over all. --print-config prints all options as such a file, and ends."
 )
 
 
@@ -268,8 +267,9 @@ def _yaml_options(config_class: type, path: str) -> Iterator[str]:
     if not path:
         raise JobError("--config: name a YAML file of options")
     presets = {file.stem: file for file in PRESETS.glob("*.yaml")}
+    file = Path(path) if Path(path).is_file() else presets.get(path, Path(path))
     try:
-        tree = yaml.safe_load((Path(path) if Path(path).is_file() else presets.get(path, Path(path))).read_text()) or {}
+        tree = yaml.safe_load(file.read_text()) or {}
     except OSError as error:
         what = f"give a YAML file of options, or one of the presets {', '.join(sorted(presets))}"
         raise JobError(f"--config {path}: {error.strerror}; {what}") from None

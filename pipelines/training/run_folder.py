@@ -112,19 +112,18 @@ def claim(config: JobConfig, may_differ: Sequence[str] = ()) -> dict[str, str] |
         fs.create_dir(path, recursive=True)
         write_text(config.out, "config.yaml", asked)
         return None
-    started = require_same_run(config, may_differ)
+    started = require_same_run(config, written, may_differ)
     if written != asked:
         write_text(config.out, "config.yaml", asked)
     return started
 
 
-def require_same_run(config: JobConfig, may_differ: Sequence[str] = ()) -> dict[str, str] | None:
-    """Raise JobError where another run's options lie in `config.out`, or a run on another content of the store.
+def require_same_run(config: JobConfig, written: str, may_differ: Sequence[str] = ()) -> dict[str, str] | None:
+    """Raise JobError where `config.out` holds another run, or a run on another content of the store.
 
-    may_differ: options that a later start may change. Returns what an earlier start left there, if there was one.
+    written: the config.yaml that lies there; may_differ: options that a later start may change. Returns what an earlier
+    start left there.
     """
-    if (written := read_text(config.out, "config.yaml")) is None:
-        return None
     before, now = (_meaning(text) for text in (written, to_yaml(config)))
     job: Any = type(config)
     untouched = yaml.safe_load(to_yaml(job(config.store, config.out)))
