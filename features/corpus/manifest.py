@@ -109,14 +109,11 @@ class Corpus:
         read_as: dict[tuple[str | None, pa.DataType], pa.DataType]
         read_as = {("events", pa.string()): EVENTS, ("classification", pa.float64()): pa.int64()}
         kinds = {task.name: task.kind for task in tasks}
-        fields = [pa.field(f.name, read_as.get((kinds.get(f.name), f.type), f.type)) for f in self.schema]
-        corpus = replace(self, schema=pa.schema(fields))
-        for name in self.schema.names:
-            if re.fullmatch(COUNTED, name) and name not in kinds and self._counts(name):
-                note = f"column {name!r} is left out: it holds pandas' index"
-                others = pa.schema([other for other in corpus.schema if other.name != name])
-                corpus = replace(corpus, schema=others, notes=(*corpus.notes, note))
-        return corpus
+        counts = [n for n in self.schema.names if re.fullmatch(COUNTED, n) and n not in kinds and self._counts(n)]
+        kept = [field_ for field_ in self.schema if field_.name not in counts]
+        fields = [pa.field(f.name, read_as.get((kinds.get(f.name), f.type), f.type)) for f in kept]
+        notes = [f"column {name!r} is left out: it holds pandas' index" for name in counts]
+        return replace(self, schema=pa.schema(fields), notes=(*self.notes, *notes))
 
     def _counts(self, name: str) -> bool:
         """Whether a column holds whole numbers alone, of which no two are the same."""
