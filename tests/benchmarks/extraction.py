@@ -128,10 +128,12 @@ def timed(command: list[str], folder: str, head: Head) -> tuple[float, float]:
     watch = threading.Thread(target=watch_memory, args=(peak, stop))
     watch.start()
     begun = time.monotonic()
-    subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, check=True)
-    seconds = time.monotonic() - begun
-    stop.set()
-    watch.join()
+    try:
+        subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, check=True)
+    finally:  # a thread that still watches would keep this process alive
+        seconds = time.monotonic() - begun
+        stop.set()
+        watch.join()
     return seconds, peak[0]
 
 
@@ -264,7 +266,7 @@ def with_absolute_media(corpus: str) -> pa.Table:
     """A csv manifest that can lie anywhere."""
     table = csv.read_csv(corpus)
     base = os.path.dirname(os.path.abspath(corpus))
-    media = pa.array([f"{base}/{path}" for path in table["video"].to_pylist()])
+    media = pa.array([os.path.join(base, path) for path in table["video"].to_pylist()])
     return table.set_column(table.column_names.index("video"), "video", media)
 
 
