@@ -41,6 +41,7 @@ from features.store.shards import (
     require_same_decoding,
     sweep_litter,
 )
+from features.store.spec import default_shard_rows
 from infra.doctor import ray_access, require, storage
 from pipelines.common.cli import Progress, main, require_at_least, resolve_uri
 from pipelines.common.cluster import start_ray
@@ -79,8 +80,9 @@ class ExtractConfig:
     """a store, a trained model, models:/NAME/VERSION or models:/NAME@ALIAS whose options are taken: new clips are
     encoded just as its own were. Text, video and image of a network from a file also need its place (--text.encoder,
     --video.weights)"""
-    shard_rows: int = 64
-    """clips per shard: the unit of work, of commit, and of loss when a machine dies"""
+    shard_rows: int = 0
+    """clips per shard: the unit of work, of commit, and of loss when a machine dies; 0 = as many as in the store that
+    is resumed, and in a new one 64, or more for a corpus of millions, for about 20,000 shards in all"""
     concurrency: int = 0
     """decoding processes over the whole cluster; 0 = one per CPU"""
     gpus: int = -1
@@ -102,7 +104,7 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         require_at_least(
-            self, {"shard_rows": 1, "concurrency": 0, "gpus": -1, "timeout": 1e-3, "memory_gb": 1e-3, "max_failed": 0}
+            self, {"shard_rows": 0, "concurrency": 0, "gpus": -1, "timeout": 1e-3, "memory_gb": 1e-3, "max_failed": 0}
         )
         if self.unlabelled and self.tasks:
             raise JobError(
@@ -121,15 +123,16 @@ def extract(config: ExtractConfig) -> None:
     encoder = (
         plan_like(config, corpus, report.sources) if config.like else plan_encoders(config, corpus, report.sources)
     )
+    begun = find_any_store(store_uri)
     asked = config.modalities or config.like or "audio" in report.sources
-    if not asked and find_any_store(store_uri) is None:
+    if not asked and begun is None:
         encoder = without_missing_sound(encoder, corpus)
     require_time(corpus, encoder, report.tasks)
     spec = StoreSpec(
         encoder.features(),
         report.tasks,
         report.splits,
-        config.shard_rows,
+        config.shard_rows or (begun.spec.shard_rows if begun else default_shard_rows(sum(report.splits.values()))),
         report.digest,
         decoding=encoder.decoding(),
     )

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from features.corpus.tasks import Task
 from features.errors import StoreError
 
 SCHEMA_VERSION = 2
+SHARD_ROWS, MOST_SHARDS = 64, 20_000  # where nobody chooses; opening a store costs some .25 ms for each shard
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,11 @@ class StoreSpec:
         own, others = flatten(self.to_dict()), flatten(other.to_dict())
         keys = sorted((own.keys() | others.keys()) - {"fingerprint"})
         return [f"{k}: {own.get(k)} != {others.get(k)}" for k in keys if own.get(k) != others.get(k)]
+
+
+def default_shard_rows(clips: int) -> int:
+    """Clips per shard where nobody chooses: few, so that little is lost with one; more for corpora of millions."""
+    return max(SHARD_ROWS, math.ceil(clips / MOST_SHARDS))
 
 
 def shard_name(split: str, number: int) -> str:

@@ -1,10 +1,10 @@
 """The extract job against what a user would write instead, on the same clips.
 
-    python -m tests.benchmarks.extraction --corpus corpus.csv [--options "--video.size 32"]
+    python -m tests.benchmarks.extraction --corpus corpus.csv [--options="--video.size 32"]
 
-Whole processes by the clock, best of `--repeats`; the job joins a cluster that runs already. Compared with it: a
-multiprocessing.Pool over the same decode, encode and tar code, one process per core, without isolation, index or Ray;
-with `--ffmpeg`, one ffmpeg process per clip that scales frames and resamples sound, as video2dataset does it.
+Whole processes by the clock, in turns, best of `--repeats`; the job joins a cluster that runs already. Compared with
+it: a multiprocessing.Pool over the same decode, encode and tar code, one process per core, without isolation, index or
+Ray; with `--ffmpeg`, one ffmpeg process per clip that scales frames and resamples sound, as video2dataset does it.
 """
 
 import os
@@ -16,9 +16,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from unittest import mock
 
@@ -83,17 +83,21 @@ def main() -> int:
         def job(corpus: str, *more: str) -> list[str]:
             return job_command(corpus, folder, config.options, *more)
 
-        ours, memory = best(config.repeats, lambda: timed(job(config.corpus), folder, head))
-        pool, _ = best(config.repeats, lambda: timed(pool_command(config, folder, cores), folder, head))
-        one, _ = best(config.repeats, lambda: timed(job(config.corpus, "--concurrency", "1"), folder, head))
         quarter = first_rows(config.corpus, rows // 4, Path(folder))
-        _, small = best(config.repeats, lambda: timed(job(quarter), folder, head))
+        commands = {
+            "ours": job(config.corpus),
+            "pool": pool_command(config, folder, cores),
+            "one": job(config.corpus, "--concurrency", "1"),
+            "quarter": job(quarter),
+        }
+        found = best(config.repeats, {name: partial(timed, given, folder, head) for name, given in commands.items()})
+        (ours, memory), (pool, _), (one, _), (_, small) = found.values()
         longer = repeated(config.corpus, config.times, Path(folder))
         ours_longer, memory_longer = timed(job(longer), folder, head)
         pool_longer, _ = timed(pool_command(replace(config, corpus=longer), folder, cores), folder, head)
         lines = [("the job", ours), (f"multiprocessing.Pool({cores})", pool), ("the job on one core", one)]
         if config.ffmpeg:
-            per_clip, _ = best(1, lambda: (ffmpeg_seconds(config, folder, cores), 0.0))
+            per_clip = ffmpeg_seconds(config, folder, cores)
             lines.append(("one ffmpeg process per clip", per_clip))
     for name, seconds in lines:
         table.add_row(name, f"{seconds:.1f}", f"{rows / seconds:.1f}", f"{seconds / ours:.2f}")
@@ -148,10 +152,13 @@ def watch_memory(peak: list[float], stop: threading.Event) -> None:
         peak[0] = max(peak[0], total / 1e9)
 
 
-def best(repeats: int, measure: Callable) -> tuple[float, float]:
-    """The fastest of some runs, and the largest memory of all."""
-    runs = [measure() for _ in range(repeats)]
-    return min(seconds for seconds, _ in runs), max(memory for _, memory in runs)
+def best(repeats: int, measures: Mapping[str, Callable]) -> dict[str, tuple[float, float]]:
+    """Of each the fastest of some runs, all in turns, and the largest memory of them."""
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in measures}
+    for _ in range(repeats):
+        for name, measure in measures.items():
+            runs[name].append(measure())
+    return {name: (min(s for s, _ in found), max(memory for _, memory in found)) for name, found in runs.items()}
 
 
 def print_stages(config: ExtractionConfig, clips: int = 100) -> None:

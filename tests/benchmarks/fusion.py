@@ -7,7 +7,8 @@ A recipe is a model's name and options by dotted name, `clcr loader.drop=[audio=
 last layer alone of modalities that have several. `linear`, or `linear MODALITY`, is a logistic regression on the clips'
 statistics (linear.py). --folds: `inner` leaves out one group (subject) of the training split at a time and never opens
 the others: recipes are chosen there; `parts` does so with four random parts of it, where clips have no group. `outer`
-leaves out one fold of the corpus, chooses the epoch on the next and tests it. `official` takes the corpus's splits.
+leaves out one fold of the corpus, chooses the epoch on the next and tests it; of a corpus without folds, five random
+parts are taken. `official` takes the corpus's splits.
 --summary prints means, tests paired over folds, and the interval of a bootstrap over clips.
 
 Trains by the project's own loop (clcr.training.Trainer) on samples held in memory. A row is a run: `val` is the
@@ -48,7 +49,7 @@ from tests.benchmarks.linear import fit_linear
 
 KEY = ["corpus", "folds", "recipe", "fold", "seed"]
 COLUMNS = ["commit", "command", *KEY, "epochs", "val", "last", "test", "alone", "participation", "seconds", "right"]
-PARTS, DRAWS = 4, 2000
+PARTS, FOLDS, DRAWS = 4, 5, 2000
 Sample = dict[str, Any]
 
 
@@ -122,10 +123,13 @@ def divisions(rows: list[dict], folds: str) -> Iterator[tuple[str, list[str]]]:
                 [("val" if p == left_out else "train") if o else "" for o, p in zip(opened, part, strict=True)],
             )
     else:
-        known = sorted({row["fold"] for row in rows})
+        of_row = [row["fold"] for row in rows]
+        if None in of_row:
+            of_row = (np.random.default_rng(0).permutation(len(rows)) % FOLDS).tolist()
+        known = sorted(set(of_row))
         for number, fold in enumerate(known):
             after = known[(number + 1) % len(known)]
-            yield str(fold), [{fold: "test", after: "val"}.get(row["fold"], "train") for row in rows]
+            yield str(fold), [{fold: "test", after: "val"}.get(own, "train") for own in of_row]
 
 
 def _part(group: str, training: list[str], left_out: str) -> str:

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.planning [--rows 10000000] [--folder KEPT]
 
 The extract job's dry run without a store, writing the plan, the dry run with 99 % of the rows in the index, what the
-train job checks, and one worker's start up to its first batch. The index has parts as the extract job writes them, of
-64 rows each; features are left out (the worker is given the same one for every clip). On a machine with other work the
-seconds of the processor, of all threads, say more than those of the clock.
+train job checks, and one worker's start up to its first batch. The index has parts as the extract job writes them where
+nobody says how many clips are a shard; features are left out (the worker is given the same one for every clip). On a
+machine with other work the seconds of the processor, of all threads, say more than those of the clock.
 """
 
 import contextlib
@@ -41,11 +41,13 @@ from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.store import StoreSpec
 from features.store.plan import remove_plan, write_plan
 from features.store.shards import create_store
+from features.store.spec import default_shard_rows
 from features.decode.specs import DECODING
 corpus = read_corpus(f"{folder}/corpus.parquet")
 report = validate(corpus)
 features = EncoderSpec(VideoSpec(), AudioSpec()).features()
-spec = StoreSpec(features, report.tasks, report.splits, 64, report.digest, decoding=DECODING)
+rows = default_shard_rows(sum(report.splits.values()))
+spec = StoreSpec(features, report.tasks, report.splits, rows, report.digest, decoding=DECODING)
 store, begun = create_store(f"{folder}/store", spec), time.monotonic()
 remove_plan(store)
 write_plan(store, corpus)""",

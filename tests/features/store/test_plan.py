@@ -11,6 +11,7 @@ from features.errors import StoreError
 from features.store import Store, StoreSpec
 from features.store.plan import planned_rows, write_plan
 from features.store.shards import create_store, sweep_litter
+from features.store.spec import default_shard_rows
 
 SPLITS = ("train", "val", "test")
 
@@ -53,3 +54,8 @@ def test_a_manifest_that_changed_since_it_was_checked_is_refused(tmp_path):
     with pytest.raises(StoreError, match="changed while it was read"):
         write_plan(store, corpus)
     assert not list((tmp_path / "other" / "plan").glob("train*"))
+
+
+def test_corpora_of_millions_get_larger_shards_and_others_those_of_64_clips():
+    assert [default_shard_rows(clips) for clips in (1, 800, 1_280_000)] == [64, 64, 64]
+    assert default_shard_rows(1_280_001) == 65 and default_shard_rows(10_000_000) == 500
