@@ -240,7 +240,7 @@ MISTAKES = {
     "a share that is no number": (GOOD, ["--max-failed", "nan"], "--max-failed nan: must be a finite number"),
     "no end of frames": (GOOD, ["--video.fps", "inf"], "fps inf"),
     "no end of a window": (GOOD, ["--audio.hop", "inf", "--audio.window", "inf"], "hop <= window < inf"),
-    "too few of something": (GOOD, ["--shard-rows", "0"], "--shard-rows 0: must be 1 or more"),
+    "too few of something": (GOOD, ["--shard-rows=-1"], "--shard-rows -1: must be 0 or more"),
 }
 
 
