@@ -45,7 +45,8 @@ class Recipe:
     """answer with averaged weights: the decay (0-1) of their moving average over the steps; .999 is usual, 0 = off"""
     init: str = ""
     """trained model to start from, whose weights of the same name and shape are taken: --out of a training, its folder
-    model, models:/NAME/VERSION or models:/NAME@ALIAS; none = fresh weights"""
+    model, models:/NAME/VERSION or models:/NAME@ALIAS; several, such as one of each modality alone, separated by
+    commas; none = fresh weights"""
     freeze: tuple[str, ...] = ()
     """parts of the model that are not trained, by the names of its modules; a wrong name lists them"""
 
@@ -57,8 +58,9 @@ class Recipe:
             )
         if self.ema >= 1:
             raise JobError(f"--ema {self.ema}: must be below 1")
-        if self.init and not self.init.startswith("models:/"):
-            object.__setattr__(self, "init", resolve_uri("--init", self.init))  # workers have folders of their own
+        sources = filter(None, self.init.split(","))
+        whole = (uri if uri.startswith("models:/") else resolve_uri("--init", uri) for uri in sources)
+        object.__setattr__(self, "init", ",".join(whole))  # workers have folders of their own
 
 
 class Learner:

@@ -1,5 +1,6 @@
 """Where a training starts: the weights of another model (`--init`), and the parts of it that stay (`--freeze`)."""
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -9,21 +10,31 @@ from clcr.schedule import is_of, parts_of
 from pipelines.common.errors import JobError
 from pipelines.training.trained import open_model
 
+PLACE = re.compile(r"\b(encoders|pooling|own_heads)\.(\d+)\.")  # lists of one module for each modality
+
 
 def begin(model: nn.Module, init: str, frozen: Sequence[str]) -> None:
-    """Put a fresh model where its training starts; "" and () leave it as it is."""
-    if init:
-        initialise(model, init)
+    """Put a fresh model where its training starts; "" and () leave it as it is. init: models, separated by commas."""
+    for uri in filter(None, init.split(",")):
+        initialise(model, uri)
     freeze(model, frozen)
 
 
 def initialise(model: nn.Module, uri: str) -> list[str]:
     """Take the weights of a trained model that `model` has by the same name and shape; returns their names.
 
-    uri: --out of a training, its folder `model`, or models:/NAME/VERSION. Buffers are taken too (the statistics of the
-    inputs among them). Raises JobError where nothing fits.
+    uri: --out of a training, its folder `model`, or models:/NAME/VERSION. Raises JobError where nothing fits.
     """
-    source = open_model("--init", uri).model
+    if taken := take_weights(model, open_model("--init", uri).model):
+        return taken
+    raise JobError(f"--init {uri}: none of its weights fits this model")
+
+
+def take_weights(model: nn.Module, source: nn.Module) -> list[str]:
+    """Copy the weights of `source` that `model` has by the same name, modality and shape; returns their names.
+
+    Buffers are taken too (the statistics of the inputs among them).
+    """
     trained, own = _by_modality(source), _by_modality(model)
     # The unit of a number is this model's own, as its labels have it.
     fitting = {
@@ -33,24 +44,21 @@ def initialise(model: nn.Module, uri: str) -> list[str]:
     }
     names = dict(zip(own, model.state_dict(), strict=True))
     parameters = {name for name, _ in model.named_parameters()}
-    taken = [names[name] for name in fitting if names[name] in parameters]
-    if not taken:
-        raise JobError(f"--init {uri}: none of its weights fits this model")
     with torch.no_grad():
         for name, value in fitting.items():
             own[name].copy_(value)
-    return taken
+    return [names[name] for name in fitting if names[name] in parameters]
 
 
 def _by_modality(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A model's weights, those of an encoder by its modality instead of its place."""
+    """A model's weights, those of a part that each modality has one of by its modality instead of its place."""
     modalities = getattr(getattr(model, "encoder", None), "modalities", ())
-    places = {f"encoder.encoders.{place}.": f"encoder.encoders.{name}." for place, name in enumerate(modalities)}
-    weights: dict[str, torch.Tensor] = {}
-    for name, value in model.state_dict().items():
-        place = ".".join(name.split(".")[:3]) + "."
-        weights[name.replace(place, places.get(place, place), 1)] = value
-    return weights
+
+    def named(found: re.Match[str]) -> str:
+        place = int(found[2])
+        return f"{found[1]}.{modalities[place]}." if place < len(modalities) else found[0]
+
+    return {PLACE.sub(named, name): value for name, value in model.state_dict().items()}
 
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> None:

@@ -4,7 +4,8 @@
         --common "epochs=40 model.width=64 lr=2e-3" --seeds 1,2 "clcr" "clcr model.exchange=none" "concat"
 
 A recipe is a model's name and options by dotted name, `clcr loader.drop=[audio=.2]`; the word `last` in it takes the
-last layer alone of modalities that have several. `linear`, or `linear MODALITY`, is a logistic regression on the clips'
+last layer alone of modalities that have several, and `pretrained` starts from models of each modality alone, trained
+first with the options of --common. `linear`, or `linear MODALITY`, is a logistic regression on the clips'
 statistics (linear.py). --folds: `inner` leaves out one group (subject) of the training split at a time and never opens
 the others: recipes are chosen there; `parts` does so with four random parts of it, where clips have no group. `outer`
 leaves out one fold of the corpus, chooses the epoch on the next and tests it; of a corpus without folds, five random
@@ -23,9 +24,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from pipelines.common.cli import flatten, override
 from pipelines.training.learner import Recipe, modalities_of
 from pipelines.training.loading import altered, feature_specs, task_specs
 from pipelines.training.order import bucketed, chances, count_classes
+from pipelines.training.start import take_weights
 from tests.benchmarks.linear import fit_linear
 
 KEY = ["corpus", "folds", "recipe", "fold", "seed"]
@@ -142,11 +144,16 @@ def _last(modality: str, values: np.ndarray, features: dict[str, clcr.FeatureSpe
 
 
 def fit(
-    recipe: Recipe, store: Store, samples: list[Sample], parts: list[str], last_layer: bool = False
+    recipe: Recipe,
+    store: Store,
+    samples: list[Sample],
+    parts: list[str],
+    last_layer: bool = False,
+    sources: Sequence[clcr.base.MultimodalModel] = (),
 ) -> tuple[Trainer, dict[str, Memory], list[float]]:
     """A trained model of a division, with its weights of the best epoch; its parts, and val/score of every epoch.
 
-    last_layer: of modalities that have several layers, the last one alone.
+    last_layer: of modalities that have several layers, the last one alone. sources: models that it takes weights of.
     """
     tasks = task_specs(store, recipe.tasks)
     features = feature_specs(store, modalities_of(recipe.architecture, store))
@@ -161,6 +168,8 @@ def fit(
         for part, chosen in by_part.items()
     }
     model.fit_statistics(loaders["train"].sample_batches(256))
+    for source in sources:
+        take_weights(model, source)
     made = partial(AveragedTrainer, decay=recipe.ema) if recipe.ema else Trainer
     weighing = class_loss(recipe.classes, loaders["train"].counts)
     trainer = made(model, tasks, recipe.optim, loaders["train"].steps, seed=recipe.seed, class_loss=weighing)
@@ -170,11 +179,16 @@ def fit(
 
 
 def train(
-    recipe: Recipe, store: Store, samples: list[Sample], parts: list[str], last_layer: bool = False
+    recipe: Recipe,
+    store: Store,
+    samples: list[Sample],
+    parts: list[str],
+    last_layer: bool = False,
+    sources: Sequence[clcr.base.MultimodalModel] = (),
 ) -> dict[str, Any]:
-    """One run: its scores and what it showed. last_layer: as in `fit`."""
+    """One run: its scores and what it showed. last_layer, sources: as in `fit`."""
     started = time.perf_counter()
-    trainer, loaders, scores = fit(recipe, store, samples, parts, last_layer)
+    trainer, loaders, scores = fit(recipe, store, samples, parts, last_layer, sources)
     found: dict[str, Any] = {"epochs": len(scores), "val": max(scores), "last": scores[-1]}
     last = "test" if loaders["test"].samples else "val"
     tested, diagnostics, found["right"] = score(trainer, loaders[last])
@@ -289,9 +303,15 @@ def main() -> int:
     samples, rows = read(store, task_specs(store))
     done = {tuple(run[name] for name in KEY) for run in rows_of(args.out)}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+    @cache
+    def alone(modality: str, seed: int, fold: str, last: bool) -> clcr.base.MultimodalModel:
+        return fit(parse(f"{modality} {args.common}", seed), store, samples, of_fold[fold], last)[0].model
+
+    of_fold = dict(divisions(rows, args.folds))
     for seed in map(int, args.seeds.split(",")):
         for text in args.recipes:
-            for fold, parts in divisions(rows, args.folds):
+            for fold, parts in of_fold.items():
                 key = (corpus, args.folds, text, fold, str(seed))
                 if key in done or (args.only and fold not in args.only.split(",")):
                     continue
@@ -301,8 +321,11 @@ def main() -> int:
                     found = fit_linear(samples, parts, words[1:] or list(store.spec.features), task_specs(store))
                     found |= {"seconds": round(time.perf_counter() - started)}
                 else:
-                    recipe = parse(" ".join([*(word for word in words if word != "last"), args.common]), seed)
-                    found = train(recipe, store, samples, parts, last_layer="last" in words)
+                    options, last = [word for word in words if word not in ("last", "pretrained")], "last" in words
+                    modalities = store.spec.features if "pretrained" in words else ()
+                    sources = [alone(modality, seed, fold, last) for modality in modalities]
+                    recipe = parse(" ".join([*options, args.common]), seed)
+                    found = train(recipe, store, samples, parts, last, sources)
                 row = dict(zip(KEY, key, strict=True))
                 write(args.out, {"commit": commit, "command": args.common, **row, **found})
     return 0

@@ -79,6 +79,21 @@ def test_the_unit_of_a_number_is_the_labels_own_and_an_encoder_goes_to_its_modal
             assert mine and all((mine[key] == theirs[key]).all() for key in mine)
 
 
+def test_each_modality_begins_with_the_model_of_its_own(store, tmp_path):
+    alone = {name: Learner(store.uri, recipe(name, epochs=1)).trainer.model for name in ("video", "audio")}
+    for name, model in alone.items():
+        clcr.save(model, tmp_path / name / "model", store.spec.to_dict())
+    both = ",".join(str(tmp_path / name) for name in alone)
+    model = Learner(store.uri, replace(recipe("concat", epochs=1), init=both, seed=5)).trainer.model
+    for place, name in enumerate(model.encoder.modalities):
+        for part, source in (
+            (model.encoder.encoders[place], alone[name].encoder.encoders[0]),
+            (model.pooling[place], alone[name].pooling[0]),
+        ):
+            mine, theirs = part.state_dict(), source.state_dict()
+            assert mine.keys() == theirs.keys() and all((mine[key] == theirs[key]).all() for key in mine)
+
+
 def test_what_cannot_be_begun_is_named(saved, store):
     folder, model = saved
     with pytest.raises(JobError, match=r"--freeze encoders: this model has \w+, "):
@@ -93,4 +108,5 @@ def test_what_cannot_be_begun_is_named(saved, store):
         Recipe(ema=1.0)
     with pytest.raises(JobError, match="each makes up for rare classes; leave one out"):
         Recipe(loader=LoaderConfig(balance="label"), classes=ClassLossConfig(weights="balanced"))
-    assert Recipe(init="some/where").init.startswith("/")
+    assert all(part.startswith("/") for part in Recipe(init="some/where,else").init.split(","))
+    assert Recipe(init="models:/a/1,x").init.startswith("models:/a/1,/")
