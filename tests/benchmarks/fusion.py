@@ -26,7 +26,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -298,37 +298,52 @@ def main() -> int:
         summary(args.out, args.against)
         return 0
     torch.set_num_threads(1)
-    store = Store(args.store)
-    corpus = Path(args.store).name
-    samples, rows = read(store, task_specs(store))
+    corpus, runs = Path(args.store).name, Runs(Store(args.store), args.folds, args.common)
+    only = args.only.split(",") if args.only else list(runs.parts)
+    if unknown := set(only) - runs.parts.keys():
+        parser.error(f"--only {','.join(sorted(unknown))}: the folds are {', '.join(runs.parts)}")
     done = {tuple(run[name] for name in KEY) for run in rows_of(args.out)}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-
-    @cache
-    def alone(modality: str, seed: int, fold: str, last: bool) -> clcr.base.MultimodalModel:
-        return fit(parse(f"{modality} {args.common}", seed), store, samples, of_fold[fold], last)[0].model
-
-    of_fold = dict(divisions(rows, args.folds))
     for seed in map(int, args.seeds.split(",")):
         for text in args.recipes:
-            for fold, parts in of_fold.items():
+            for fold in only:
                 key = (corpus, args.folds, text, fold, str(seed))
-                if key in done or (args.only and fold not in args.only.split(",")):
-                    continue
-                words = text.split()
-                if words[0] == "linear":
-                    started = time.perf_counter()
-                    found = fit_linear(samples, parts, words[1:] or list(store.spec.features), task_specs(store))
-                    found |= {"seconds": round(time.perf_counter() - started)}
-                else:
-                    options, last = [word for word in words if word not in ("last", "pretrained")], "last" in words
-                    modalities = store.spec.features if "pretrained" in words else ()
-                    sources = [alone(modality, seed, fold, last) for modality in modalities]
-                    recipe = parse(" ".join([*options, args.common]), seed)
-                    found = train(recipe, store, samples, parts, last, sources)
-                row = dict(zip(KEY, key, strict=True))
-                write(args.out, {"commit": commit, "command": args.common, **row, **found})
+                if key not in done:
+                    row = dict(zip(KEY, key, strict=True)) | runs.run(text, fold, seed)
+                    write(args.out, {"commit": commit, "command": args.common, **row})
     return 0
+
+
+class Runs:
+    """Recipes on one store. parts: of each fold, the part of every clip; common: options of every recipe."""
+
+    def __init__(self, store: Store, folds: str, common: str) -> None:
+        self.store, self.common = store, common
+        self.samples, rows = read(store, task_specs(store))
+        self.parts = dict(divisions(rows, folds))
+        self.alone: dict[tuple[str, str, int, bool], clcr.base.MultimodalModel] = {}
+
+    def run(self, text: str, fold: str, seed: int) -> dict[str, Any]:
+        """One recipe on one fold."""
+        architecture, *words = text.split()
+        if architecture == "linear":
+            started = time.perf_counter()
+            modalities = words or list(self.store.spec.features)
+            found = fit_linear(self.samples, self.parts[fold], modalities, task_specs(self.store))
+            return found | {"seconds": round(time.perf_counter() - started)}
+        options, last = [word for word in words if word not in ("last", "pretrained")], "last" in words
+        modalities = list(self.store.spec.features) if "pretrained" in words else []
+        sources = [self.trained_alone(modality, fold, seed, last) for modality in modalities]
+        recipe = parse(" ".join([architecture, *options, self.common]), seed)
+        return train(recipe, self.store, self.samples, self.parts[fold], last, sources)
+
+    def trained_alone(self, modality: str, fold: str, seed: int, last: bool) -> clcr.base.MultimodalModel:
+        """A model of one modality with the common options; trained once."""
+        key = modality, fold, seed, last
+        if key not in self.alone:
+            recipe = parse(f"{modality} {self.common}", seed)
+            self.alone[key] = fit(recipe, self.store, self.samples, self.parts[fold], last)[0].model
+        return self.alone[key]
 
 
 def parse(text: str, seed: int) -> Recipe:
