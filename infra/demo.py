@@ -33,6 +33,7 @@ CHATTER = re.compile(  # lines of Ray, not of the job
     r"|core_worker.cc|Reporting training result|Checkpoint successfully created|^\s*$"
 )
 PREFIX = re.compile(r"^\x1b\[\d+m\(.*?\)\x1b\[0m ")  # Ray puts the name of the worker before each line
+COMPARED = "compare the trials: "  # the sweep's last line: the address of their comparison
 SWEEP = {"trials": 6, "epochs": 9, "final-seeds": 0}
 
 
@@ -77,6 +78,7 @@ def run_jobs(head: Head) -> int:
             return failed[0]
     finally:  # on Ctrl-C do not wait for the jobs: they end with the head node
         pool.shutdown(wait=False, cancel_futures=True)
+    print_accuracies()
     if (OUT / "sweep" / "best.yaml").exists():
         return 0
     say(f"4/4 sweep: {SWEEP['trials']} trials over token budgets and loss weights")
@@ -105,6 +107,17 @@ def submit(head: Head, script: str, *options: str, env: dict[str, str]) -> int:
 
 
 def print_results() -> None:
+    """Print each model's accuracy, the sweep's best trial, and where the runs are compared."""
+    print_accuracies()
+    trials = pq.read_table(OUT / "sweep" / "trials.parquet").to_pandas()
+    best = trials.loc[trials["best/score"].idxmax()]
+    print(f"sweep: {len(trials)} trials, best validation score {best['best/score']:.3f} (trial {best['trial']:.0f})")
+    print("compare the runs:  " + compare_command())
+    found = [line for line in (OUT / "logs" / "sweep.log").read_text().splitlines() if COMPARED in line]
+    print("compare the trials:  " + found[-1].partition(COMPARED)[2])
+
+
+def print_accuracies() -> None:
     """Print one table: each model's accuracy by task, and the best that is possible from each modality."""
     ceilings = json.loads((OUT / "corpus" / "ceilings.json").read_text())["ceilings"]
     tasks = TASKS.split(",")
@@ -116,10 +129,6 @@ def print_results() -> None:
     for source in ("video", "audio", "both"):
         table.add_row(f"best possible from {source}", *(f"{ceilings[task][source]:.3f}" for task in tasks))
     Console(width=100).print(table)
-    trials = pq.read_table(OUT / "sweep" / "trials.parquet").to_pandas()
-    best = trials.loc[trials["best/score"].idxmax()]
-    print(f"sweep: {len(trials)} trials, best validation score {best['best/score']:.3f} (trial {best['trial']:.0f})")
-    print("compare the runs:  " + compare_command())
 
 
 def compare_command() -> str:

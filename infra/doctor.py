@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import tyro
 
@@ -118,9 +119,11 @@ def mlflow_server(uri: str) -> Check:
     try:
         MlflowClient(uri).search_experiments(max_results=1)
     except Exception as error:  # connection, authentication and proxy errors have no common base
-        return Check(
-            name, False, _first_line(error), "start it (mlflow server), or set MLFLOW_TRACKING_URI to one that runs"
-        )
+        mend = "start it (mlflow server), or set MLFLOW_TRACKING_URI to one that runs"
+        if "Invalid Host header" in str(error):
+            host = urlsplit(uri).hostname
+            mend = f"it runs, but not for this name: start it with --allowed-hosts '{host}:*,localhost:*,127.0.0.1:*'"
+        return Check(name, False, _first_line(error), mend)
     return Check(name, True, "reachable")
 
 

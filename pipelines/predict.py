@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Predict: a trained model's answers for every clip of a feature store, as parquet, on any number of machines.
+"""Predict: a trained model's answers for clips, of a feature store or new ones, as parquet, on any number of machines.
 
 Each task takes one shard of the store and commits one file, OUT/SHARD.parquet; a run that was killed resumes with what
 is missing when the same command is given again. A row is a clip: clip_id, its split and fold in the corpus, its store

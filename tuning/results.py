@@ -22,7 +22,7 @@ from pipelines.tracking import views
 from pipelines.training.learner import Recipe
 from tuning.objectives import COST, SCORE, Objective, shown
 from tuning.options import SweepConfig
-from tuning.pictures import write_pictures
+from tuning.pictures import LEAST, write_pictures
 from tuning.record import NOTE
 from tuning.report import publish
 from tuning.runs import SeedRuns, run_all
@@ -86,6 +86,8 @@ def _write_pictures(out: str, run: tracking.Run, study: optuna.Study) -> None:
             run.log_folder(folder, "pictures")
             target = _create(resolve("pictures", out))
             pafs.copy_files(folder, target, destination_filesystem=open_fs(out)[0])
+        else:
+            print(f"no pictures: they take {LEAST} finished trials or more that differ in two options and in score")
 
 
 def train_final(config: SweepConfig, run: tracking.Run, name: str, best: Recipe) -> None:

@@ -15,6 +15,7 @@ import s3
 from mlflow.tracking import MlflowClient
 
 from features.files import open_fs
+from infra import doctor
 from infra.head import ROOT, answers, free_ports
 from pipelines.tracking import run as tracking
 
@@ -63,7 +64,7 @@ def storage():
 def server(database, environment):
     port = free_ports(1)[0]
     settings = {"DATABASE": database, "ARTIFACTS": "s3://bucket/mlflow", **environment}
-    command = [SCRIPT, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [SCRIPT, "--host", "0.0.0.0", "--port", str(port), "--workers", "1"]
     process = subprocess.Popen(command, env=os.environ | settings, start_new_session=True)
     try:
         assert answers(f"http://127.0.0.1:{port}/health", process, seconds=400)
@@ -80,6 +81,8 @@ def test_a_run_lies_in_postgresql_and_its_artifacts_on_s3(database, storage, tmp
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_bytes(b"1" * 1000)
     with server(database, environment) as uri:
+        other = doctor.mlflow_server(uri.replace("127.0.0.1", "127.0.0.2"))  # the same server by an unusual address
+        assert not other.ok and "it runs" in other.fix and "--allowed-hosts '127.0.0.2:*," in other.fix
         run = tracking.start_run(uri, "clcr", "one", {"model.width": 16}, {"model": "clcr"})
         for epoch in range(3):
             run.log_metrics({"val/accuracy": epoch / 4}, epoch)
