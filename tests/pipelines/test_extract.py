@@ -88,9 +88,7 @@ def test_every_row_of_the_manifest_ends_in_exactly_one_place(first_run, corpus):
 
 
 @pytest.mark.slow
-def test_a_second_run_does_nothing_and_takes_the_shards_as_they_are(
-    first_run, corpus, shared_ray, monkeypatch, capsys
-):
+def test_a_second_run_does_nothing_and_takes_the_shards_as_they_are(first_run, corpus, shared_ray, monkeypatch, capsys):
     before = {path: path.stat().st_mtime_ns for path in first_run[1].rglob("*.*")}
     code, out, _ = run(monkeypatch, capsys, "--corpus", corpus, "--store", first_run[1], *OPTIONS[2:])
     assert code == 0 and "nothing to do" in out and "21 indexed + 3 failed" in out
