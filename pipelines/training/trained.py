@@ -12,7 +12,6 @@ from features.files import open_fs, resolve
 from features.store import Store, StoreSpec
 from pipelines.common.cli import resolve_uri
 from pipelines.common.errors import JobError
-from pipelines.tracking.registry import fetch
 
 FILES = ("config.json", "weights.safetensors", "store.json")
 
@@ -50,10 +49,16 @@ def open_model(option: str, uri: str) -> TrainedModel:
     Raises JobError where there is none.
     """
     with tempfile.TemporaryDirectory() as local:
-        folder = Path(fetch(uri, local) if uri.startswith("models:/") else _copy(option, uri, local))
+        folder = Path(_fetch(uri, local) if uri.startswith("models:/") else _copy(option, uri, local))
         payload = {name: (folder / name).read_bytes() for name in FILES}
         digest = hashlib.sha256(b"".join(payload.values())).hexdigest()
         return TrainedModel(clcr.load(folder), StoreSpec.from_dict(json.loads(payload["store.json"])), digest)
+
+
+def _fetch(uri: str, local: str) -> str:
+    from pipelines.tracking.registry import fetch  # here, for it loads MLflow, which a worker that trains does not need
+
+    return fetch(uri, local)
 
 
 def _copy(option: str, uri: str, local: str) -> str:

@@ -1,7 +1,7 @@
-"""The sweep job with trials that go wrong: python crashing_trials.py one|all|workers --store ... (as tuning/sweep.py).
+"""The sweep job with trials that go wrong: python crashing_trials.py all|workers --store ... (as tuning/sweep.py).
 
-one: the process of the recipe as given dies, every time it is started; all: every trial raises; workers: the process
-of the first trial of several workers that the sampler drew dies once, after its first epoch.
+all: every trial raises; workers: the process of the first trial of several workers that the sampler drew dies once,
+after its first epoch.
 """
 
 import os
@@ -22,8 +22,6 @@ HOW, RUN, RUN_WORKERS = sys.argv.pop(1), tuning.sweep.run_trial, tuning.sweep.ru
 
 def crashing(point, config, gpu):
     """Defined in the main module, so that a trial's process gets it as it stands."""
-    if HOW == "one" and point["lr"] == config.recipe.optim.lr:
-        os._exit(7)
     RUN(point, replace(config, store="/planted") if HOW == "all" else config, gpu)
 
 

@@ -36,11 +36,16 @@ def _worker(rank, world, port, outcome, uri, results):
     dist.destroy_process_group()
 
 
+def _parent(_, world, *args):
+    """Imports everything once, and then forks the workers, which have it."""
+    mp.start_processes(_worker, args=(world, *args), nprocs=world, start_method="fork")
+
+
 def on_workers(world, outcome, uri):
     """What outcome(uri, rank, world) gives in each of several processes that train together."""
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_worker, args=(world, free_ports(1)[0], outcome, uri, results), nprocs=world)
+        mp.spawn(_parent, args=(world, free_ports(1)[0], outcome, uri, results))
         return [results[rank] for rank in range(world)]
 
 

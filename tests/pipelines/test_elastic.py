@@ -21,7 +21,6 @@ from clcr.config import StemConfig
 from clcr.training import OptimConfig
 from features.store import open_store
 from pipelines.common.cluster import retry_start
-from pipelines.common.errors import JobError
 from pipelines.train import train
 from pipelines.training.learner import Learner
 
@@ -102,13 +101,3 @@ def _title(process):
         return process.cmdline()[0]
     except (psutil.Error, IndexError):
         return ""
-
-
-def test_a_loss_that_is_not_finite_ends_the_job_at_once_with_one_line(cluster, store, tmp_path):
-    config = long_job(store, tmp_path / "run", workers=2)
-    config = replace(
-        config, recipe=replace(config.recipe, optim=OptimConfig(epochs=3, batch_size=8, lr=1e30, warmup=0))
-    )
-    with pytest.raises(JobError, match=r"step \d+: the .* on clips clip/.*: check those clips' features and labels"):
-        train(config)
-    assert run_of(config).info.status == "FAILED"

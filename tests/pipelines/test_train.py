@@ -210,6 +210,15 @@ def test_a_worker_gets_no_more_cpus_than_a_node_has_and_what_has_no_room_is_refu
         train(replace(job(store, tmp_path / "run"), cpus_per_worker=2))
 
 
+def test_a_loss_that_is_not_finite_ends_the_job_at_once_with_one_line(two_nodes, store, tmp_path):
+    config = replace(job(store, tmp_path / "run"), workers=2, checkpoint_seconds=1.0, log_every=1)
+    optim = OptimConfig(epochs=3, batch_size=8, lr=1e30, warmup=0)
+    config = replace(config, recipe=replace(config.recipe, optim=optim))
+    with pytest.raises(JobError, match=r"step \d+: the .* on clips clip/.*: check those clips' features and labels"):
+        train(config)
+    assert run_of(config).info.status == "FAILED"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -22,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+import tuning.sweep
 from infra.screenshot import chromium, served
 from pipelines.train import TrainConfig, train
 from tuning.options import SweepConfig
@@ -29,6 +30,7 @@ from tuning.sweep import sweep
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--epochs", "3", "--grace-epochs", "1"]
+BRIEF = ["--trials", "2", "--final-seeds", "0", "--epochs", "1"]
 TRIALS = "tags.trial != ''"
 pytestmark = pytest.mark.slow
 
@@ -240,14 +242,17 @@ def test_another_recipe_in_the_same_folder_is_refused_in_one_line(swept, store):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def crash(how, store, out):
-    job = command(store, out, "--trials", "2", "--final-seeds", "0", "--epochs", "1")
-    job[1:2] = ["-m", "tests.helpers.crashing_trials", how]
-    return subprocess.run(job, cwd=ROOT, capture_output=True, text=True)
+def test_a_trial_whose_process_always_dies_costs_that_trial(store, tmp_path, monkeypatch, shared_ray):
+    run_trial = tuning.sweep.run_trial
 
+    def dying(point, config, gpu):
+        """The process of the recipe as given dies, every time it is started."""
+        if point["lr"] == config.recipe.optim.lr:
+            os._exit(7)
+        run_trial(point, config, gpu)
 
-def test_a_trial_whose_process_always_dies_costs_that_trial(store, tmp_path):
-    done = crash("one", store, tmp_path / "sweep")
+    monkeypatch.setattr(tuning.sweep, "run_trial", dying)
+    done = run_here(sweep, SweepConfig, *command(store, tmp_path / "sweep", *BRIEF)[2:])
     assert done.returncode == 0 and "1 failed" in done.stdout, done.stderr
     trials = trials_of(tmp_path / "sweep")
     assert [t["status"] for t in trials].count("FAILED") == 1 and trials[0]["error"].startswith("its process died")
@@ -256,7 +261,9 @@ def test_a_trial_whose_process_always_dies_costs_that_trial(store, tmp_path):
 
 
 def test_when_every_trial_fails_the_job_fails_with_the_first_error(store, tmp_path):
-    done = crash("all", store, tmp_path / "sweep")
+    job = command(store, tmp_path / "sweep", *BRIEF)
+    job[1:2] = ["-m", "tests.helpers.crashing_trials", "all"]
+    done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: all 2 trials failed, the first is trial 0: no feature store at /planted")

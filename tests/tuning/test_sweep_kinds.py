@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
+from inprocess import run_here
 from mlflow.tracking import MlflowClient
 from pyarrow.fs import FileSelector, S3FileSystem
 from s3 import CREDENTIALS, server
 
+import tuning.sweep
 from clcr.config import CLCRConfig, ModelConfig, StemConfig
 from clcr.training import OptimConfig
 from pipelines.common.cluster import retry_start
@@ -25,9 +27,12 @@ SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--gr
 pytestmark = pytest.mark.slow
 
 
+def arguments(store, out, task="label"):
+    return ["--store", store.uri, "--out", str(out), "--tasks", task, *SMALL]
+
+
 def sweep(store, out, *options, task="label", script=("tuning/sweep.py",), **env):
-    job = [sys.executable, *script, "--store", store.uri, "--out", str(out), "--tasks", task]
-    job += [*SMALL, *options]
+    job = [sys.executable, *script, *arguments(store, out, task), *options]
     return subprocess.run(job, cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
 
 
@@ -40,7 +45,20 @@ def test_the_test_split_cannot_be_reached_from_a_trial(store):
 
 
 @pytest.fixture(scope="module")
-def without_dashboard(no_shared_ray):
+def bucket():
+    """An S3 server that knows the bucket `sweeps`; this process and all that it starts reach it."""
+    with server() as port, pytest.MonkeyPatch.context() as patch:
+        env = CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": "us-east-1"}
+        for name, value in env.items():
+            patch.setenv(name, value)
+        address = {"endpoint_override": f"127.0.0.1:{port}", "scheme": "http", "allow_bucket_creation": True}
+        s3 = S3FileSystem(**address, access_key="test", secret_key="test")
+        s3.create_dir("sweeps")
+        yield s3
+
+
+@pytest.fixture(scope="module")
+def without_dashboard(no_shared_ray, bucket):
     retry_start(ray.init, address="local", num_cpus=4, include_dashboard=False, logging_level="error")
     yield
     ray.shutdown()
@@ -94,33 +112,31 @@ def test_a_stopped_trial_of_two_workers_gives_them_back_and_metrics_are_over_bot
     assert [m.value for m in history] == pytest.approx(expected, rel=1e-2)
 
 
-def test_two_objectives_on_s3_leave_a_front_of_recipes_and_a_study_there(store, tmp_path):
-    with server() as port:
-        env = CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": "us-east-1"}
-        address = {"endpoint_override": f"127.0.0.1:{port}", "scheme": "http", "allow_bucket_creation": True}
-        s3 = S3FileSystem(**address, access_key="test", secret_key="test")
-        s3.create_dir("sweeps")
-        env["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/mlflow.db"
-        options = ["--objectives", "score,participation", "--trials", "4", "--epochs", "2", "--final-seeds", "1"]
-        done = sweep(store, "s3://sweeps/a", *options, **env)
-        assert done.returncode == 0, done.stderr
-        with s3.open_input_file("sweeps/a/trials.parquet") as file:
-            trials = pq.read_table(file).to_pylist()
-        assert [t["status"] for t in trials] == ["FINISHED"] * 4, "with two objectives no trial is stopped"
-        values = [(t["best/score"], t["best/tokens_exchanged"]) for t in trials]
-        front = {
-            f"trial-{t['trial']:03d}.yaml"
-            for t, (score, cost) in zip(trials, values, strict=True)
-            if not any(s >= score and c <= cost and (s, c) != (score, cost) for s, c in values)
-        }
-        assert set(names(s3, "sweeps/a/front")) == front
-        with s3.open_input_file("sweeps/a/best.yaml") as file:
-            best = max(trials, key=lambda t: (t["best/score"], -t["best/tokens_exchanged"]))
-            assert yaml.safe_load(file.read())["lr"] == best["lr"]
-        assert {"study.journal", "final.md", "final.png", "best.yaml"} <= set(names(s3, "sweeps/a"))
-        # Another machine goes on from the study that lies there.
-        again = sweep(store, "s3://sweeps/a", *options, "--trials", "5", "--final-seeds", "0", **env)
-        assert again.returncode == 0 and "sweep of 5 trials, 4 done" in again.stdout, again.stderr
+def test_two_objectives_on_s3_leave_a_front_of_recipes_and_a_study_there(
+    store, bucket, without_dashboard, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    options = ["--objectives", "score,participation", "--trials", "4", "--epochs", "2", "--final-seeds", "1"]
+    done = sweep(store, "s3://sweeps/a", *options)
+    assert done.returncode == 0, done.stderr
+    with bucket.open_input_file("sweeps/a/trials.parquet") as file:
+        trials = pq.read_table(file).to_pylist()
+    assert [t["status"] for t in trials] == ["FINISHED"] * 4, "with two objectives no trial is stopped"
+    values = [(t["best/score"], t["best/tokens_exchanged"]) for t in trials]
+    front = {
+        f"trial-{t['trial']:03d}.yaml"
+        for t, (score, cost) in zip(trials, values, strict=True)
+        if not any(s >= score and c <= cost and (s, c) != (score, cost) for s, c in values)
+    }
+    assert set(names(bucket, "sweeps/a/front")) == front
+    with bucket.open_input_file("sweeps/a/best.yaml") as file:
+        best = max(trials, key=lambda t: (t["best/score"], -t["best/tokens_exchanged"]))
+        assert yaml.safe_load(file.read())["lr"] == best["lr"]
+    assert {"study.journal", "final.md", "final.png", "best.yaml"} <= set(names(bucket, "sweeps/a"))
+    # Another driver, on another Ray, continues the study that lies there.
+    more = [*arguments(store, "s3://sweeps/a"), *options, "--trials", "5", "--final-seeds", "0"]
+    again = run_here(tuning.sweep.sweep, SweepConfig, *more)
+    assert again.returncode == 0 and "sweep of 5 trials, 4 done" in again.stdout, again.stderr
 
 
 def names(fs, folder):
