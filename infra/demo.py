@@ -78,9 +78,9 @@ def run_jobs(head: Head) -> int:
             return failed[0]
     finally:  # on Ctrl-C do not wait for the jobs: they end with the head node
         pool.shutdown(wait=False, cancel_futures=True)
-    print_accuracies()
     if (OUT / "sweep" / "best.yaml").exists():
         return 0
+    print_accuracies()
     say(f"4/4 sweep: {SWEEP['trials']} trials over token budgets and loss weights")
     options = [*LEARNED, "--model.width", WIDTH, "--experiment", "demo"]
     options += [word for name, value in SWEEP.items() for word in (f"--{name}", str(value))]
@@ -113,8 +113,9 @@ def print_results() -> None:
     best = trials.loc[trials["best/score"].idxmax()]
     print(f"sweep: {len(trials)} trials, best validation score {best['best/score']:.3f} (trial {best['trial']:.0f})")
     print("compare the runs:  " + compare_command())
-    found = [line for line in (OUT / "logs" / "sweep.log").read_text().splitlines() if COMPARED in line]
-    print("compare the trials:  " + found[-1].partition(COMPARED)[2])
+    log = OUT / "logs" / "sweep.log"
+    if log.exists() and (found := [line for line in log.read_text().splitlines() if COMPARED in line]):
+        print("compare the trials:  " + found[-1].partition(COMPARED)[2])
 
 
 def print_accuracies() -> None:

@@ -121,8 +121,8 @@ def mlflow_server(uri: str) -> Check:
     except Exception as error:  # connection, authentication and proxy errors have no common base
         mend = "start it (mlflow server), or set MLFLOW_TRACKING_URI to one that runs"
         if "Invalid Host header" in str(error):
-            host = urlsplit(uri).hostname
-            mend = f"it runs, but not for this name: start it with --allowed-hosts '{host}:*,localhost:*,127.0.0.1:*'"
+            host = urlsplit(uri).netloc.rpartition("@")[2]
+            mend = f"it runs, but is not called so: add {host} to its --allowed-hosts (infra/README.md, MLflow)"
         return Check(name, False, _first_line(error), mend)
     return Check(name, True, "reachable")
 

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from tests.benchmarks.fusion import bootstrap, summary
+from tests.benchmarks.fusion import bootstrap, divisions, summary
 
 
 def run(recipe, fold, seed, answers):
@@ -37,3 +37,16 @@ def test_the_interval_is_of_the_same_runs(runs):
     low, high = bootstrap(runs, "b", "a")
     assert 0 <= low <= 0.25 <= high < 0.8, "with seed 2, whose answers are all wrong, it would reach 1"
     assert np.isnan(bootstrap(runs, "b", "c")).all()
+
+
+def test_a_corpus_without_folds_is_divided_by_its_groups():
+    rows = [{"fold": None, "group": f"g{n // 4}", "split": "train"} for n in range(40)]
+    parts = dict(divisions(rows, "outer"))
+    assert len(parts) == 5
+    for of_clip in parts.values():
+        assert {*of_clip} == {"train", "val", "test"}
+        assert all(len({*of_clip[first : first + 4]}) == 1 for first in range(0, 40, 4))
+    alone = [{**row, "group": None} for row in rows]
+    assert sorted(part.count("test") for part in dict(divisions(alone, "outer")).values()) == [8] * 5
+    given = dict(divisions([{**row, "fold": n % 3} for n, row in enumerate(rows)], "outer"))
+    assert list(given) == ["0", "1", "2"] and given["0"][0] == "test" and given["2"][0] == "val"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -14,6 +15,8 @@ from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe, build_model
 from pipelines.training.loading import check_names
 from pipelines.training.order import shares
+
+SORTED = 0.5  # of the classes that a shard of shuffled clips would hold: with fewer its manifest counts as sorted
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,10 @@ def check(store_uri: str, recipe: Recipe) -> Inputs:
     columns = [*(f"label_{task}" for task in model.tasks), *(f"tokens_{name}" for name in model.features)]
     clips, missing = dict.fromkeys(SPLITS, 0), dict.fromkeys(columns, 0)
     for split in SPLITS:
-        index = store.index(split, columns, recipe.loader.fold)
+        index = store.index(split, [*columns, "shard"], recipe.loader.fold)
         check_split(store_uri, split, model, index)
+        if split == "train" and recipe.loader.window:
+            check_shards(model, index)
         clips[split] = len(index)
         for column in columns:
             values = index[column]
@@ -85,6 +90,20 @@ def check_split(store_uri: str, split: str, model: MultimodalModel, index: pa.Ta
         print(f"task {task}: no clip in split {split} has a label of it, so it {where}", flush=True)
     if split == "train":
         check_training_clips(model, index)
+
+
+def check_shards(model: MultimodalModel, index: pa.Table) -> None:
+    """Say of which tasks a shard holds few classes, as it does where the manifest is sorted by them."""
+    for name in (name for name, task in model.tasks.items() if task.kind == "classification"):
+        labels = index.select(["shard", f"label_{name}"]).drop_null()
+        pairs = labels.group_by(["shard", f"label_{name}"]).aggregate([])
+        clips = labels.group_by("shard").aggregate([([], "count_all")])["count_all"].to_numpy()
+        shares = labels[f"label_{name}"].value_counts().field("counts").to_numpy() / len(labels)
+        shuffled = np.mean([(1 - (1 - shares) ** count).sum() for count in clips])
+        if (own := len(pairs) / len(clips)) < SORTED * shuffled:
+            print(f"task {name}: a shard holds {own:.1f} of its {len(shares)} classes, and one of shuffled clips would "
+                  f"hold {shuffled:.1f}, so batches by --loader.window have few of them: shuffle the manifest's rows "
+                  "before it is extracted, or take more shards", flush=True)  # fmt: skip
 
 
 def mixture_lines(store: Store, recipe: Recipe) -> list[str]:

@@ -22,7 +22,7 @@ from features.store import Store, open_store
 from pipelines.common.cli import require_at_least, resolve_uri
 from pipelines.common.errors import JobError
 from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
-from pipelines.training.start import begin
+from pipelines.training.start import begin, sources_of
 
 STATISTICS_CLIPS = 256  # clips from which the stems learn the mean and spread of their inputs
 
@@ -44,9 +44,9 @@ class Recipe:
     ema: float = 0.0
     """answer with averaged weights: the decay (0-1) of their moving average over the steps; .999 is usual, 0 = off"""
     init: str = ""
-    """trained model to start from, whose weights of the same name and shape are taken: --out of a training, its folder
-    model, models:/NAME/VERSION or models:/NAME@ALIAS; several, such as one of each modality alone, separated by
-    commas; none = fresh weights"""
+    """trained model to start from, whose weights of the same name and shape are taken (of one with other modalities,
+    those of the encoders): --out of a training, its folder model, models:/NAME/VERSION or models:/NAME@ALIAS; several,
+    such as one of each modality alone, separated by commas; none = fresh weights"""
     freeze: tuple[str, ...] = ()
     """parts of the model that are not trained, by the names of its modules; a wrong name lists them"""
 
@@ -58,8 +58,7 @@ class Recipe:
             )
         if self.ema >= 1:
             raise JobError(f"--ema {self.ema}: must be below 1")
-        sources = filter(None, self.init.split(","))
-        whole = (uri if uri.startswith("models:/") else resolve_uri("--init", uri) for uri in sources)
+        whole = (uri if uri.startswith("models:/") else resolve_uri("--init", uri) for uri in sources_of(self.init))
         object.__setattr__(self, "init", ",".join(whole))  # workers have folders of their own
 
 

@@ -1,5 +1,6 @@
 """Where a training starts: the weights of another model (`--init`), and the parts of it that stay (`--freeze`)."""
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -10,55 +11,81 @@ from clcr.schedule import is_of, parts_of
 from pipelines.common.errors import JobError
 from pipelines.training.trained import open_model
 
-PLACE = re.compile(r"\b(encoders|pooling|own_heads)\.(\d+)\.")  # lists of one module for each modality
+OF_MODALITY = re.compile(r"\b(encoders|pooling)\.(\d+)\.")  # lists of one module for each modality
+OF_LAYER = re.compile(r"\b(project|levels)\.(\d+)\.")  # in the encoder of several layers: one for each that is read
+ENCODER = "encoder."
 
 
 def begin(model: nn.Module, init: str, frozen: Sequence[str]) -> None:
-    """Put a fresh model where its training starts; "" and () leave it as it is. init: models, separated by commas."""
-    for uri in filter(None, init.split(",")):
+    """Put a fresh model where its training starts; "" and () leave it as it is. init: as in `Recipe`."""
+    for uri in sources_of(init):
         initialise(model, uri)
     freeze(model, frozen)
 
 
-def initialise(model: nn.Module, uri: str) -> list[str]:
-    """Take the weights of a trained model that `model` has by the same name and shape; returns their names.
+def sources_of(init: str) -> list[str]:
+    """The models that `--init` names, separated by commas; a path that exists is one, commas and all."""
+    parts = [init] if os.path.exists(init) else init.split(",")
+    return [part.strip() for part in parts if part.strip()]
 
-    uri: --out of a training, its folder `model`, or models:/NAME/VERSION. Raises JobError where nothing fits.
+
+def initialise(model: nn.Module, uri: str) -> list[str]:
+    """Take the weights of a trained model that fit, as `take_weights` does; returns their names.
+
+    uri: --out of a training, its folder `model`, or models:/NAME/VERSION. Raises JobError where no encoder's fit.
     """
-    if taken := take_weights(model, open_model("--init", uri).model):
-        return taken
-    raise JobError(f"--init {uri}: none of its weights fits this model")
+    taken = take_weights(model, open_model("--init", uri).model)
+    if not any(name.startswith(ENCODER) for name in taken):
+        raise JobError(
+            f"--init {uri}: none of its weights fits this model; both need the same --model.width, and a modality that "
+            "is encoded alike"
+        )
+    return taken
 
 
 def take_weights(model: nn.Module, source: nn.Module) -> list[str]:
-    """Copy the weights of `source` that `model` has by the same name, modality and shape; returns their names.
+    """Copy the weights of `source` that `model` has by the same name and shape; returns their names.
 
-    Buffers are taken too (the statistics of the inputs among them).
+    An encoder goes to its modality, and a layer's part of it to that layer. Of a model of other modalities the encoders
+    and what pools their tokens are all that is taken. Buffers are taken too (the statistics of the inputs among them).
     """
-    trained, own = _by_modality(source), _by_modality(model)
-    # The unit of a number is this model's own, as its labels have it.
-    fitting = {
-        name: value
-        for name, value in trained.items()
-        if name in own and own[name].shape == value.shape and not name.startswith("units.")
-    }
-    names = dict(zip(own, model.state_dict(), strict=True))
-    parameters = {name for name, _ in model.named_parameters()}
+    alike = _modalities(model) == _modalities(source)
+    trained, own = _named(source), _named(model)
+    states, parameters = (source.state_dict(), model.state_dict()), dict(model.named_parameters())
+    taken = []
     with torch.no_grad():
-        for name, value in fitting.items():
-            own[name].copy_(value)
-    return [names[name] for name in fitting if names[name] in parameters]
+        for name, mine in own.items():
+            # The unit of a number is this model's own, as its labels have it.
+            if name not in trained or name.startswith("units.") or not (alike or OF_MODALITY.search(mine)):
+                continue
+            value, place = states[0][trained[name]], states[1][mine]
+            if value.shape == place.shape:
+                place.copy_(value)
+                taken += [mine] * (mine in parameters)
+    return taken
 
 
-def _by_modality(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A model's weights, those of a part that each modality has one of by its modality instead of its place."""
-    modalities = getattr(getattr(model, "encoder", None), "modalities", ())
+def _modalities(model: nn.Module) -> tuple[str, ...]:
+    return getattr(getattr(model, "encoder", None), "modalities", ())
 
-    def named(found: re.Match[str]) -> str:
-        place = int(found[2])
-        return f"{found[1]}.{modalities[place]}." if place < len(modalities) else found[0]
 
-    return {PLACE.sub(named, name): value for name, value in model.state_dict().items()}
+def _named(model: nn.Module) -> dict[str, str]:
+    """A model's weights by a name that says of which modality and layer they are, instead of at which place."""
+    modalities = _modalities(model)
+
+    def by_modality(found: re.Match[str]) -> str:
+        return f"{found[1]}.{modalities[int(found[2])]}." if modalities else found[0]
+
+    def by_layer(name: str) -> str:
+        place = OF_MODALITY.search(name)
+        if not name.startswith(ENCODER) or place is None:
+            return name
+        picks = getattr(getattr(model.get_submodule(name[: place.end() - 1]), "stem", None), "picks", [])
+        if not picks or len(set(picks)) < len(picks):  # no layers, or levels that read the same one
+            return name
+        return OF_LAYER.sub(lambda found: f"{found[1]}.layer{picks[int(found[2])]}.", name)
+
+    return {OF_MODALITY.sub(by_modality, by_layer(name)): name for name in model.state_dict()}
 
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> None:

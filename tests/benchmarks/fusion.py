@@ -8,8 +8,8 @@ last layer alone of modalities that have several, and `pretrained` starts from m
 first with the options of --common. `linear`, or `linear MODALITY`, is a logistic regression on the clips'
 statistics (linear.py). --folds: `inner` leaves out one group (subject) of the training split at a time and never opens
 the others: recipes are chosen there; `parts` does so with four random parts of it, where clips have no group. `outer`
-leaves out one fold of the corpus, chooses the epoch on the next and tests it; of a corpus without folds, five random
-parts are taken. `official` takes the corpus's splits.
+leaves out one fold of the corpus, chooses the epoch on the next and tests it; a corpus without folds is divided into
+five at random, by its groups where it has any. `official` takes the corpus's splits.
 --summary prints means, tests paired over folds, and the interval of a bootstrap over clips.
 
 Trains by the project's own loop (clcr.training.Trainer) on samples held in memory. A row is a run: `val` is the
@@ -43,10 +43,11 @@ from clcr.class_loss import class_loss
 from clcr.training import Trainer
 from features.store import Store
 from pipelines.common.cli import flatten, override
+from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe, modalities_of
 from pipelines.training.loading import altered, feature_specs, task_specs
 from pipelines.training.order import bucketed, chances, count_classes
-from pipelines.training.start import take_weights
+from pipelines.training.start import ENCODER, take_weights
 from tests.benchmarks.linear import fit_linear
 
 KEY = ["corpus", "folds", "recipe", "fold", "seed"]
@@ -125,13 +126,22 @@ def divisions(rows: list[dict], folds: str) -> Iterator[tuple[str, list[str]]]:
                 [("val" if p == left_out else "train") if o else "" for o, p in zip(opened, part, strict=True)],
             )
     else:
-        of_row = [row["fold"] for row in rows]
-        if None in of_row:
-            of_row = (np.random.default_rng(0).permutation(len(rows)) % FOLDS).tolist()
+        of_row = _folds(rows)
         known = sorted(set(of_row))
         for number, fold in enumerate(known):
             after = known[(number + 1) % len(known)]
             yield str(fold), [{fold: "test", after: "val"}.get(own, "train") for own in of_row]
+
+
+def _folds(rows: list[dict]) -> list[int]:
+    """The fold of every clip: the corpus's, or a random one of its group, or of itself."""
+    if any(row["fold"] is not None for row in rows):
+        return [row["fold"] for row in rows]
+    grouped = any(row["group"] is not None for row in rows)
+    units = sorted({row["group"] for row in rows}) if grouped else range(len(rows))
+    parts = (np.random.default_rng(0).permutation(len(units)) % FOLDS).tolist()
+    of_unit = dict(zip(units, parts, strict=True))
+    return [of_unit[row["group"] if grouped else number] for number, row in enumerate(rows)]
 
 
 def _part(group: str, training: list[str], left_out: str) -> str:
@@ -169,7 +179,8 @@ def fit(
     }
     model.fit_statistics(loaders["train"].sample_batches(256))
     for source in sources:
-        take_weights(model, source)
+        if not any(name.startswith(ENCODER) for name in take_weights(model, source)):
+            raise JobError("pretrained: no encoder's weights fit; give the width and stems of both in --common")
     made = partial(AveragedTrainer, decay=recipe.ema) if recipe.ema else Trainer
     weighing = class_loss(recipe.classes, loaders["train"].counts)
     trainer = made(model, tasks, recipe.optim, loaders["train"].steps, seed=recipe.seed, class_loss=weighing)

@@ -4,8 +4,9 @@
 
 The hosts are namespaces of this machine (infra/local_cluster.py) that share four slots for decoding, so more hosts are
 no more hardware: what grows with them is overhead; no scaling is measured. Corpus and store lie on the cluster's S3
-server. Seconds are from `ray job submit` to its end; the processor's seconds are those of all processes on the hosts,
-without the S3 server. Every store of a corpus must be the same to the byte; the exit code is 1 where one is not.
+server. Each is run once. Seconds are from `ray job submit` to its end; the processor's seconds are those of all
+processes on the hosts, without the S3 server. Every store of a corpus must be the same to the byte; the exit code is 1
+where one is not.
 """
 
 import hashlib
@@ -42,7 +43,11 @@ class Options:
     clips: tuple[int, ...] = (200, 800, 3200)
     """clips of each corpus"""
     hosts: tuple[int, ...] = (1, 2, 4)
-    """hosts of each cluster; four slots are shared among them"""
+    """hosts of each cluster: 1, 2 or 4, which share four slots"""
+
+    def __post_init__(self) -> None:
+        if wrong := [hosts for hosts in self.hosts if hosts < 1 or SLOTS % hosts]:
+            raise SystemExit(f"--hosts {wrong[0]}: must divide {SLOTS}")
 
 
 def main(options: Options) -> int:

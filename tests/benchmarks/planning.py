@@ -1,11 +1,11 @@
 """Millions of clips before the first one is decoded, or learned from: seconds and peak memory of each step.
 
-    python -m tests.benchmarks.planning [--rows 10000000] [--folder KEPT]
+    python -m tests.benchmarks.planning [--rows 10000000] [--shard-rows 64] [--folder KEPT]
 
 The extract job's dry run without a store, writing the plan, the dry run with 99 % of the rows in the index, what the
-train job checks, and one worker's start up to its first batch. The index has parts as the extract job writes them where
-nobody says how many clips are a shard; features are left out (the worker is given the same one for every clip). On a
-machine with other work the seconds of the processor, of all threads, say more than those of the clock.
+train job checks, and one worker's start up to its first batch. The index has parts as the extract job writes them;
+features are left out (the worker is given the same one for every clip). On a machine with other work the seconds of the
+processor, of all threads, say more than those of the clock.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ from features.decode.specs import DECODING
 corpus = read_corpus(f"{folder}/corpus.parquet")
 report = validate(corpus)
 features = EncoderSpec(VideoSpec(), AudioSpec()).features()
-rows = default_shard_rows(sum(report.splits.values()))
+rows = shard_rows or default_shard_rows(sum(report.splits.values()))
 spec = StoreSpec(features, report.tasks, report.splits, rows, report.digest, decoding=DECODING)
 store, begun = create_store(f"{folder}/store", spec), time.monotonic()
 remove_plan(store)
@@ -78,7 +78,7 @@ print(next(learner.train.batches(0)).clip_ids[:2])""",
 # In a process of its own: the peak of a process is at least what its parent had when it was forked.
 TIMED = """
 import json, resource, sys, time
-begun, folder = time.monotonic(), sys.argv[1]
+begun, folder, shard_rows = time.monotonic(), sys.argv[1], int(sys.argv[2])
 sys.argv[1:] = []
 {}
 used = resource.getrusage(resource.RUSAGE_SELF)
@@ -94,6 +94,8 @@ class PlanningConfig:
     """clips of the manifest"""
     folder: str = ""
     """where the manifest and the store are kept, and taken from if they are there; none = a temporary folder"""
+    shard_rows: int = 0
+    """clips per shard; 0 = what the extract job takes where nobody says"""
     only: str = ""
     """measure the steps whose names begin so"""
 
@@ -113,17 +115,17 @@ def main() -> int:
                 write_parts(folder / "store", leave=100)
             elif step.startswith("train: check the"):
                 write_parts(folder / "store", leave=0)
-            seconds, processor, memory = measure(code, folder)
+            seconds, processor, memory = measure(code, folder, config.shard_rows)
             table.add_row(step, f"{seconds:.1f}", f"{processor:.1f}", f"{memory:.2f}")
             print(f"{step}: {seconds:.1f} s, CPU {processor:.1f} s, {memory:.2f} GB", file=sys.stderr, flush=True)
     Console(width=80).print(table)
     return 0
 
 
-def measure(code: str, folder: Path) -> tuple[float, float, float]:
+def measure(code: str, folder: Path, shard_rows: int) -> tuple[float, float, float]:
     """Seconds from the start of a process or from where it says so; its processor's seconds, and its peak GB."""
     shell = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, *sys.argv[1:]]).returncode)"
-    command = [sys.executable, "-c", shell, "-c", TIMED.format(code), str(folder)]
+    command = [sys.executable, "-c", shell, "-c", TIMED.format(code), str(folder), str(shard_rows)]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     seconds, processor, memory = json.loads(done.stdout.splitlines()[-1])
     return seconds, processor, memory

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.training [--workers 2] [--clips 800] [--epochs 6]
 
 The store holds random frames and sound of clips of three seconds. Both sides run the same loop with the same threads;
-the first epoch of each, which starts everything up, does not count. They take turns; the median of all epochs counts.
+the first epoch of each, which starts everything up, does not count. They take turns; the median of the others counts.
 `waiting` is the share of a worker's time in which the next batch was not ready. Reading is of uncached samples by one
 process: ours by offset and in shuffled order, as training reads, compared with webdataset's own loop over the same
 shards; both from the page cache.

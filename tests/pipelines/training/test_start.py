@@ -1,5 +1,6 @@
 """Where a training starts: weights of another model by name and shape, and parts that stay as they are."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,11 +9,12 @@ from learners import recipe, run
 
 import clcr
 from clcr.class_loss import ClassLossConfig
+from clcr.config import CLCRConfig, ModelConfig
 from clcr.errors import ConfigError
 from pipelines.common.errors import JobError
 from pipelines.training.learner import Learner, Recipe, build_model
 from pipelines.training.loading import LoaderConfig, feature_specs, task_specs
-from pipelines.training.start import freeze, initialise
+from pipelines.training.start import freeze, initialise, sources_of, take_weights
 
 
 @pytest.fixture(scope="module")
@@ -79,22 +81,60 @@ def test_the_unit_of_a_number_is_the_labels_own_and_an_encoder_goes_to_its_modal
             assert mine and all((mine[key] == theirs[key]).all() for key in mine)
 
 
+def random_model(architecture, modalities, store):
+    """A model whose every weight is random, those that start at zero too."""
+    features = {name: feature_specs(store)[name] for name in modalities}
+    model = clcr.build(architecture, recipe(epochs=1).network, features, task_specs(store))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+def equal(part, other):
+    mine, theirs = part.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all((mine[key] == theirs[key]).all() for key in mine)
+
+
 def test_each_modality_begins_with_the_model_of_its_own(store, tmp_path):
-    alone = {name: Learner(store.uri, recipe(name, epochs=1)).trainer.model for name in ("video", "audio")}
+    alone = {name: random_model(name, [name], store) for name in ("video", "audio")}
     for name, model in alone.items():
         clcr.save(model, tmp_path / name / "model", store.spec.to_dict())
-    both = ",".join(str(tmp_path / name) for name in alone)
-    model = Learner(store.uri, replace(recipe("concat", epochs=1), init=both, seed=5)).trainer.model
-    for place, name in enumerate(model.encoder.modalities):
-        for part, source in (
-            (model.encoder.encoders[place], alone[name].encoder.encoders[0]),
-            (model.pooling[place], alone[name].pooling[0]),
-        ):
-            mine, theirs = part.state_dict(), source.state_dict()
-            assert mine.keys() == theirs.keys() and all((mine[key] == theirs[key]).all() for key in mine)
+    for order in (("video", "audio"), ("audio", "video")):
+        both = ", ".join(str(tmp_path / name) for name in order)
+        model = Learner(store.uri, replace(recipe("concat", epochs=1), init=both, seed=5)).trainer.model
+        fresh = Learner(store.uri, replace(recipe("concat", epochs=1), seed=5)).trainer.model
+        for place, name in enumerate(model.encoder.modalities):
+            assert equal(model.encoder.encoders[place], alone[name].encoder.encoders[0])
+            assert equal(model.pooling[place], alone[name].pooling[0])
+        assert equal(model.heads, fresh.heads)  # they read both
 
 
-def test_what_cannot_be_begun_is_named(saved, store):
+@pytest.mark.parametrize("architecture", ["late", "ogm_ge", "misa", "film", "clcr"])
+def test_of_a_model_of_modalities_in_another_order_no_part_goes_to_the_wrong_one(architecture, store):
+    source = random_model(architecture, ["video", "audio"], store)
+    model = random_model(architecture, ["audio", "video"], store)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    taken = take_weights(model, source)
+    assert taken and all(re.search(r"encoders|pooling", name) for name in taken)
+    assert equal(model.encoder.encoders[0], source.encoder.encoders[1])
+    left = [name for name, _ in model.named_parameters() if name not in taken]
+    assert all((dict(model.named_parameters())[name] == before[name]).all() for name in left)
+
+
+def test_a_layer_begins_with_its_own_layer(store):
+    """A model of one modality reads the deepest layer alone, and clcr early, middle and late ones."""
+    features = {name: clcr.FeatureSpec((6, 8), 5.0, "float16") for name in ("text", "sound")}
+    network, tasks = recipe(epochs=1).network, task_specs(store)
+    source = clcr.build("text", network, {"text": features["text"]}, tasks)
+    model = clcr.build("clcr", network, features, tasks)
+    shallow = {name: value.clone() for name, value in model.encoder.encoders[0].levels[0].state_dict().items()}
+    assert take_weights(model, source)
+    mine, theirs = model.encoder.encoders[0], source.encoder.encoders[0]
+    assert equal(mine.levels[2], theirs.levels[0]) and equal(mine.stem.project[2], theirs.stem.project[0])
+    assert all((mine.levels[0].state_dict()[name] == value).all() for name, value in shallow.items())
+
+
+def test_what_cannot_be_begun_is_named(saved, store, tmp_path):
     folder, model = saved
     with pytest.raises(JobError, match=r"--freeze encoders: this model has \w+, "):
         freeze(model, ("encoders",))
@@ -102,6 +142,11 @@ def test_what_cannot_be_begun_is_named(saved, store):
         freeze(torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1)}), ("a",))
     with pytest.raises(JobError, match=f"--init {folder}: none of its weights fits"):
         initialise(torch.nn.Linear(1, 1), folder)
+    wider = replace(recipe("concat", epochs=1), network=CLCRConfig(model=ModelConfig(width=32, heads=2)), init=folder)
+    with pytest.raises(JobError, match=r"none of its weights fits this model; both need the same --model\.width"):
+        Learner(store.uri, wider)
+    (tmp_path / "a,b").mkdir()
+    assert sources_of(str(tmp_path / "a,b")) == [str(tmp_path / "a,b")]
     with pytest.raises(ConfigError, match=r"--lr-scale encoders: this model has \w+, "):
         build_model(store, recipe(lr_scale=("encoders=.1",)))
     with pytest.raises(JobError, match=r"--ema 1\.0: must be below 1"):

@@ -7,18 +7,22 @@ import signal
 import time
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from storefiles import make_clips, write_store
 
+from clcr import TaskSpec
 from features.store import Store
 from features.store.diskcache import DiskCache
 from features.store.ranges import RangeReader, ranges
 from pipelines.common.errors import JobError
+from pipelines.training.inputs import check_shards
 from pipelines.training.loading import LoaderConfig, Plan, SplitLoader, feature_specs, task_specs
 from pipelines.training.windows import read_ahead, windowed
 
@@ -200,3 +204,15 @@ def test_who_is_killed_while_it_fetches_leaves_no_copy_and_no_lock(remote):
     assert not list(cache.folder.glob("*.tar"))
     assert Path(cache.path("train-000000")).read_bytes() == shard_bytes(remote, "train-000000")
     assert not list(cache.folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_manifest_that_is_sorted_by_class_is_told_of(ordered, capsys):
+    """8 classes in shards of 8 clips: one class in each shard, or about five."""
+    labels = np.repeat(list("abcdefgh"), 8)
+    if not ordered:
+        labels = np.random.default_rng(0).permutation(labels)
+    index = pa.table({"shard": np.repeat([f"train-{n:06d}" for n in range(8)], 8), "label_word": labels})
+    check_shards(SimpleNamespace(tasks={"word": TaskSpec("word", "classification", tuple("abcdefgh"))}), index)
+    told = "task word: a shard holds 1.0 of its 8 classes, and one of shuffled clips would hold 5.3"
+    assert capsys.readouterr().out.startswith(told) == ordered
