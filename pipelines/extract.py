@@ -128,14 +128,9 @@ def extract(config: ExtractConfig) -> None:
     if not asked and begun is None:
         encoder = without_missing_sound(encoder, corpus)
     require_time(corpus, encoder, report.tasks)
-    spec = StoreSpec(
-        encoder.features(),
-        report.tasks,
-        report.splits,
-        config.shard_rows or (begun.spec.shard_rows if begun else default_shard_rows(sum(report.splits.values()))),
-        report.digest,
-        decoding=encoder.decoding(),
-    )
+    own = begun.spec.shard_rows if begun else default_shard_rows(sum(report.splits.values()))
+    content = (encoder.features(), report.tasks, report.splits, config.shard_rows or own, report.digest)
+    spec = StoreSpec(*content, decoding=encoder.decoding())
     print(f"corpus {corpus_uri}: {spec.rows} clips ({', '.join(f'{n} {s}' for s, n in spec.splits.items())})")
     for note in (*corpus.notes, *report.notes):
         print(f"note: {note}")
