@@ -28,7 +28,8 @@ COLUMNS = ["commit", "command", "recipe", "seed", "modality", "sigma", "val", "c
 
 def noisy(samples: list[Sample], modality: str, sigma: float) -> dict[str, bool]:
     """Put noise into half of every clip, in place; whether it is the second half, by clip."""
-    spread = np.concatenate([sample["features"][modality] for sample in samples]).std(axis=0)
+    values = np.concatenate([sample["features"][modality] for sample in samples])
+    spread = values.std(axis=0, dtype=np.float64)  # of float16, whose squares overflow
     random, second = np.random.default_rng(0), {}
     for sample in samples:
         values = sample["features"][modality].astype(np.float32)
