@@ -61,9 +61,10 @@ def check(store_uri: str, recipe: Recipe) -> Inputs:
     columns = [*(f"label_{task}" for task in model.tasks), *(f"tokens_{name}" for name in model.features)]
     clips, missing = dict.fromkeys(SPLITS, 0), dict.fromkeys(columns, 0)
     for split in SPLITS:
-        index = store.index(split, [*columns, "shard"], recipe.loader.fold)
+        by_window = split == "train" and recipe.loader.window > 0
+        index = store.index(split, [*columns, *["shard"] * by_window], recipe.loader.fold)
         check_split(store_uri, split, model, index)
-        if split == "train" and recipe.loader.window:
+        if by_window:
             check_shards(model, index)
         clips[split] = len(index)
         for column in columns:

@@ -32,36 +32,37 @@ def sources_of(init: str) -> list[str]:
 def initialise(model: nn.Module, uri: str) -> list[str]:
     """Take the weights of a trained model that fit, as `take_weights` does; returns their names.
 
-    uri: --out of a training, its folder `model`, or models:/NAME/VERSION. Raises JobError where no encoder's fit.
+    uri: --out of a training, its folder `model`, or models:/NAME/VERSION.
     """
-    taken = take_weights(model, open_model("--init", uri).model)
-    if not any(name.startswith(ENCODER) for name in taken):
-        raise JobError(
-            f"--init {uri}: none of its weights fits this model; both need the same --model.width, and a modality that "
-            "is encoded alike"
-        )
-    return taken
+    return take_weights(model, open_model("--init", uri).model, f"--init {uri}")
 
 
-def take_weights(model: nn.Module, source: nn.Module) -> list[str]:
+def take_weights(model: nn.Module, source: nn.Module, name: str) -> list[str]:
     """Copy the weights of `source` that `model` has by the same name and shape; returns their names.
 
     An encoder goes to its modality, and a layer's part of it to that layer. Of a model of other modalities the encoders
     and what pools their tokens are all that is taken. Buffers are taken too (the statistics of the inputs among them).
+    Raises JobError, in which the source is called `name`, where nothing of an encoder fits.
     """
     alike = _modalities(model) == _modalities(source)
     trained, own = _named(source), _named(model)
-    states, parameters = (source.state_dict(), model.state_dict()), dict(model.named_parameters())
+    theirs, ours, parameters = source.state_dict(), model.state_dict(), dict(model.named_parameters())
     taken = []
     with torch.no_grad():
-        for name, mine in own.items():
+        for place, mine in own.items():
             # The unit of a number is this model's own, as its labels have it.
-            if name not in trained or name.startswith("units.") or not (alike or OF_MODALITY.search(mine)):
+            if place not in trained or place.startswith("units.") or not (alike or OF_MODALITY.search(mine)):
                 continue
-            value, place = states[0][trained[name]], states[1][mine]
-            if value.shape == place.shape:
-                place.copy_(value)
-                taken += [mine] * (mine in parameters)
+            value = theirs[trained[place]]
+            if value.shape == ours[mine].shape:
+                ours[mine].copy_(value)
+                if mine in parameters:
+                    taken.append(mine)
+    if not any(mine.startswith(ENCODER) for mine in taken):
+        raise JobError(
+            f"{name}: none of its weights fits this model; both need the same --model.width, and a modality that is "
+            "encoded alike"
+        )
     return taken
 
 

@@ -43,11 +43,10 @@ from clcr.class_loss import class_loss
 from clcr.training import Trainer
 from features.store import Store
 from pipelines.common.cli import flatten, override
-from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe, modalities_of
 from pipelines.training.loading import altered, feature_specs, task_specs
 from pipelines.training.order import bucketed, chances, count_classes
-from pipelines.training.start import ENCODER, take_weights
+from pipelines.training.start import take_weights
 from tests.benchmarks.linear import fit_linear
 
 KEY = ["corpus", "folds", "recipe", "fold", "seed"]
@@ -179,8 +178,7 @@ def fit(
     }
     model.fit_statistics(loaders["train"].sample_batches(256))
     for source in sources:
-        if not any(name.startswith(ENCODER) for name in take_weights(model, source)):
-            raise JobError("pretrained: no encoder's weights fit; give the width and stems of both in --common")
+        take_weights(model, source, "pretrained")
     made = partial(AveragedTrainer, decay=recipe.ema) if recipe.ema else Trainer
     weighing = class_loss(recipe.classes, loaders["train"].counts)
     trainer = made(model, tasks, recipe.optim, loaders["train"].steps, seed=recipe.seed, class_loss=weighing)
@@ -189,17 +187,8 @@ def fit(
     return trainer, loaders, scores
 
 
-def train(
-    recipe: Recipe,
-    store: Store,
-    samples: list[Sample],
-    parts: list[str],
-    last_layer: bool = False,
-    sources: Sequence[clcr.base.MultimodalModel] = (),
-) -> dict[str, Any]:
-    """One run: its scores and what it showed. last_layer, sources: as in `fit`."""
-    started = time.perf_counter()
-    trainer, loaders, scores = fit(recipe, store, samples, parts, last_layer, sources)
+def report(trainer: Trainer, loaders: dict[str, Memory], scores: list[float]) -> dict[str, Any]:
+    """What `fit` gave as a row: its scores and what it showed."""
     found: dict[str, Any] = {"epochs": len(scores), "val": max(scores), "last": scores[-1]}
     last = "test" if loaders["test"].samples else "val"
     tested, diagnostics, found["right"] = score(trainer, loaders[last])
@@ -209,7 +198,7 @@ def train(
     found["alone"] = " ".join(f"{m}={value:.3f}" for m, value in alone.items())
     taken = [value for name, value in diagnostics.items() if "participation" in name]
     found["participation"] = f"{np.mean(taken):.3f}" if taken else ""
-    return found | {"seconds": round(time.perf_counter() - started)}
+    return found
 
 
 def score(trainer: Trainer, loader: Memory, left: str | None = None) -> tuple[float, dict[str, float], str]:
@@ -314,7 +303,7 @@ def main() -> int:
     if unknown := set(only) - runs.parts.keys():
         parser.error(f"--only {','.join(sorted(unknown))}: the folds are {', '.join(runs.parts)}")
     done = {tuple(run[name] for name in KEY) for run in rows_of(args.out)}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = commit_of_code()
     for seed in map(int, args.seeds.split(",")):
         for text in args.recipes:
             for fold in only:
@@ -337,16 +326,17 @@ class Runs:
     def run(self, text: str, fold: str, seed: int) -> dict[str, Any]:
         """One recipe on one fold."""
         architecture, *words = text.split()
+        tasks, last = task_specs(self.store), "last" in words
+        modalities = list(self.store.spec.features)
+        sources = [self.trained_alone(m, fold, seed, last) for m in modalities if "pretrained" in words]
+        started = time.perf_counter()
         if architecture == "linear":
-            started = time.perf_counter()
-            modalities = words or list(self.store.spec.features)
-            found = fit_linear(self.samples, self.parts[fold], modalities, task_specs(self.store))
-            return found | {"seconds": round(time.perf_counter() - started)}
-        options, last = [word for word in words if word not in ("last", "pretrained")], "last" in words
-        modalities = list(self.store.spec.features) if "pretrained" in words else []
-        sources = [self.trained_alone(modality, fold, seed, last) for modality in modalities]
-        recipe = parse(" ".join([architecture, *options, self.common]), seed)
-        return train(recipe, self.store, self.samples, self.parts[fold], last, sources)
+            found = fit_linear(self.samples, self.parts[fold], words or modalities, tasks)
+        else:
+            options = [word for word in words if word not in ("last", "pretrained")]
+            recipe = parse(" ".join([architecture, *options, self.common]), seed)
+            found = report(*fit(recipe, self.store, self.samples, self.parts[fold], last, sources))
+        return found | {"seconds": round(time.perf_counter() - started)}
 
     def trained_alone(self, modality: str, fold: str, seed: int, last: bool) -> clcr.base.MultimodalModel:
         """A model of one modality with the common options; trained once."""
@@ -366,6 +356,11 @@ def parse(text: str, seed: int) -> Recipe:
     options = {k: tuple(str(v).split(",")) if k in listed and isinstance(v, str) else v for k, v in options.items()}
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     return override(Recipe(architecture=architecture, seed=seed), options)
+
+
+def commit_of_code() -> str:
+    """The commit that is checked out, short."""
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
 
 
 def write(path: Path, row: dict[str, Any]) -> None:

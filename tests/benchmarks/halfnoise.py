@@ -11,7 +11,6 @@ modality's tokens of all validation clips, and the mean of alpha in noisy and in
 
 import argparse
 import csv
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch
 import clcr
 from features.store import Store
 from pipelines.training.loading import task_specs
-from tests.benchmarks.fusion import Memory, Sample, divisions, fit, parse, read
+from tests.benchmarks.fusion import Memory, Sample, commit_of_code, divisions, fit, parse, read
 
 COLUMNS = ["commit", "command", "recipe", "seed", "modality", "sigma", "val", "correlation", "noisy", "clean"]
 
@@ -70,7 +69,7 @@ def main() -> int:
     samples, rows = read(store, task_specs(store))
     second = noisy(samples, args.modality, args.sigma)
     (_, parts), *_ = divisions(rows, "official")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = commit_of_code()
     for text in args.recipes:
         trainer, loaders, scores = fit(parse(f"{text} {args.common}", args.seed), store, samples, parts)
         levels = alphas(trainer.model, loaders["val"], args.modality, second)

@@ -9,7 +9,6 @@ is the only one, `alpha` the correlation of a token's weight with lying in a hal
 
 import argparse
 import csv
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 import clcr
 from clcr.batches import Batch, Features
 from clcr.training import OptimConfig, Trainer
-from tests.benchmarks.fusion import parse
+from tests.benchmarks.fusion import commit_of_code, parse
 
 TOKENS, RATE, CODES = 16, 8.0, 4
 FEATURES = {"mark": clcr.FeatureSpec((4,), RATE, "float32"), "code": clcr.FeatureSpec((8,), RATE, "float32")}
@@ -107,7 +106,7 @@ def main() -> int:
     columns = ["commit", *key, "accuracy", "mark alone", "code alone", "alpha", "seconds"]
     new = not args.out.exists()
     done = set() if new else {tuple(row[k] for k in key) for row in csv.DictReader(args.out.read_text().splitlines())}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = commit_of_code()
     for seed in map(int, args.seeds.split(",")):
         for text in args.recipes:
             row = dict(zip(key, (text, str(seed), str(args.steps), f"{args.noise:g}"), strict=True))

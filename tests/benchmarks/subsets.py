@@ -11,7 +11,6 @@ modalities, as metrics.json has it. Runs that --out holds are not run again: giv
 import argparse
 import csv
 import json
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 import clcr
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.training.learner import Learner
-from tests.benchmarks.fusion import parse, rows_of
+from tests.benchmarks.fusion import commit_of_code, parse, rows_of
 
 
 def main() -> None:
@@ -36,7 +35,7 @@ def main() -> None:
     parser.add_argument("recipes", nargs="+")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = commit_of_code()
     for seed in args.seeds.split(","):
         for recipe in args.recipes:
             run = {"common": args.common, "recipe": recipe, "seed": seed}

@@ -9,7 +9,6 @@ the difference to the full shuffle in the last epoch with a paired t-test.
 """
 
 import csv
-import subprocess
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.table import Table
 from scipy import stats
 
 from pipelines.training.learner import Learner
-from tests.benchmarks.fusion import parse, rows_of
+from tests.benchmarks.fusion import commit_of_code, parse, rows_of
 
 COLUMNS = ("commit", "store", "recipe", "window", "seed", "epoch", "val")
 Curves = dict[int, dict[int, list[float]]]  # of a window, of a seed
@@ -47,7 +46,7 @@ class Options:
 def main(options: Options) -> None:
     """Train what is missing; one table."""
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = commit_of_code()
     store = Path(options.store).name
     done = {(row["store"], row["recipe"], row["window"], row["seed"]) for row in rows_of(options.out)}
     new = not options.out.exists()

@@ -114,7 +114,7 @@ def test_of_a_model_of_modalities_in_another_order_no_part_goes_to_the_wrong_one
     source = random_model(architecture, ["video", "audio"], store)
     model = random_model(architecture, ["audio", "video"], store)
     before = {name: value.clone() for name, value in model.named_parameters()}
-    taken = take_weights(model, source)
+    taken = take_weights(model, source, "it")
     assert taken and all(re.search(r"encoders|pooling", name) for name in taken)
     assert equal(model.encoder.encoders[0], source.encoder.encoders[1])
     left = [name for name, _ in model.named_parameters() if name not in taken]
@@ -128,7 +128,7 @@ def test_a_layer_begins_with_its_own_layer(store):
     source = clcr.build("text", network, {"text": features["text"]}, tasks)
     model = clcr.build("clcr", network, features, tasks)
     shallow = {name: value.clone() for name, value in model.encoder.encoders[0].levels[0].state_dict().items()}
-    assert take_weights(model, source)
+    assert take_weights(model, source, "it")
     mine, theirs = model.encoder.encoders[0], source.encoder.encoders[0]
     assert equal(mine.levels[2], theirs.levels[0]) and equal(mine.stem.project[2], theirs.stem.project[0])
     assert all((mine.levels[0].state_dict()[name] == value).all() for name, value in shallow.items())
