@@ -5,7 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from tests.benchmarks.fusion import bootstrap, divisions, summary
+from tests.benchmarks.fusion import bootstrap, summary
+from tests.benchmarks.recipes import divisions
 
 
 def run(recipe, fold, seed, answers):

@@ -20,7 +20,8 @@ import torch
 import clcr
 from features.store import Store
 from pipelines.training.loading import task_specs
-from tests.benchmarks.fusion import Memory, Sample, commit_of_code, divisions, fit, parse, read
+from tests.benchmarks.fusion import commit_of_code
+from tests.benchmarks.recipes import Memory, Sample, divisions, fit, parse, read
 
 COLUMNS = ["commit", "command", "recipe", "seed", "modality", "sigma", "val", "correlation", "noisy", "clean"]
 

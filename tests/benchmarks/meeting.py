@@ -18,7 +18,8 @@ import torch
 import clcr
 from clcr.batches import Batch, Features
 from clcr.training import OptimConfig, Trainer
-from tests.benchmarks.fusion import commit_of_code, parse
+from tests.benchmarks.fusion import commit_of_code
+from tests.benchmarks.recipes import parse
 
 TOKENS, RATE, CODES = 16, 8.0, 4
 FEATURES = {"mark": clcr.FeatureSpec((4,), RATE, "float32"), "code": clcr.FeatureSpec((8,), RATE, "float32")}

@@ -22,7 +22,8 @@ import torch
 import clcr
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.training.learner import Learner
-from tests.benchmarks.fusion import commit_of_code, parse, rows_of
+from tests.benchmarks.fusion import commit_of_code, rows_of
+from tests.benchmarks.recipes import parse
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ from rich.table import Table
 from scipy import stats
 
 from pipelines.training.learner import Learner
-from tests.benchmarks.fusion import commit_of_code, parse, rows_of
+from tests.benchmarks.fusion import commit_of_code, rows_of
+from tests.benchmarks.recipes import parse
 
 COLUMNS = ("commit", "store", "recipe", "window", "seed", "epoch", "val")
 Curves = dict[int, dict[int, list[float]]]  # of a window, of a seed
