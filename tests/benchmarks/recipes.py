@@ -27,7 +27,7 @@ from pipelines.common.cli import flatten, override
 from pipelines.training.learner import Recipe, modalities_of
 from pipelines.training.loading import altered, feature_specs, task_specs
 from pipelines.training.order import bucketed, chances, count_classes
-from pipelines.training.start import take_weights
+from pipelines.training.start import freeze, take_weights
 from tests.benchmarks.linear import fit_linear
 
 PARTS, FOLDS = 4, 5
@@ -158,6 +158,7 @@ def fit(
     model.fit_statistics(loaders["train"].sample_batches(256))
     for source in sources:
         take_weights(model, source, "pretrained")
+    freeze(model, recipe.freeze)
     made = partial(AveragedTrainer, decay=recipe.ema) if recipe.ema else Trainer
     weighing = class_loss(recipe.classes, loaders["train"].counts)
     trainer = made(model, tasks, recipe.optim, loaders["train"].steps, seed=recipe.seed, class_loss=weighing)
