@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from tests.benchmarks.fusion import bootstrap, summary
+from tests.benchmarks.fusion import bootstrap, main, rows_of, summary
 from tests.benchmarks.recipes import divisions
 
 
@@ -51,3 +51,18 @@ def test_a_corpus_without_folds_is_divided_by_its_groups():
     assert sorted(part.count("test") for part in dict(divisions(alone, "outer")).values()) == [8] * 5
     given = dict(divisions([{**row, "fold": n % 3} for n, row in enumerate(rows)], "outer"))
     assert list(given) == ["0", "1", "2"] and given["0"][0] == "test" and given["2"][0] == "val"
+
+
+def test_choose_tries_every_value_on_the_first_fold_and_goes_on_with_the_best(store, tmp_path, monkeypatch, capsys):
+    common = "epochs=2 model.width=8 tasks=label loader.cache_gb=0"
+    path = tmp_path / "runs.csv"
+    arguments = ["fusion", "--store", store.uri, "--out", str(path), "--folds", "parts", "--common", common]
+    monkeypatch.setattr("sys.argv", [*arguments, "--choose", "lr=1e-9,1e-2", "--only", "0,1", "--seeds", "3", "audio"])
+    assert main() == 0
+    rows = {(row["recipe"], row["fold"]): float(row["val"]) for row in rows_of(path)}
+    first = {recipe: val for (recipe, fold), val in rows.items() if fold == "0"}
+    assert first.keys() == {"audio lr=1e-9", "audio lr=1e-2"}
+    best = max(first, key=first.__getitem__)
+    assert rows.keys() - {(recipe, "0") for recipe in first} == {(best, "1")}
+    capsys.readouterr()
+    assert main() == 0 and capsys.readouterr().out == "", "what the file holds is not trained again"
