@@ -9,9 +9,17 @@ from tests.benchmarks.fusion import bootstrap, main, rows_of, summary
 from tests.benchmarks.recipes import divisions
 
 
-def run(recipe, fold, seed, answers):
+def run(recipe, fold, seed, answers, corpus="one"):
     bits = f"{len(answers)}:{np.packbits(np.array(answers, bool)).tobytes().hex()}"
-    return {"recipe": recipe, "fold": fold, "seed": str(seed), "test": np.mean(answers), "last": "", "right": bits}
+    return {
+        "corpus": corpus,
+        "recipe": recipe,
+        "fold": fold,
+        "seed": str(seed),
+        "test": np.mean(answers),
+        "last": "",
+        "right": bits,
+    }
 
 
 @pytest.fixture
@@ -22,16 +30,27 @@ def runs():
     return rows + [run("b", fold, 1, good) for fold in "xy"]
 
 
-def test_a_recipe_of_fewer_seeds_is_compared_by_those_that_both_have(runs, tmp_path, capsys):
-    path = tmp_path / "runs.csv"
+def written(runs, path):
     with open(path, "w", newline="") as file:
         table = csv.DictWriter(file, list(runs[0]))
         table.writeheader()
         table.writerows(runs)
-    summary(path, "a")
+    return path
+
+
+def test_a_recipe_of_fewer_seeds_is_compared_by_those_that_both_have(runs, tmp_path, capsys):
+    summary(written(runs, tmp_path / "runs.csv"), "a")
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("1.000 (folds sd 0.000, 2 runs)  +0.250 sd 0.000") and first.endswith("  b")
     assert second.startswith("0.375 (folds sd 0.000, 4 runs)  +0.000") and second.endswith("  a")
+
+
+def test_corpora_of_one_file_are_summed_up_apart(runs, tmp_path, capsys):
+    other = [run("a", fold, 1, [0, 0, 0, 1], "two") for fold in "xy"]
+    summary(written(runs + other, tmp_path / "runs.csv"), "a")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.endswith(":")] == ["one:", "two:"]
+    assert [line[:5] for line in lines if line.endswith("  a")] == ["0.375", "0.250"]
 
 
 def test_the_interval_is_of_the_same_runs(runs):

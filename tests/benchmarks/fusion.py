@@ -41,9 +41,18 @@ DRAWS = 2000
 def summary(path: Path, against: str | None) -> None:
     """Mean and spread of each recipe over folds (of means over seeds), and paired t-tests; of one fold, over seeds.
 
-    Recipes are compared by the runs of the same fold and seed.
+    Recipes are compared by the runs of the same corpus, fold and seed.
     """
     runs = rows_of(path)
+    corpora = list(dict.fromkeys(run["corpus"] for run in runs))
+    for corpus in corpora:
+        if len(corpora) > 1:
+            print(f"{corpus}:")
+        summary_of([run for run in runs if run["corpus"] == corpus], against)
+
+
+def summary_of(runs: list[dict[str, str]], against: str | None) -> None:
+    """The summary of one corpus."""
     unit = 0 if len({run["fold"] for run in runs}) > 1 else 1
     column = "test" if any(run["test"] for run in runs) else "last"
     scores: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
