@@ -53,6 +53,13 @@ def test_corpora_of_one_file_are_summed_up_apart(runs, tmp_path, capsys):
     assert [line[:5] for line in lines if line.endswith("  a")] == ["0.375", "0.250"]
 
 
+def test_a_recipe_is_named_by_how_it_begins(runs, tmp_path, capsys):
+    tried = [{**row, "recipe": f"{row['recipe']} lr=1"} for row in runs] + [run("a lr=9", "x", 1, [0, 0, 0, 0])]
+    summary(written(tried, tmp_path / "runs.csv"), "a")
+    of_base = [line for line in capsys.readouterr().out.splitlines() if "+0.000 sd 0.000" in line]
+    assert len(of_base) == 1 and of_base[0].endswith("  a lr=1")
+
+
 def test_the_interval_is_of_the_same_runs(runs):
     low, high = bootstrap(runs, "b", "a")
     assert 0 <= low <= 0.25 <= high < 0.8, "with seed 2, whose answers are all wrong, it would reach 1"

@@ -59,6 +59,8 @@ def summary_of(runs: list[dict[str, str]], against: str | None) -> None:
     for run in runs:
         scores[run["recipe"]][run["fold"], run["seed"]] = float(run[column])
     name = against or next(iter(scores))
+    if name not in scores:  # the first words of one, of which several rates were tried: the one that went on
+        name = max((r for r in scores if r.startswith(name)), key=lambda r: len(scores[r]), default=name)
     base = scores.get(name, {})
     means = {recipe: _by_unit(values, unit) for recipe, values in scores.items()}
     for recipe, values in sorted(scores.items(), key=lambda item: -means[item[0]].mean()):
@@ -121,7 +123,7 @@ def main() -> int:
     parser.add_argument("--choose", default="", help="an option and values, of which each recipe takes its best")
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--summary", action="store_true", help="print what --out holds")
-    parser.add_argument("--against", help="recipe that the others are paired with; the first one")
+    parser.add_argument("--against", help="recipe, or how it begins, that the others are paired with; the first one")
     parser.add_argument("recipes", nargs="*")
     args = parser.parse_args()
     if args.summary:
