@@ -62,8 +62,9 @@ def summary_of(runs: list[dict[str, str]], against: str | None) -> None:
     if name not in scores:  # the first words of one, of which several rates were tried: the one that went on
         name = max((r for r in scores if r.startswith(name)), key=lambda r: len(scores[r]), default=name)
     base = scores.get(name, {})
-    means = {recipe: _by_unit(values, unit) for recipe, values in scores.items()}
-    for recipe, values in sorted(scores.items(), key=lambda item: -means[item[0]].mean()):
+    shown = {recipe: values for recipe, values in scores.items() if len(values) > 1} or scores
+    means = {recipe: _by_unit(values, unit) for recipe, values in shown.items()}
+    for recipe, values in sorted(shown.items(), key=lambda item: -means[item[0]].mean()):
         mean = means[recipe]
         print(f"{mean.mean():.3f} ({('fold', 'seed')[unit]}s sd {mean.std():.3f}, {len(values)} runs)", end="  ")
         if difference := {run: score - base[run] for run, score in values.items() if run in base}:
@@ -73,6 +74,8 @@ def summary_of(runs: list[dict[str, str]], against: str | None) -> None:
             print(f"{paired.mean():+.3f} sd {paired.std(ddof=min(1, len(paired) - 1)):.3f} p {p:.3f}", end="  ")
             print(f"clips {low:+.3f} to {high:+.3f}" if np.isfinite(low) else "", end="  ")
         print(recipe)
+    if tried := len(scores) - len(shown):
+        print(f"{tried} recipes of one run are not shown")
 
 
 def _by_unit(scores: dict[tuple[str, str], float], unit: int) -> np.ndarray:
