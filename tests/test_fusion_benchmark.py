@@ -5,12 +5,13 @@ import csv
 import numpy as np
 import pytest
 
+from tests.benchmarks.answers import packed, unpacked
 from tests.benchmarks.fusion import bootstrap, main, rows_of, summary
 from tests.benchmarks.recipes import divisions
 
 
 def run(recipe, fold, seed, answers, corpus="one"):
-    bits = f"{len(answers)}:{np.packbits(np.array(answers, bool)).tobytes().hex()}"
+    bits = packed(np.array(answers, bool)[:, None])
     return {
         "corpus": corpus,
         "recipe": recipe,
@@ -64,6 +65,13 @@ def test_the_interval_is_of_the_same_runs(runs):
     low, high = bootstrap(runs, "b", "a")
     assert 0 <= low <= 0.25 <= high < 0.8, "with seed 2, whose answers are all wrong, it would reach 1"
     assert np.isnan(bootstrap(runs, "b", "c")).all()
+
+
+def test_answers_of_several_tasks_are_read_as_a_share_of_each_clip():
+    right = np.array([[1, 1, 1], [0, 1, 0], [0, 0, 0]], bool)
+    assert packed(right).startswith("3x3:") and packed(right[:, :1]).startswith("3:")
+    assert unpacked(packed(right)).tolist() == [1, 1 / 3, 0]
+    assert unpacked(packed(right[:, :1])).tolist() == [1, 0, 0] and unpacked("").size == 0
 
 
 def test_a_corpus_without_folds_is_divided_by_its_groups():

@@ -14,7 +14,8 @@ groups where it has any. `official` takes the corpus's splits.
 A row is a run: `val` is the
 validation score of the best epoch, `last` that of the last one, which nothing was chosen by; `test` that of the best
 epoch; `alone` the test score (inner: the validation score) where one modality is left, whole clips keep all theirs;
-`right`, of a single task, how many clips that score is of, and which were answered rightly, as hexadecimal bits.
+`right`, of tasks with classes alone, how many clips (x tasks) that score is of, and which answers were right, as
+hexadecimal bits.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import torch
 from scipy import stats
 
 from features.store import Store
+from tests.benchmarks.answers import unpacked
 from tests.benchmarks.recipes import Runs
 
 KEY = ["corpus", "folds", "recipe", "fold", "seed"]
@@ -90,9 +92,7 @@ def bootstrap(runs: list[dict[str, str]], recipe: str, base: str) -> tuple[float
     """95 % interval of a difference over clips drawn anew within each fold; folds, and seeds of both, as they are."""
     right: dict[str, dict[tuple[str, str], np.ndarray]] = defaultdict(dict)
     for run in runs:
-        clips, _, bits = (run.get("right") or "0:").partition(":")
-        answers = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=int(clips))
-        right[run["recipe"]][run["fold"], run["seed"]] = answers.astype(float)
+        right[run["recipe"]][run["fold"], run["seed"]] = unpacked(run.get("right", ""))
     differences: dict[str, list[np.ndarray]] = defaultdict(list)
     for (fold, seed), answers in right[recipe].items():
         if len(answers) and (fold, seed) in right[base]:

@@ -28,6 +28,7 @@ from pipelines.training.learner import Recipe, modalities_of
 from pipelines.training.loading import altered, feature_specs, task_specs
 from pipelines.training.order import bucketed, chances, count_classes
 from pipelines.training.start import freeze, take_weights
+from tests.benchmarks.answers import packed
 from tests.benchmarks.linear import fit_linear
 
 PARTS, FOLDS = 4, 5
@@ -185,11 +186,10 @@ def score(trainer: Trainer, loader: Memory, left: str | None = None) -> tuple[fl
     """The loop's score of a part, diagnostics and `right`; left: the only modality that is left of each clip."""
     batches = (batch if left is None else _only(batch, left) for batch in loader.batches(0))
     predictions, diagnostics = trainer.evaluate(batches)
-    bits = ""
-    if len(predictions) == 1 and next(iter(trainer.tasks.values())).kind == "classification":
-        (found,) = predictions.values()
-        right = (found.logits.argmax(dim=-1) == found.targets).numpy()
-        bits = f"{len(right)}:{np.packbits(right).tobytes().hex()}"
+    bits, labelled = "", all(bool((found.targets >= 0).all()) for found in predictions.values())
+    if all(task.kind == "classification" for task in trainer.tasks.values()) and (labelled or len(predictions) == 1):
+        right = [(found.logits.argmax(dim=-1) == found.targets).numpy() for found in predictions.values()]
+        bits = packed(np.stack(right, axis=1))
     return M.tracked("x", M.split_metrics(trainer.tasks, predictions))["x/score"], diagnostics, bits
 
 
