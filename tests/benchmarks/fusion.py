@@ -4,7 +4,7 @@
         --common "epochs=40 model.width=64 lr=2e-3" --seeds 1,2 "clcr" "clcr model.exchange=none" "concat"
 
 A recipe is a model's name and options, as recipes.py says. --choose lr=1e-3,4e-3 tries these values of an option with
-every recipe, on the first fold and with the first seed, and goes on with the value whose `val` is best.
+every recipe, on the first fold and with the first seed, and goes on with the best by `val`.
 --folds: `inner` leaves out one group (subject) of the training split at a time and never opens the others: recipes are
 chosen there; `parts` does so with four random parts of it, where clips have no group. `outer` leaves out one fold of
 the corpus, chooses the epoch on the next and tests it; a corpus without folds is divided into five at random, by its
@@ -132,6 +132,9 @@ def main() -> int:
     if args.summary:
         summary(args.out, args.against)
         return 0
+    option, _, values = args.choose.partition("=")
+    if args.choose and not (option and values):
+        parser.error(f"--choose {args.choose}: write OPTION=VALUE,VALUE, such as lr=1e-3,4e-3")
     torch.set_num_threads(1)
     corpus, runs = Path(args.store).name, Runs(Store(args.store), args.folds, args.common)
     only = args.only.split(",") if args.only else list(runs.parts)
@@ -150,7 +153,6 @@ def main() -> int:
         return done[key]
 
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    option, _, values = args.choose.partition("=")
     recipes = args.recipes
     if values:
         tried = [[f"{text} {option}={value}" for value in values.split(",")] for text in recipes]

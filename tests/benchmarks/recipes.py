@@ -27,7 +27,7 @@ from pipelines.common.cli import flatten, override
 from pipelines.training.learner import Recipe, modalities_of
 from pipelines.training.loading import altered, feature_specs, task_specs
 from pipelines.training.order import bucketed, chances, count_classes
-from pipelines.training.start import freeze, take_weights
+from pipelines.training.start import begin, take_weights
 from tests.benchmarks.answers import packed
 from tests.benchmarks.linear import fit_linear
 
@@ -159,7 +159,7 @@ def fit(
     model.fit_statistics(loaders["train"].sample_batches(256))
     for source in sources:
         take_weights(model, source, "pretrained")
-    freeze(model, recipe.freeze)
+    begin(model, recipe.init, recipe.freeze)
     made = partial(AveragedTrainer, decay=recipe.ema) if recipe.ema else Trainer
     weighing = class_loss(recipe.classes, loaders["train"].counts)
     trainer = made(model, tasks, recipe.optim, loaders["train"].steps, seed=recipe.seed, class_loss=weighing)
