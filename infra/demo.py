@@ -1,6 +1,7 @@
 """The demo: from mp4 files to features, four models and a sweep, all by `ray job submit`, compared in MLflow.
 
-It starts its own head node and stops it at the end. A second run resumes after what the first one finished.
+It starts its own head node and stops it at the end. Everything it makes is in demo-out/ of the current folder. A second
+run resumes after what the first one finished.
 """
 
 import argparse
@@ -18,9 +19,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from infra.head import ROOT, Head, local_head
+from infra.head import CHECKOUT, ROOT, Head, local_head
 
-OUT = ROOT / "demo-out"
+OUT = Path("demo-out").resolve()
 CLIPS = 1000
 TASKS = "label,match,when"
 # Two more tasks are learned alongside: `match` compares two rhythms, and has no gradient until the model can read both.
@@ -90,7 +91,7 @@ def run_jobs(head: Head) -> int:
 def submit(head: Head, script: str, *options: str, env: dict[str, str]) -> int:
     """Submit one job and return its exit code. Its own lines go to the screen, all lines to demo-out/logs."""
     settings = [f"{name}={value}" for name, value in env.items()]
-    command = head.submit_command("env", *settings, "python", script, *options)
+    command = head.submit_command("env", *settings, *entrypoint(script), *options)
     (OUT / "logs").mkdir(exist_ok=True)
     name = Path(options[options.index("--out") + 1]).name if "--out" in options else Path(script).stem
     print(f"{name:8}ray " + " ".join(command[1:]), flush=True)
@@ -104,6 +105,11 @@ def submit(head: Head, script: str, *options: str, env: dict[str, str]) -> int:
             if not CHATTER.search(line):
                 print(f"{name:8}{PREFIX.sub('', line)}", end="", flush=True)
     return job.wait()
+
+
+def entrypoint(script: str) -> list[str]:
+    """How a job is started: its file in a checkout, the command of an installed package."""
+    return ["python", script] if CHECKOUT else [f"clcr-{Path(script).stem}"]
 
 
 def print_results() -> None:

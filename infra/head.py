@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
+CHECKOUT = (ROOT / "pyproject.toml").is_file()  # else an installed package, which the jobs have already
 AGENT_PORTS = ("dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port")
 
 
@@ -39,12 +40,13 @@ class Head:
     env: Mapping[str, str]
 
     def submit(self, *entrypoint: str, env: Mapping[str, str] | None = None) -> int:
-        """Run `ray job submit` with this checkout; prints the job's log and returns its exit code."""
+        """Run `ray job submit`, with this checkout if it is one; prints the job's log and returns its exit code."""
         return subprocess.run(self.submit_command(*entrypoint), env={**self.env, **(env or {})}, cwd=ROOT).returncode
 
     def submit_command(self, *entrypoint: str) -> Sequence[str]:
         """The command line that `submit` runs."""
-        return [_program("ray"), "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *entrypoint]
+        code = ["--working-dir", "."] if CHECKOUT else []
+        return [_program("ray"), "job", "submit", "--address", self.dashboard, *code, "--", *entrypoint]
 
 
 @contextmanager

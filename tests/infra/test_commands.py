@@ -129,6 +129,14 @@ def test_without_the_extra_a_command_names_it_in_one_line(installed, name, extra
     assert re.fullmatch(rf"clcr-{name}: \w+ is not installed; pip install 'clcr-pipeline\[{extra}\]'\n", done.stderr)
 
 
+def test_the_demo_of_a_wheel_submits_the_installed_commands_and_writes_here(installed, tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(installed)!r})\n"
+    code += "from infra import demo; from infra.head import Head\n"
+    code += "print(demo.OUT); print(*Head('URL', '', {}).submit_command(*demo.entrypoint('tuning/sweep.py'))[1:])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == [f"{tmp_path}/demo-out", "job submit --address URL -- clcr-sweep"], done.stderr
+
+
 def test_a_command_is_its_job():
     code = "import sys; sys.argv = ['clcr-train', '--help']\nfrom infra.commands import train; train()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
