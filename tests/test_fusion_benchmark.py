@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.benchmarks.answers import packed, unpacked
+from tests.benchmarks.curve import common
 from tests.benchmarks.fusion import bootstrap, main, rows_of, summary
-from tests.benchmarks.recipes import divisions
+from tests.benchmarks.recipes import divisions, relayered
 
 
 def run(recipe, fold, seed, answers, corpus="one"):
@@ -65,6 +66,8 @@ def test_the_interval_is_of_the_same_runs(runs):
     low, high = bootstrap(runs, "b", "a")
     assert 0 <= low <= 0.25 <= high < 0.8, "with seed 2, whose answers are all wrong, it would reach 1"
     assert np.isnan(bootstrap(runs, "b", "c")).all()
+    without = [row | {"right": ""} if row["recipe"] == "a" else row for row in runs]
+    assert np.isnan(bootstrap(without, "b", "a")).all(), "a run whose answers were not kept has no interval"
 
 
 def test_answers_of_several_tasks_are_read_as_a_share_of_each_clip():
@@ -72,6 +75,20 @@ def test_answers_of_several_tasks_are_read_as_a_share_of_each_clip():
     assert packed(right).startswith("3x3:") and packed(right[:, :1]).startswith("3:")
     assert unpacked(packed(right)).tolist() == [1, 1 / 3, 0]
     assert unpacked(packed(right[:, :1])).tolist() == [1, 0, 0] and unpacked("").size == 0
+
+
+def test_layers_of_a_token_are_one_level_each_or_the_last_or_one_vector():
+    text, face = np.arange(24).reshape(2, 3, 4), np.zeros((5, 6))
+    sample = {"clip_id": "a", "features": {"text": text, "face": face}}
+    last = relayered(sample, {"text", "voice"}, "last")["features"]
+    flat = relayered(sample, {"text", "voice"}, "flat")["features"]
+    assert last["text"].tolist() == text[:, 2].tolist() and flat["text"].tolist() == text.reshape(2, 12).tolist()
+    assert last["face"] is flat["face"] is face and sample["features"]["text"] is text
+
+
+def test_a_curve_is_of_the_runs_that_every_value_has():
+    points = {0.5: {("x", "1"): (0.5, 0.3), ("y", "1"): (0.1, 0.3)}, 1: {("x", "1"): (0.7, 0.6)}}
+    assert common(points) == {0.5: [(0.5, 0.3)], 1: [(0.7, 0.6)]}
 
 
 def test_a_corpus_without_folds_is_divided_by_its_groups():

@@ -3,6 +3,7 @@
     python -m tests.benchmarks.curve --results utd_budget.csv --option budget.gamma --default 1 --out clcr/budget.png
 
 Reads rows of `fusion`; recipes that differ in the option alone make a curve, those that do not name it have --default.
+Compared are the folds and seeds that every value has.
 """
 
 import argparse
@@ -28,11 +29,15 @@ def main() -> int:
     runs = rows_of(args.results)
     column = "test" if any(run["test"] for run in runs) else "last"
     named = re.compile(rf" {re.escape(args.option)}=(\S+)")
-    curves: dict[str, dict[float, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[float, dict[tuple[str, str], tuple[float, float]]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
         value = named.search(run["recipe"])
         at = float(value[1]) if value else args.default
-        curves[named.sub("", run["recipe"])][at].append((float(run[column]), float(run["participation"] or "nan")))
+        point = float(run[column]), float(run["participation"] or "nan")
+        found[named.sub("", run["recipe"])][at][run["fold"], run["seed"]] = point
+    curves = {recipe: common(by_value) for recipe, by_value in found.items() if len(by_value) > 1}
+    if not any(any(points.values()) for points in curves.values()):
+        parser.error(f"{args.results} has no recipe that was run with two values of {args.option} on the same fold")
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     share = axes.twinx()
@@ -50,6 +55,12 @@ def main() -> int:
     axes.grid(alpha=0.3)
     write_figure(args.out, figure)
     return 0
+
+
+def common(by_value: dict[float, dict[tuple[str, str], tuple[float, float]]]) -> dict[float, list[tuple[float, float]]]:
+    """The points of every value, of the runs (fold, seed) that all values have."""
+    runs = sorted(set.intersection(*(set(points) for points in by_value.values())))
+    return {value: [points[run] for run in runs] for value, points in by_value.items()}
 
 
 if __name__ == "__main__":

@@ -60,11 +60,11 @@ def summary_of(runs: list[dict[str, str]], against: str | None) -> None:
     scores: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
     for run in runs:
         scores[run["recipe"]][run["fold"], run["seed"]] = float(run[column])
-    name = against or next(iter(scores))
+    shown = {recipe: values for recipe, values in scores.items() if len(values) > 1} or scores
+    name = against or next(iter(shown))
     if name not in scores:  # the first words of one, of which several rates were tried: the one that went on
         name = max((r for r in scores if r.startswith(name)), key=lambda r: len(scores[r]), default=name)
     base = scores.get(name, {})
-    shown = {recipe: values for recipe, values in scores.items() if len(values) > 1} or scores
     means = {recipe: _by_unit(values, unit) for recipe, values in shown.items()}
     for recipe, values in sorted(shown.items(), key=lambda item: -means[item[0]].mean()):
         mean = means[recipe]
@@ -92,10 +92,11 @@ def bootstrap(runs: list[dict[str, str]], recipe: str, base: str) -> tuple[float
     """95 % interval of a difference over clips drawn anew within each fold; folds, and seeds of both, as they are."""
     right: dict[str, dict[tuple[str, str], np.ndarray]] = defaultdict(dict)
     for run in runs:
-        right[run["recipe"]][run["fold"], run["seed"]] = unpacked(run.get("right", ""))
+        if len(answers := unpacked(run.get("right", ""))):
+            right[run["recipe"]][run["fold"], run["seed"]] = answers
     differences: dict[str, list[np.ndarray]] = defaultdict(list)
     for (fold, seed), answers in right[recipe].items():
-        if len(answers) and (fold, seed) in right[base]:
+        if (fold, seed) in right[base]:
             differences[fold].append(answers - right[base][fold, seed])
     if not differences:
         return float("nan"), float("nan")

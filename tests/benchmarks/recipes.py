@@ -1,15 +1,17 @@
 """Recipes trained on one store, in one process, on samples held in memory: what `fusion` and its like measure.
 
-A recipe is a model's name and options by dotted name, `clcr loader.drop=[audio=.2]`; the word `last` in it takes the
-last layer alone of modalities that have several, and `pretrained` starts from models of each modality alone, trained
-first with the options of all recipes. `linear`, or `linear MODALITY`, is a logistic regression on the clips'
-statistics (linear.py). Trains by the project's own loop, `clcr.training.Trainer`.
+A recipe is a model's name and options by dotted name, `clcr loader.drop=[audio=.2]`. Of modalities that have several
+layers, the word `last` in it takes the last one alone, and `flat` takes all of them as one vector, which any model can
+read. `pretrained` starts from models of each modality alone, trained first with the options of all recipes.
+`linear`, or `linear MODALITY`, is a logistic regression on the clips' statistics (linear.py). Trains by the project's
+own loop, `clcr.training.Trainer`.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -127,9 +129,13 @@ def _part(group: str, training: list[str], left_out: str) -> str:
     return "val" if group == left_out else "train" if group in training else ""
 
 
-def _last(modality: str, values: np.ndarray, features: dict[str, clcr.FeatureSpec]) -> np.ndarray:
-    one = modality in features and values.ndim == 3 and len(features[modality].shape) == 1
-    return values[:, -1] if one else values
+def relayered(sample: Sample, layered: Set[str], layers: str) -> Sample:
+    """A sample whose layered modalities have one vector per token: the `last` layer, or all of them, `flat`."""
+    features = dict(sample["features"])
+    for name in layered & features.keys():
+        values = features[name]
+        features[name] = values[:, -1] if layers == "last" else values.reshape(len(values), -1)
+    return {**sample, "features": features}
 
 
 def fit(
@@ -137,18 +143,19 @@ def fit(
     store: Store,
     samples: list[Sample],
     parts: list[str],
-    last_layer: bool = False,
+    layers: str = "",
     sources: Sequence[clcr.base.MultimodalModel] = (),
 ) -> tuple[Trainer, dict[str, Memory], list[float]]:
     """A trained model of a division, with its weights of the best epoch; its parts, and val/score of every epoch.
 
-    last_layer: of modalities that have several layers, the last one alone. sources: models that it takes weights of.
+    layers: `last` or `flat`, see above; else all, as they are. sources: models that it takes weights of.
     """
     tasks = task_specs(store, recipe.tasks)
     features = feature_specs(store, modalities_of(recipe.architecture, store))
-    if last_layer:
-        features = {m: replace(f, shape=f.shape[-1:]) if len(f.shape) == 2 else f for m, f in features.items()}
-        samples = [{**s, "features": {m: _last(m, v, features) for m, v in s["features"].items()}} for s in samples]
+    if layers and (layered := {m: f.shape for m, f in features.items() if len(f.shape) == 2}):
+        size = {m: shape[-1:] if layers == "last" else (prod(shape),) for m, shape in layered.items()}
+        features = {m: replace(f, shape=size.get(m, f.shape)) for m, f in features.items()}
+        samples = [relayered(sample, layered.keys(), layers) for sample in samples]
     torch.manual_seed(recipe.seed)
     model = clcr.build(recipe.architecture, recipe.network, features, tasks)
     by_part = {p: [s for s, part in zip(samples, parts, strict=True) if part == p] for p in ("train", "val", "test")}
@@ -205,29 +212,29 @@ class Runs:
         self.store, self.common = store, common
         self.samples, rows = read(store, task_specs(store))
         self.parts = dict(divisions(rows, folds))
-        self.alone: dict[tuple[str, str, int, bool], clcr.base.MultimodalModel] = {}
+        self.alone: dict[tuple[str, str, int, str], clcr.base.MultimodalModel] = {}
 
     def run(self, text: str, fold: str, seed: int) -> dict[str, Any]:
         """One recipe on one fold."""
         architecture, *words = text.split()
-        tasks, last = task_specs(self.store), "last" in words
+        tasks, layers = task_specs(self.store), " ".join(word for word in words if word in ("last", "flat"))
         modalities = list(self.store.spec.features)
-        sources = [self.trained_alone(m, fold, seed, last) for m in modalities if "pretrained" in words]
+        sources = [self.trained_alone(m, fold, seed, layers) for m in modalities if "pretrained" in words]
         started = time.perf_counter()
         if architecture == "linear":
             found = fit_linear(self.samples, self.parts[fold], words or modalities, tasks)
         else:
-            options = [word for word in words if word not in ("last", "pretrained")]
+            options = [word for word in words if word not in ("last", "flat", "pretrained")]
             recipe = parse(" ".join([architecture, *options, self.common]), seed)
-            found = report(*fit(recipe, self.store, self.samples, self.parts[fold], last, sources))
+            found = report(*fit(recipe, self.store, self.samples, self.parts[fold], layers, sources))
         return found | {"seconds": round(time.perf_counter() - started)}
 
-    def trained_alone(self, modality: str, fold: str, seed: int, last: bool) -> clcr.base.MultimodalModel:
+    def trained_alone(self, modality: str, fold: str, seed: int, layers: str) -> clcr.base.MultimodalModel:
         """A model of one modality with the common options; trained once."""
-        key = modality, fold, seed, last
+        key = modality, fold, seed, layers
         if key not in self.alone:
             recipe = parse(f"{modality} {self.common}", seed)
-            self.alone[key] = fit(recipe, self.store, self.samples, self.parts[fold], last)[0].model
+            self.alone[key] = fit(recipe, self.store, self.samples, self.parts[fold], layers)[0].model
         return self.alone[key]
 
 
