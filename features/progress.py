@@ -1,4 +1,4 @@
-"""A line of progress, rewritten in place, for the command lines that write a corpus."""
+"""A line of progress for the command lines that write a corpus: rewritten in place, in a log a new one now and then."""
 
 import sys
 import time
@@ -7,15 +7,18 @@ from typing import TypeVar
 
 Clip = TypeVar("Clip")
 EVERY = 20  # clips
+PAUSE = 5.0  # seconds between lines of a log
 
 
 def counted(clips: Iterable[Clip], total: int) -> Iterator[Clip]:
     """The same clips; how many have come and how fast goes to standard error."""
-    begun = time.monotonic()
+    begun = said = time.monotonic()
+    screen = sys.stderr.isatty()
     for done, clip in enumerate(clips, start=1):
         yield clip
-        if done % EVERY == 0 or done == total:
-            pace = done / (time.monotonic() - begun)
-            print(f"\r{done}/{total} clips, {pace:.0f} clips/s", end="", file=sys.stderr, flush=True)
-    if total:
+        now = time.monotonic()
+        if done == total or (done % EVERY == 0 if screen else now - said > PAUSE):
+            said, line = now, f"{done}/{total} clips, {done / (now - begun):.0f} clips/s"
+            print(*(("\r", line) if screen else (line, "\n")), sep="", end="", file=sys.stderr, flush=True)
+    if total and screen:
         print(file=sys.stderr)

@@ -34,7 +34,7 @@ CHATTER = re.compile(  # lines of Ray, not of the job
     r"|core_worker.cc|Reporting training result|Checkpoint successfully created|^\s*$"
 )
 PREFIX = re.compile(r"^\x1b\[\d+m\(.*?\)\x1b\[0m ")  # Ray puts the name of the worker before each line
-COMPARED = "compare the trials: "  # the sweep's last line: the address of their comparison
+COMPARED, OPENED = "compare the trials: ", "  then open"  # begin the sweep's last lines: how to see the comparison
 SWEEP = {"trials": 6, "epochs": 9, "final-seeds": 0}
 
 
@@ -94,7 +94,7 @@ def submit(head: Head, script: str, *options: str, env: dict[str, str]) -> int:
     command = head.submit_command("env", *settings, *entrypoint(script), *options)
     (OUT / "logs").mkdir(exist_ok=True)
     name = Path(options[options.index("--out") + 1]).name if "--out" in options else Path(script).stem
-    print(f"{name:8}ray " + " ".join(command[1:]), flush=True)
+    sys.stdout.write(f"{name:8}ray {' '.join(command[1:])}\n")  # one write, since several jobs share the screen
     with open(OUT / "logs" / f"{name}.log", "w") as log:
         job = subprocess.Popen(
             command, cwd=ROOT, env=dict(head.env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -103,7 +103,8 @@ def submit(head: Head, script: str, *options: str, env: dict[str, str]) -> int:
         for line in job.stdout:
             log.write(line)
             if not CHATTER.search(line):
-                print(f"{name:8}{PREFIX.sub('', line)}", end="", flush=True)
+                sys.stdout.write(f"{name:8}{PREFIX.sub('', line)}")
+                sys.stdout.flush()
     return job.wait()
 
 
@@ -118,10 +119,15 @@ def print_results() -> None:
     trials = pq.read_table(OUT / "sweep" / "trials.parquet").to_pandas()
     best = trials.loc[trials["best/score"].idxmax()]
     print(f"sweep: {len(trials)} trials, best validation score {best['best/score']:.3f} (trial {best['trial']:.0f})")
-    print("compare the runs:  " + compare_command())
-    log = OUT / "logs" / "sweep.log"
-    if log.exists() and (found := [line for line in log.read_text().splitlines() if COMPARED in line]):
-        print("compare the trials:  " + found[-1].partition(COMPARED)[2])
+    print("\n" + (comparison(OUT / "logs" / "sweep.log") or f"compare the runs: {compare_command()}"))
+
+
+def comparison(log: Path) -> str:
+    """What a sweep's log says last: how to see its trials compared; empty if there is no log of one that ended."""
+    _, found, said = (log.read_text() if log.exists() else "").rpartition(COMPARED)
+    lines = said.splitlines() if found else []
+    then = [line for line in lines[1:] if line.startswith(OPENED)]
+    return "\n".join([found + lines[0], *then]) if lines else ""
 
 
 def print_accuracies() -> None:

@@ -35,7 +35,7 @@ from pipelines.answering.table import answers, row_columns
 from pipelines.common.cli import main, require_at_least, resolve_uri
 from pipelines.common.errors import JobError
 from pipelines.evaluation import calibration, comparison, flows, robustness, slices
-from pipelines.evaluation.conditions import WHOLE, Condition, noises, subsets
+from pipelines.evaluation.conditions import WHOLE, Condition, noises, subsets, title
 from pipelines.evaluation.inference import PLACE, Logits, Question, answer, spread_of
 from pipelines.evaluation.models import Contender, find_run, fold_of, log_evaluation, open_models
 from pipelines.evaluation.scores import Figures, Scored, figures, plain, score_rows
@@ -132,7 +132,7 @@ def measure(
         scored[model.name], metrics["models"][model.name] = count(
             config, model, store, tasks, rows, sample, conditions, parts, logits[model.name], validation, seen
         )
-        print(said(model.name, metrics["models"][model.name]["tasks"]), flush=True)
+        print(*said(model.name, metrics["models"][model.name]), sep="\n", flush=True)
     metrics["notes"] += notes(scored)
     metrics["paired"] = [
         pair
@@ -304,13 +304,21 @@ def read_probed(store: Store, config: EvaluateConfig, models: Sequence[Contender
     return train.take(pa.array(robust_sample(train, config), pa.int64())).to_pylist()
 
 
-def said(model: str, found: Mapping[str, Figures]) -> str:
-    """One line of progress: a model's main figures."""
+def said(model: str, about: Figures) -> list[str]:
+    """What the screen shows of a model: its main figures, and those with less than all modalities."""
+    lines = [f"{model}: {_main_figures(about['tasks'])}"]
+    if constant := [f"{name} {f['majority']:.3f}" for name, f in about["tasks"].items() if "majority" in f]:
+        lines.append(f"  (accuracy of the most frequent class alone: {', '.join(constant)})")
+    subsets_of = {condition: found for condition, found in about["subsets"].items() if condition != WHOLE}
+    return lines + [f"  {title(condition)}: {_main_figures(found)}" for condition, found in subsets_of.items()]
+
+
+def _main_figures(found: Mapping[str, Figures]) -> str:
     texts = []
     for name, values in found.items():
         shown = [k for k in ("accuracy", "macro_f1", "mae", "pearson") if k in values]
         texts.append(f"{name} " + ", ".join(f"{k} {values[k]:.3f}" for k in shown))
-    return f"{model}: " + "; ".join(texts)
+    return "; ".join(texts)
 
 
 def write(

@@ -134,7 +134,7 @@ class Record(tune.Callback):
 
     def _say(self, ended: int, what: str) -> None:
         name = "val score" if self.first.metric == SCORE else self.first.metric.removeprefix("best/")
-        best = "" if self.best is None else f", best {name} {self.best:.3f}"
+        best = "" if self.best is None else f", best {name} so far {self.best:.3f}"
         self.last_line = time.monotonic()
         if self.progress.total:
             return self.progress.update(ended, what + best)

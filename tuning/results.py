@@ -67,7 +67,8 @@ def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple
     write_text(config.out, "best.yaml", text)
     print(summary(config, trials))
     file = resolve("best.yaml", config.out)
-    print(f"best: trial {best['trial']}; python pipelines/train.py --config {shlex.quote(file)} --store ... --out ...")
+    options = f"--config {shlex.quote(file)} --store {shlex.quote(config.store)} --out ..."
+    print(f"best: trial {best['trial']}; python pipelines/train.py {options}")
     return _name(best["trial"]), recipes[best["trial"]]
 
 

@@ -48,6 +48,14 @@ class Condition:
         return batch
 
 
+def title(condition: str) -> str:
+    """A subset of the modalities in words."""
+    if condition == WHOLE:
+        return "all modalities"
+    kind, _, modalities = condition.partition("-")
+    return f"{modalities.replace('-', ' + ')} alone" if kind == "only" else f"no {modalities}"
+
+
 def subsets(modalities: Sequence[str]) -> list[Condition]:
     """Every proper subset of the modalities, smaller ones first; of many modalities only single ones and all but one.
 

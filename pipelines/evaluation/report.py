@@ -10,7 +10,7 @@ from clcr import TaskSpec
 from features.store import Store
 from pipelines.evaluation import pictures
 from pipelines.evaluation.calibration import LIMITS
-from pipelines.evaluation.conditions import WHOLE
+from pipelines.evaluation.conditions import WHOLE, title
 from pipelines.evaluation.models import Contender
 from pipelines.evaluation.scores import Figures, Scored, main_figure
 
@@ -144,25 +144,18 @@ def _robustness(name: str, task: TaskSpec, metrics: Figures) -> dict[str, Any]:
     rows, warnings = [], []
     for condition in conditions:
         values = [about["subsets"].get(condition, {}).get(name, {}).get(main) for about in metrics["models"].values()]
-        rows.append({"condition": condition, "title": _title(condition), "cells": values})
+        rows.append({"condition": condition, "title": title(condition), "cells": values})
         for model, value in zip(metrics["models"], values, strict=True):
             whole = subsets.get(model, {}).get(WHOLE, {}).get(name, {}).get(main)
             reads = metrics["models"][model]["modalities"]
             lost = task.has_classes and value is not None and whole and value < DROP * whole
             if lost and len(reads) > 1:
-                warnings.append(f"{model}: accuracy falls from {whole:.3f} to {value:.3f} with {_title(condition)}.")
+                warnings.append(f"{model}: accuracy falls from {whole:.3f} to {value:.3f} with {title(condition)}.")
     modalities = list(dict.fromkeys(m for curves in noise.values() for m in curves))
     robustness = [{"modality": m, "cells": [curves.get(m, {}) for curves in noise.values()]} for m in modalities]
     curves = pictures.to_svg(pictures.noise_figure(noise, main)) if modalities else ""
     shown = rows if len(rows) > 1 else []
     return {"subsets": shown, "warnings": warnings, "noise": curves, "robustness": robustness}
-
-
-def _title(condition: str) -> str:
-    if condition == WHOLE:
-        return "all modalities"
-    kind, _, modalities = condition.partition("-")
-    return f"{modalities.replace('-', ' + ')} alone" if kind == "only" else f"no {modalities}"
 
 
 def _picture(scored: Scored, figures: Figures, seed: int) -> str:

@@ -7,7 +7,9 @@ too.
 """
 
 import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -61,9 +63,11 @@ def comparison_path(run_ids: Sequence[str], experiment_id: str) -> str:
 
 
 def page(uri: str, path: str) -> str:
-    """A page of a tracking server: its address, or of an embedded file the command that serves it, and an address."""
+    """A page of a tracking server: its address, or of an embedded file the command that serves it, and on a line of its
+    own the address."""
     import shlex
 
     if uri.startswith("http"):
         return f"{uri.rstrip('/')}{path}"
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}   and then open   http://127.0.0.1:5000{path}"
+    program = shlex.quote(str(Path(sys.executable).with_name("mlflow")))  # found in any shell
+    return f"{program} ui --backend-store-uri {shlex.quote(uri)}\n  then open  http://127.0.0.1:5000{path}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_an_experiment_is_opened_with_its_runs_and_keeps_what_people_set(tmp_pat
 
 def test_addresses_are_quoted_for_a_shell_and_for_a_server():
     assert views.page("http://host/prefix/", "/#/x") == "http://host/prefix/#/x"
-    said = views.page("sqlite:////a b/mlflow.db", "/#/x")
-    assert (
-        said == "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'   and then open   http://127.0.0.1:5000/#/x"
-    )
+    command, then = views.page("sqlite:////a b/mlflow.db", "/#/x").splitlines()
+    program, *options = shlex.split(command)
+    assert os.access(program, os.X_OK) and options == ["ui", "--backend-store-uri", "sqlite:////a b/mlflow.db"]
+    assert then == "  then open  http://127.0.0.1:5000/#/x"
