@@ -40,7 +40,6 @@ from tuning.dry_run import print_plan
 from tuning.objectives import COST, SCORE, Objective, kept
 from tuning.options import SweepConfig
 from tuning.record import PLACEMENT, Record
-from tuning.results import compare_hint, finish, train_final
 from tuning.samplers import sampler
 from tuning.schedulers import chosen, scheduler
 from tuning.space import apply
@@ -99,6 +98,8 @@ def search_and_train(config: SweepConfig) -> None:
         record = Record(run, config.experiment, config.recipe, search, file, limit)
         if not search.over:
             run_trials(config, search, record)
+        from tuning.results import compare_hint, finish, train_final  # what draws: trials do without
+
         name, best = finish(config, run, study)
         if config.final_seeds:
             train_final(config, run, name, best)

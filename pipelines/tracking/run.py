@@ -17,11 +17,10 @@ from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock
-from matplotlib.figure import Figure
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -33,6 +32,9 @@ from pipelines.tracking.names import metric_key
 from pipelines.tracking.outbox import PATIENCE, Outbox, Point, Result, retry_until_up
 from pipelines.tracking.places import artifacts_beside, experiment_name, sqlite_path
 from pipelines.tracking.views import open_as_training
+
+if TYPE_CHECKING:  # every process of a job would import matplotlib, and few draw
+    from matplotlib.figure import Figure
 
 NOTE = "mlflow.note.content"  # the tag that MLflow shows above a run as its description
 LAST_WORDS = 2.0  # seconds that a run which failed waits for its points
@@ -99,7 +101,7 @@ class Run:
         """What the server answers, asked again for so many seconds while it is away."""
         return retry_until_up(lambda: call(self.client), self._where, patience)
 
-    def log_figure(self, figure: Figure, name: str) -> None:
+    def log_figure(self, figure: "Figure", name: str) -> None:
         """A picture among the run's artifacts."""
         self.ask(lambda client: client.log_figure(self.run_id, figure, name))
 

@@ -29,14 +29,12 @@ from features.errors import StoreError
 from features.files import open_fs, read_json, read_text, write_text
 from features.store import Mixture, open_store
 from features.store.lock import StoreLock
-from features.store.sheet import write_figure
 from infra.doctor import mlflow_server, ray_access, require, storage, torch_pairing
 from pipelines.common.cli import flatten, override, submission_id, to_yaml
 from pipelines.common.cluster import start_ray
 from pipelines.common.errors import JobError
 from pipelines.tracking import places
 from pipelines.tracking import run as tracking
-from pipelines.tracking.figures import confusion_figure
 from pipelines.tracking.names import file_name
 from pipelines.training.learner import Learner, Recipe
 
@@ -219,6 +217,9 @@ def finish(
 
     Raises JobError where it does: the training is finished all the same, and the next start sends what lies there.
     """
+    from features.store.sheet import write_figure  # matplotlib, which only the end of a training needs
+    from pipelines.tracking.figures import confusion_figure
+
     fs, path = open_fs(out)
     with tempfile.TemporaryDirectory() as folder:
         clcr.save(learner.trainer.model, f"{folder}/model", learner.store.spec.to_dict())

@@ -208,7 +208,19 @@ def test_a_person_selects_the_trials_in_mlflow_and_sees_them_compared(swept):
 
 def test_the_job_prints_its_own_lines_and_none_of_the_libraries(swept):
     _, _, done, _ = swept
-    ours = ("sweep ", "watch it:", "runs ", "ASHA ", "best: ", "test split", "| ", "|-", "written ", "compare ", "  then open ")
+    ours = (
+        "sweep ",
+        "watch it:",
+        "runs ",
+        "ASHA ",
+        "best: ",
+        "test split",
+        "| ",
+        "|-",
+        "written ",
+        "compare ",
+        "  then open ",
+    )
     box = ("┏", "┃", "┡", "│", "└", "Test split")
     strange = [line for line in done.stdout.splitlines() if line and not line.startswith(ours + box)]
     assert strange == []
