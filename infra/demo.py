@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from infra.head import CHECKOUT, ROOT, Head, local_head
+from infra.head import ROOT, Head, job, local_head, program
 
 OUT = Path("demo-out").resolve()
 CLIPS = 1000
@@ -40,7 +41,8 @@ SWEEP = {"trials": 6, "epochs": 9, "final-seeds": 0}
 
 def main() -> int:
     """Run every step; returns the exit code of the first step that failed, or 0."""
-    argparse.ArgumentParser(prog="python -m infra.demo", description=__doc__).parse_args()
+    name = Path(sys.argv[0]).name.replace("demo.py", "python -m infra.demo")
+    argparse.ArgumentParser(prog=name, description=__doc__).parse_args()
     started = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the head node is stopped too
     say(f"1/4 writing {CLIPS} mp4 files with planted semantics to {OUT.name}/corpus")
@@ -91,26 +93,22 @@ def run_jobs(head: Head) -> int:
 def submit(head: Head, script: str, *options: str, env: dict[str, str]) -> int:
     """Submit one job and return its exit code. Its own lines go to the screen, all lines to demo-out/logs."""
     settings = [f"{name}={value}" for name, value in env.items()]
-    command = head.submit_command("env", *settings, *entrypoint(script), *options)
+    command = head.submit_command("env", *settings, *job(script), *options)
     (OUT / "logs").mkdir(exist_ok=True)
     name = Path(options[options.index("--out") + 1]).name if "--out" in options else Path(script).stem
     sys.stdout.write(f"{name:8}ray {' '.join(command[1:])}\n")  # one write, since several jobs share the screen
+    sys.stdout.flush()
     with open(OUT / "logs" / f"{name}.log", "w") as log:
-        job = subprocess.Popen(
+        client = subprocess.Popen(
             command, cwd=ROOT, env=dict(head.env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        assert job.stdout is not None
-        for line in job.stdout:
+        assert client.stdout is not None
+        for line in client.stdout:
             log.write(line)
             if not CHATTER.search(line):
                 sys.stdout.write(f"{name:8}{PREFIX.sub('', line)}")
                 sys.stdout.flush()
-    return job.wait()
-
-
-def entrypoint(script: str) -> list[str]:
-    """How a job is started: its file in a checkout, the command of an installed package."""
-    return ["python", script] if CHECKOUT else [f"clcr-{Path(script).stem}"]
+    return client.wait()
 
 
 def print_results() -> None:
@@ -147,7 +145,7 @@ def print_accuracies() -> None:
 def compare_command() -> str:
     """The address or the command that opens the runs in MLflow."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", tracking_uri())
-    return uri if uri.startswith("http") else f"{Path(sys.executable).parent}/mlflow ui --backend-store-uri {uri}"
+    return uri if uri.startswith("http") else shlex.join([program("mlflow"), "ui", "--backend-store-uri", uri])
 
 
 def tracking_uri() -> str:

@@ -46,7 +46,7 @@ class Head:
     def submit_command(self, *entrypoint: str) -> Sequence[str]:
         """The command line that `submit` runs."""
         code = ["--working-dir", "."] if CHECKOUT else []
-        return [_program("ray"), "job", "submit", "--address", self.dashboard, *code, "--", *entrypoint]
+        return [program("ray"), "job", "submit", "--address", self.dashboard, *code, "--", *entrypoint]
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def local_head(cpus: int | None = None, env: Mapping[str, str] | None = None) ->
         **(env or {}),
     }
     environment.pop("RAY_ADDRESS", None)
-    command = [_program("ray"), "start", "--head", "--block", "--disable-usage-stats", f"--port={port}"]
+    command = [program("ray"), "start", "--head", "--block", "--disable-usage-stats", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--temp-dir={session}"]
     # The agent starts the jobs. Without a port of its own it fails if another Ray on this machine has the default one.
     command += [f"--dashboard-agent-listen-port={agent}", *([f"--num-cpus={cpus}"] if cpus else [])]
@@ -128,6 +128,12 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def _program(name: str) -> str:
-    """The path of a program in the running Python environment, whatever PATH says."""
-    return str(Path(sys.executable).parent / name)
+def program(name: str) -> str:
+    """The path of a program of the running Python, whatever PATH says; by PATH where it lies elsewhere (pip --user)."""
+    own = Path(sys.executable).with_name(name)
+    return str(own) if own.is_file() else shutil.which(name) or name
+
+
+def job(script: str) -> list[str]:
+    """How a job is started: its file in a checkout, the command of an installed package."""
+    return ["python", script] if CHECKOUT else [f"clcr-{Path(script).stem}"]

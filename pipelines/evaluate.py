@@ -132,7 +132,7 @@ def measure(
         scored[model.name], metrics["models"][model.name] = count(
             config, model, store, tasks, rows, sample, conditions, parts, logits[model.name], validation, seen
         )
-        print(*said(model.name, metrics["models"][model.name]), sep="\n", flush=True)
+        print(*said(model.name, metrics["models"][model.name], conditions), sep="\n", flush=True)
     metrics["notes"] += notes(scored)
     metrics["paired"] = [
         pair
@@ -304,20 +304,23 @@ def read_probed(store: Store, config: EvaluateConfig, models: Sequence[Contender
     return train.take(pa.array(robust_sample(train, config), pa.int64())).to_pylist()
 
 
-def said(model: str, about: Figures) -> list[str]:
-    """What the screen shows of a model: its main figures, and those with less than all modalities."""
-    lines = [f"{model}: {_main_figures(about['tasks'])}"]
+def said(model: str, about: Figures, conditions: Sequence[Condition]) -> list[str]:
+    """What the screen shows of a model: its main figures, and those with a part of what it reads."""
+    lines, reads = [f"{model}: {_main_figures(about['tasks'])}"], set(about["modalities"])
     if constant := [f"{name} {f['majority']:.3f}" for name, f in about["tasks"].items() if "majority" in f]:
-        lines.append(f"  (accuracy of the most frequent class alone: {', '.join(constant)})")
-    subsets_of = {condition: found for condition, found in about["subsets"].items() if condition != WHOLE}
-    return lines + [f"  {title(condition)}: {_main_figures(found)}" for condition, found in subsets_of.items()]
+        lines.append(f"  always answering the most frequent class: accuracy {', '.join(constant)}")
+    parts = [c.name for c in conditions if c.name in about["subsets"] and set() < reads - set(c.absent) < reads]
+    drawn = {f["n"] for f in about["subsets"].get(WHOLE, {}).values()}
+    if parts and drawn != {about["tasks"][name]["n"] for name in about["subsets"][WHOLE]}:
+        lines, parts = [*lines, f"  of {max(drawn)} clips drawn at random:"], [WHOLE, *parts]
+    return lines + [f"  {title(part)}: {_main_figures(about['subsets'][part])}" for part in parts]
 
 
 def _main_figures(found: Mapping[str, Figures]) -> str:
     texts = []
     for name, values in found.items():
-        shown = [k for k in ("accuracy", "macro_f1", "mae", "pearson") if k in values]
-        texts.append(f"{name} " + ", ".join(f"{k} {values[k]:.3f}" for k in shown))
+        shown = [f"{k} {values[k]:.3f}" for k in ("accuracy", "macro_f1", "mae", "pearson") if k in values]
+        texts.append(f"{name} {', '.join(shown) or 'has no labels here'}")
     return "; ".join(texts)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks.answers import packed, unpacked
-from tests.benchmarks.curve import common
+from tests.benchmarks.curve import curves_of
 from tests.benchmarks.fusion import bootstrap, main, rows_of, summary
 from tests.benchmarks.recipes import divisions, relayered
 
@@ -87,8 +87,13 @@ def test_layers_of_a_token_are_one_level_each_or_the_last_or_one_vector():
 
 
 def test_a_curve_is_of_the_runs_that_every_value_has():
-    points = {0.5: {("x", "1"): (0.5, 0.3), ("y", "1"): (0.1, 0.3)}, 1: {("x", "1"): (0.7, 0.6)}}
-    assert common(points) == {0.5: [(0.5, 0.3)], 1: [(0.7, 0.6)]}
+    def row(recipe, fold, test, corpus="one"):
+        run = {"corpus": corpus, "folds": "outer", "recipe": recipe, "fold": fold, "seed": "1"}
+        return run | {"test": test, "participation": "0.3"}
+
+    runs = [row("a", "x", ".7"), row("a g=.5", "x", ".5"), row("a g=.5", "y", ".1"), row("a g=.5", "x", ".2", "two")]
+    alone = [row("b", "x", ".7"), row("b g=.5", "y", ".5"), row("c", "x", ".9")]
+    assert curves_of(runs + alone, "g", 1) == {"a": {0.5: [(0.5, 0.3)], 1: [(0.7, 0.3)]}}
 
 
 def test_a_corpus_without_folds_is_divided_by_its_groups():

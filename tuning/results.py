@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from features.files import open_fs, resolve, write_atomic, write_text
+from infra.head import job
 from pipelines.common.cli import to_yaml
 from pipelines.common.errors import JobError
 from pipelines.tracking import run as tracking
@@ -68,7 +69,7 @@ def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple
     print(summary(config, trials))
     file = resolve("best.yaml", config.out)
     options = f"--config {shlex.quote(file)} --store {shlex.quote(config.store)} --out ..."
-    print(f"best: trial {best['trial']}; python pipelines/train.py {options}")
+    print(f"best: trial {best['trial']}; {' '.join(job('pipelines/train.py'))} {options}")
     return _name(best["trial"]), recipes[best["trial"]]
 
 

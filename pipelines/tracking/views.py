@@ -7,13 +7,14 @@ too.
 """
 
 import json
-import sys
+import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from mlflow.tracking import MlflowClient
+
+from infra.head import program
 
 KIND = ("mlflow.experimentKind", "custom_model_development")  # against "genai_development"
 MODE = "workflowType=machine_learning"  # of an address; a browser's own is GenAI until somebody switches
@@ -65,9 +66,7 @@ def comparison_path(run_ids: Sequence[str], experiment_id: str) -> str:
 def page(uri: str, path: str) -> str:
     """A page of a tracking server: its address, or of an embedded file the command that serves it, and on a line of its
     own the address."""
-    import shlex
-
     if uri.startswith("http"):
         return f"{uri.rstrip('/')}{path}"
-    program = shlex.quote(str(Path(sys.executable).with_name("mlflow")))  # found in any shell
-    return f"{program} ui --backend-store-uri {shlex.quote(uri)}\n  then open  http://127.0.0.1:5000{path}"
+    command = shlex.join([program("mlflow"), "ui", "--backend-store-uri", uri])
+    return f"{command}\n  then open  http://127.0.0.1:5000{path}"

@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from features.store.sheet import write_figure
 from tests.benchmarks.fusion import rows_of
 
+RUN = ("corpus", "folds", "fold", "seed")  # what two runs of a curve have in common
+Run = tuple[str, ...]
 Point = tuple[float, float]  # score, share of tokens that took part
 
 
@@ -35,7 +37,7 @@ def main() -> int:
     for file, axes in zip(args.results, panels, strict=True):
         runs = rows_of(file)
         curves = curves_of(runs, args.option, args.default)
-        if not any(any(points.values()) for points in curves.values()):
+        if not curves:
             parser.error(f"{file} has no recipe that was run with two values of {args.option} on the same fold")
         axes.set(title=file.stem, xlabel=args.option, ylabel=f"{'test' if tested(runs) else 'validation'} accuracy")
         draw(axes, curves)
@@ -56,13 +58,14 @@ def curves_of(runs: list[dict[str, str]], option: str, default: float) -> dict[s
     """Of each recipe that was run with several values, the points by value."""
     column = "test" if tested(runs) else "last"
     named = re.compile(rf" {re.escape(option)}=(\S+)")
-    found: dict[str, dict[float, dict[tuple[str, str], Point]]] = defaultdict(lambda: defaultdict(dict))
+    found: dict[str, dict[float, dict[Run, Point]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
         value = named.search(run["recipe"])
         at = float(value[1]) if value else default
         point = float(run[column]), float(run["participation"] or "nan")
-        found[named.sub("", run["recipe"])][at][run["fold"], run["seed"]] = point
-    return {recipe: common(dict(sorted(values.items()))) for recipe, values in found.items() if len(values) > 1}
+        found[named.sub("", run["recipe"])][at][tuple(run[key] for key in RUN)] = point
+    shared = {recipe: common(dict(sorted(values.items()))) for recipe, values in found.items() if len(values) > 1}
+    return {recipe: points for recipe, points in shared.items() if any(points.values())}
 
 
 def draw(axes: Axes, curves: Mapping[str, Mapping[float, list[Point]]]) -> None:
@@ -80,8 +83,8 @@ def draw(axes: Axes, curves: Mapping[str, Mapping[float, list[Point]]]) -> None:
     axes.grid(alpha=0.3)
 
 
-def common(by_value: Mapping[float, Mapping[tuple[str, str], Point]]) -> dict[float, list[Point]]:
-    """The points of every value, of the runs (fold, seed) that all values have."""
+def common(by_value: Mapping[float, Mapping[Run, Point]]) -> dict[float, list[Point]]:
+    """The points of every value, of the runs that all values have."""
     runs = sorted(set.intersection(*(set(points) for points in by_value.values())))
     return {value: [points[run] for run in runs] for value, points in by_value.items()}
 

@@ -218,6 +218,8 @@ class Runs:
         """One recipe on one fold."""
         architecture, *words = text.split()
         tasks, layers = task_specs(self.store), " ".join(word for word in words if word in ("last", "flat"))
+        if layers == "last flat" or layers == "flat last":
+            raise SystemExit(f"{text}: either last or flat")
         modalities = list(self.store.spec.features)
         sources = [self.trained_alone(m, fold, seed, layers) for m in modalities if "pretrained" in words]
         started = time.perf_counter()

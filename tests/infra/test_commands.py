@@ -131,8 +131,8 @@ def test_without_the_extra_a_command_names_it_in_one_line(installed, name, extra
 
 def test_the_demo_of_a_wheel_submits_the_installed_commands_and_writes_here(installed, tmp_path):
     code = f"import sys; sys.path.insert(0, {str(installed)!r})\n"
-    code += "from infra import demo; from infra.head import Head\n"
-    code += "print(demo.OUT); print(*Head('URL', '', {}).submit_command(*demo.entrypoint('tuning/sweep.py'))[1:])"
+    code += "from infra import demo; from infra.head import Head, job\n"
+    code += "print(demo.OUT); print(*Head('URL', '', {}).submit_command(*job('tuning/sweep.py'))[1:])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.splitlines() == [f"{tmp_path}/demo-out", "job submit --address URL -- clcr-sweep"], done.stderr
 
