@@ -125,7 +125,7 @@ def test_every_package_is_looked_at():
 
 
 def test_importing_clcr_loads_no_cluster_no_tracking_and_no_decoder_and_what_a_worker_trains_by_no_tracking():
-    """Each worker would spend more than a second on MLflow and Matplotlib, and each trial half a second on the latter."""
+    """Each worker would spend a second and more on MLflow and Matplotlib, each trial half a second on the latter."""
     code = """
 import sys, clcr
 print(*sorted({'ray', 'mlflow', 'decord', 'av', 'features', 'pipelines'} & {*sys.modules}))
