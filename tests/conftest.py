@@ -16,8 +16,6 @@ sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray runs its workers at niceness 15, where anything else on a small machine starves them.
 os.environ.setdefault("RAY_worker_niceness", "0")
-# Ray starts a worker per CPU at once, which no job with an environment of its own can use.
-os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 # How often Ray Train's controller looks at its workers, who wait for it at each report: tests report every epoch.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 # An MLflow server otherwise starts seven processes for jobs that nothing here gives it.
