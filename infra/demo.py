@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from infra.head import ROOT, Head, job, local_head, program
+from infra.head import CHECKOUT, ROOT, Head, job, local_head, program
 
 OUT = Path("demo-out").resolve()
 CLIPS = 1000
@@ -41,8 +41,8 @@ SWEEP = {"trials": 6, "epochs": 9, "final-seeds": 0}
 
 def main() -> int:
     """Run every step; returns the exit code of the first step that failed, or 0."""
-    name = Path(sys.argv[0]).name.replace("demo.py", "python -m infra.demo")
-    argparse.ArgumentParser(prog=name, description=__doc__).parse_args()
+    prog = "python -m infra.demo" if CHECKOUT else "clcr-demo"
+    argparse.ArgumentParser(prog=prog, description=__doc__).parse_args()
     started = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the head node is stopped too
     say(f"1/4 writing {CLIPS} mp4 files with planted semantics to {OUT.name}/corpus")
