@@ -11,10 +11,11 @@ from tests.benchmarks.fusion import bootstrap, main, rows_of, summary
 from tests.benchmarks.recipes import divisions, relayered
 
 
-def run(recipe, fold, seed, answers, corpus="one"):
+def run(recipe, fold, seed, answers, corpus="one", folds="outer"):
     bits = packed(np.array(answers, bool)[:, None])
     return {
         "corpus": corpus,
+        "folds": folds,
         "recipe": recipe,
         "fold": fold,
         "seed": str(seed),
@@ -47,12 +48,13 @@ def test_a_recipe_of_fewer_seeds_is_compared_by_those_that_both_have(runs, tmp_p
     assert second.startswith("0.375 (folds sd 0.000, 4 runs)  +0.000") and second.endswith("  a")
 
 
-def test_corpora_of_one_file_are_summed_up_apart(runs, tmp_path, capsys):
+def test_corpora_and_kinds_of_folds_of_one_file_are_summed_up_apart(runs, tmp_path, capsys):
     other = [run("a", fold, 1, [0, 0, 0, 1], "two") for fold in "xy"]
-    summary(written(runs + other, tmp_path / "runs.csv"), "a")
+    inner = [run("a", fold, 1, [1, 1, 0, 0], folds="inner") | {"test": "", "last": "0.5"} for fold in "st"]
+    summary(written(runs + other + inner, tmp_path / "runs.csv"), "a")
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line.endswith(":")] == ["one:", "two:"]
-    assert [line[:5] for line in lines if line.endswith("  a")] == ["0.375", "0.250"]
+    assert [line for line in lines if line.endswith(":")] == ["one, outer:", "two, outer:", "one, inner:"]
+    assert [line[:5] for line in lines if line.endswith("  a")] == ["0.375", "0.250", "0.500"]
 
 
 def test_a_recipe_is_named_by_how_it_begins(runs, tmp_path, capsys):

@@ -45,16 +45,17 @@ def summary(path: Path, against: str | None) -> None:
 
     Recipes are compared by the runs of the same corpus, fold and seed.
     """
-    runs = rows_of(path)
-    corpora = list(dict.fromkeys(run["corpus"] for run in runs))
-    for corpus in corpora:
-        if len(corpora) > 1:
-            print(f"{corpus}:")
-        summary_of([run for run in runs if run["corpus"] == corpus], against)
+    parts: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for run in rows_of(path):
+        parts[f"{run['corpus']}, {run['folds']}"].append(run)
+    for part, runs in parts.items():
+        if len(parts) > 1:
+            print(f"{part}:")
+        summary_of(runs, against)
 
 
 def summary_of(runs: list[dict[str, str]], against: str | None) -> None:
-    """The summary of one corpus."""
+    """The summary of one corpus and one kind of its folds."""
     unit = 0 if len({run["fold"] for run in runs}) > 1 else 1
     column = "test" if any(run["test"] for run in runs) else "last"
     scores: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
