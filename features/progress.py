@@ -19,6 +19,6 @@ def counted(clips: Iterable[Clip], total: int) -> Iterator[Clip]:
         now = time.monotonic()
         if done == total or (done % EVERY == 0 if screen else now - said > PAUSE):
             said, line = now, f"{done}/{total} clips, {done / (now - begun):.0f} clips/s"
-            print(*((f"\r{line:40}",) if screen else (line, "\n")), sep="", end="", file=sys.stderr, flush=True)
+            print(f"\r{line:40}" if screen else f"{line}\n", end="", file=sys.stderr, flush=True)
     if total and screen:
         print(file=sys.stderr)

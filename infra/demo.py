@@ -96,8 +96,8 @@ def submit(head: Head, script: str, *options: str, env: dict[str, str]) -> int:
     command = head.submit_command("env", *settings, *job(script), *options)
     (OUT / "logs").mkdir(exist_ok=True)
     name = Path(options[options.index("--out") + 1]).name if "--out" in options else Path(script).stem
-    sys.stdout.write(f"{name:8}ray {' '.join(command[1:])}\n")  # one write, since several jobs share the screen
-    sys.stdout.flush()
+    # Several jobs share the screen: print would write the end of a line by itself.
+    print(f"{name:8}ray {' '.join(command[1:])}\n", end="", flush=True)
     with open(OUT / "logs" / f"{name}.log", "w") as log:
         client = subprocess.Popen(
             command, cwd=ROOT, env=dict(head.env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -106,8 +106,7 @@ def submit(head: Head, script: str, *options: str, env: dict[str, str]) -> int:
         for line in client.stdout:
             log.write(line)
             if not CHATTER.search(line):
-                sys.stdout.write(f"{name:8}{PREFIX.sub('', line)}")
-                sys.stdout.flush()
+                print(f"{name:8}{PREFIX.sub('', line)}", end="", flush=True)
     return client.wait()
 
 

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from infra.head import ROOT, answers, free_ports
+from infra.head import ROOT, answers, free_ports, program
 
 SECONDS = 12  # time that the charts get to be drawn
 
@@ -58,7 +58,7 @@ def main() -> None:
 def served(tracking_uri: str) -> Iterator[str]:
     """Run an MLflow server on a tracking store for as long as the block, which gets its address."""
     port = free_ports(1)[0]
-    command = [str(Path(sys.executable).parent / "mlflow"), "ui", "--workers", "1"]
+    command = [program("mlflow"), "ui", "--workers", "1"]
     server = subprocess.Popen(
         [*command, "--backend-store-uri", tracking_uri, "--port", str(port)],
         stdout=subprocess.DEVNULL,

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from features.store.sheet import write_figure
-from tests.benchmarks.fusion import rows_of
+from tests.benchmarks.fusion import column_of, rows_of
 
 RUN = ("corpus", "folds", "fold", "seed")  # what two runs of a curve have in common
 Run = tuple[str, ...]
@@ -39,7 +39,8 @@ def main() -> int:
         curves = curves_of(runs, args.option, args.default)
         if not curves:
             parser.error(f"{file} has no recipe that was run with two values of {args.option} on the same fold")
-        axes.set(title=file.stem, xlabel=args.option, ylabel=f"{'test' if tested(runs) else 'validation'} accuracy")
+        kind = {"test": "test", "last": "validation"}[column_of(runs)]
+        axes.set(title=file.stem, xlabel=args.option, ylabel=f"{kind} accuracy")
         draw(axes, curves)
         for recipe, points in curves.items():
             for value, (score, taken) in ((v, np.mean(p, axis=0)) for v, p in points.items()):
@@ -49,14 +50,9 @@ def main() -> int:
     return 0
 
 
-def tested(runs: list[dict[str, str]]) -> bool:
-    """Whether the runs have a test part."""
-    return any(run["test"] for run in runs)
-
-
 def curves_of(runs: list[dict[str, str]], option: str, default: float) -> dict[str, dict[float, list[Point]]]:
     """Of each recipe that was run with several values, the points by value."""
-    column = "test" if tested(runs) else "last"
+    column = column_of(runs)
     named = re.compile(rf" {re.escape(option)}=(\S+)")
     found: dict[str, dict[float, dict[Run, Point]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:

@@ -57,7 +57,7 @@ def summary(path: Path, against: str | None) -> None:
 def summary_of(runs: list[dict[str, str]], against: str | None) -> None:
     """The summary of one corpus and one kind of its folds."""
     unit = 0 if len({run["fold"] for run in runs}) > 1 else 1
-    column = "test" if any(run["test"] for run in runs) else "last"
+    column = column_of(runs)
     scores: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
     for run in runs:
         scores[run["recipe"]][run["fold"], run["seed"]] = float(run[column])
@@ -79,6 +79,11 @@ def summary_of(runs: list[dict[str, str]], against: str | None) -> None:
         print(recipe)
     if tried := len(scores) - len(shown):
         print(f"{tried} recipes of one run are not shown")
+
+
+def column_of(runs: list[dict[str, str]]) -> str:
+    """The score that runs are compared by: `test`, where there is a test part, else `last`."""
+    return "test" if any(run["test"] for run in runs) else "last"
 
 
 def _by_unit(scores: dict[tuple[str, str], float], unit: int) -> np.ndarray:

@@ -34,6 +34,7 @@ from tests.benchmarks.answers import packed
 from tests.benchmarks.linear import fit_linear
 
 PARTS, FOLDS = 4, 5
+LAYERS = ("last", "flat")  # words of a recipe: what is read of modalities that have several layers
 Sample = dict[str, Any]
 
 
@@ -217,16 +218,16 @@ class Runs:
     def run(self, text: str, fold: str, seed: int) -> dict[str, Any]:
         """One recipe on one fold."""
         architecture, *words = text.split()
-        tasks, layers = task_specs(self.store), " ".join(word for word in words if word in ("last", "flat"))
-        if layers == "last flat" or layers == "flat last":
+        if {*LAYERS} <= {*words}:
             raise SystemExit(f"{text}: either last or flat")
+        tasks, layers = task_specs(self.store), next((word for word in LAYERS if word in words), "")
         modalities = list(self.store.spec.features)
         sources = [self.trained_alone(m, fold, seed, layers) for m in modalities if "pretrained" in words]
         started = time.perf_counter()
         if architecture == "linear":
             found = fit_linear(self.samples, self.parts[fold], words or modalities, tasks)
         else:
-            options = [word for word in words if word not in ("last", "flat", "pretrained")]
+            options = [word for word in words if word not in (*LAYERS, "pretrained")]
             recipe = parse(" ".join([architecture, *options, self.common]), seed)
             found = report(*fit(recipe, self.store, self.samples, self.parts[fold], layers, sources))
         return found | {"seconds": round(time.perf_counter() - started)}
