@@ -23,7 +23,8 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup      ## real mp4 files -> features -> four models -> a sweep -> compared runs in MLflow
 	@$(BIN)/python -m infra.demo
 
-test: lint       ## lint and every test
+test: setup      ## style, types and every test (types are one of the tests)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 fast: setup      ## style, and the tests that need no Ray, MLflow or browser

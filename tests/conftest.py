@@ -18,6 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
 # How often Ray Train's controller looks at its workers, who wait for it at each report: tests report every epoch.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# Ray starts a worker for each CPU before anyone asks, and Ray Train one that looks out for machines that a cloud takes
+# back: in some forty Rays and twenty trainings, minutes of imports.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # An MLflow server otherwise starts seven processes for jobs that nothing here gives it.
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 

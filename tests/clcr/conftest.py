@@ -36,7 +36,7 @@ def one_thread_and_seed():
     torch.set_num_threads(threads)
 
 
-def make_config(loss=None, stem=None, budget=None, mm_orient=None, misa=None, ogm_ge=None, depth=4, **model):
+def make_config(loss=None, stem=None, budget=None, mm_orient=None, misa=None, ogm_ge=None, depth=2, **model):
     model = {"width": 32, "levels": 3, "heads": 2, "dropout": 0.0, **model}
     return clcr.CLCRConfig(
         ModelConfig(**model),

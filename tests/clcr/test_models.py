@@ -32,6 +32,14 @@ def fitted(make, name, batch, steps=5, **options):
     return model.eval()
 
 
+def with_events(make, clips):
+    """A batch of clips of four bins, and its three tasks."""
+    samples, tasks = make.samples(clips), {**make.tasks, "when": WHEN}
+    for sample in samples:
+        sample["targets"]["when"] = np.array([0, 1, 2, 1], np.int16)
+    return collate(samples, make.features, tasks), tasks
+
+
 def test_statistics_do_not_depend_on_how_clips_are_batched(make):
     batch = make.batch(20)
     whole, single = make.model("clcr"), make.model("clcr")
@@ -145,8 +153,11 @@ def test_bfloat16_autocast_changes_a_prediction_little(make, name):
 
 @pytest.mark.parametrize("name", FUSION)
 def test_a_model_compiles_as_one_graph(make, name):
+    """With a task per clip, one per number, and one per bin where the model can."""
     torch._dynamo.reset()  # a module's call is one piece of code, of which few recompilations are allowed
-    model, batch = make.model(name, levels=2, stem={"shift": 0.0}), make.batch()  # no augmentation: comparable
+    batch, tasks = with_events(make, 6)
+    tasks = make.tasks if name in WHOLE_CLIPS else tasks
+    model = clcr.build(name, make.config(levels=2, stem={"shift": 0.0}), make.features, tasks)  # no augmentation
     expected = model(batch)
     out = torch.compile(model, fullgraph=True, backend="aot_eager")(batch)
     assert largest_difference(out, expected) <= 1e-5
@@ -170,10 +181,7 @@ def test_a_saved_model_gives_identical_logits(make, name, tmp_path):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_events_are_predicted_per_bin_or_refused_in_one_line(make, name):
-    samples, tasks = make.samples(3), {**make.tasks, "when": WHEN}
-    for sample in samples:
-        sample["targets"]["when"] = np.array([0, 1, 2, 1], np.int16)
-    batch = collate(samples, make.features, tasks)
+    batch, tasks = with_events(make, 3)
     if name in WHOLE_CLIPS:
         with pytest.raises(ConfigError, match="when per bin"):
             clcr.build(name, make.config(), make.features, tasks)

@@ -235,15 +235,6 @@ def test_every_model_can_learn_the_bins_of_a_batch_by_heart(make, samples, name)
     assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["clcr", "concat"])
-def test_a_model_of_events_compiles_as_one_graph(make, samples, name):
-    torch._dynamo.reset()  # a module's call is one piece of code, of which few recompilations are allowed
-    batch = collate(samples, make.features, TASKS)
-    model = build(make, name, levels=2, stem={"shift": 0.0})
-    out = torch.compile(model, fullgraph=True, backend="aot_eager")(batch)
-    assert torch.allclose(out.logits["when"], model(batch).logits["when"], atol=1e-4)
-
-
 def test_a_saved_model_of_events_comes_back(make, samples, tmp_path):
     model, batch = build(make).eval(), collate(samples, make.features, TASKS)
     clcr.save(model, tmp_path, {})

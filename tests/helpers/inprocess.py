@@ -41,8 +41,11 @@ def run_here(job, config_class, *options):
 
 
 def run_extract(*args):
-    """The extract job with these arguments; its exit code."""
-    before, sys.argv = sys.argv, ["extract.py", *map(str, args)]
+    """The extract job with these arguments; its exit code. Few clips are decoded before a second process has started."""
+    given = [*map(str, args)]
+    if not any(argument.startswith("--concurrency") for argument in given):
+        given += ["--concurrency", "1"]
+    before, sys.argv = sys.argv, ["extract.py", *given]
     try:
         return run_job(extract, ExtractConfig, "")
     finally:

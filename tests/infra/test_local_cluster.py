@@ -28,6 +28,7 @@ EXTRACT += ["--shard-rows", "4"]
 EPOCHS = 40
 TRAIN = ["--store", "s3://data/store", "--tasks", "label", "--workers", "3", "--cpus-per-worker", "1"]
 TRAIN += ["--epochs", str(EPOCHS), "--batch-size", "8", "--model.width", "16", "--model.heads", "2"]
+TRAIN += ["--model.levels", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +192,7 @@ def require_clean_disks(cluster):
 
 def test_training_outlives_a_host_that_dies_and_one_that_is_cut_off(cluster, undisturbed):
     run = "s3://data/disturbed"
-    job = submit(cluster, "train", *TRAIN, "--out", run, "--checkpoint-seconds", "0")
+    job = submit(cluster, "train", *TRAIN, "--out", run, "--checkpoint-seconds", "0.5")
     try:
         newest_checkpoint(run, job)
         victim = wait_for_hosts(cluster)[-1]

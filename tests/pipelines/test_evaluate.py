@@ -1,8 +1,6 @@
 """The evaluate job: its figures are scikit-learn's of its predictions, its report opens, odd stores get their word."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import sklearn.metrics as sk
+from inprocess import run_here
 from mlflow.tracking import MlflowClient
 from models import small_model
 from selenium.webdriver.common.by import By
@@ -27,7 +26,6 @@ from pipelines.evaluation import flows
 from pipelines.tracking import run as tracking
 from pipelines.training.run_folder import sole_owner
 
-ROOT = Path(__file__).parents[2]
 QUICK = {"noise": (1.0,), "pictures": 0, "track": False}
 
 
@@ -190,11 +188,11 @@ def test_the_models_mlflow_run_gets_the_figures_and_a_second_evaluation_replaces
 
 
 @pytest.mark.slow
-def test_on_a_cluster_the_figures_are_those_of_this_process(evaluated):
+def test_on_a_cluster_the_figures_are_those_of_this_process(evaluated, shared_ray):
     folder, store, metrics, _ = evaluated
-    command = ["pipelines/evaluate.py", "--model", folder / "fused", "--store", store.uri, "--out", folder / "cluster"]
-    options = ["--here", "0", "--noise", "0.5,2", "--pictures", "0", "--no-track", "--robust-clips", "20"]
-    done = subprocess.run([sys.executable, *map(str, [*command, *options])], cwd=ROOT, capture_output=True, text=True)
+    options = ["--model", folder / "fused", "--store", store.uri, "--out", folder / "cluster"]
+    options += ["--here", "0", "--noise", "0.5,2", "--pictures", "0", "--no-track", "--robust-clips", "20"]
+    done = run_here(evaluate, EvaluateConfig, *options)
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "cluster" / "metrics.json").read_text())
     mine, theirs = (m["models"]["fused"]["tasks"]["label"] for m in (found, metrics))

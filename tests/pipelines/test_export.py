@@ -15,7 +15,7 @@ from models import small_model
 from storefiles import TASKS, make_clips, write_store
 
 import clcr
-from clcr.config import ModelConfig
+from clcr.config import ModelConfig, MulTConfig
 from clcr.registry import MODELS
 from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.store import Store, StoreSpec
@@ -105,7 +105,7 @@ def test_every_architecture_is_exported_and_answers_alike(name, tmp_path):
     """Frames beyond 24 pixels are averaged over patches, and these sides are no multiple of one."""
     frames, sound = clcr.FeatureSpec((25, 27, 3), 12.5, "uint8"), clcr.FeatureSpec((8,), 100.0, "float16")
     label, mood = clcr.TaskSpec("label", "classification", ("a", "b")), clcr.TaskSpec("mood", "regression")
-    config = clcr.CLCRConfig(ModelConfig(width=8, heads=2, levels=1, blocks=1))
+    config = clcr.CLCRConfig(ModelConfig(width=8, heads=2, levels=1, blocks=1), mult=MulTConfig(1))
     torch.manual_seed(0)
     model = clcr.build(name, config, {"video": frames, "audio": sound}, {"label": label, "mood": mood})
     network = Network(model)

@@ -121,7 +121,7 @@ def test_a_job_killed_in_the_middle_and_run_again_gives_the_same_bytes(
     )  # fmt: skip
     while not list((store / "index").glob("*.parquet")):
         assert job.poll() is None
-        time.sleep(0.01)
+        time.sleep(0.05)
     family = psutil.Process(job.pid).children(recursive=True)
     os.kill(job.pid, signal.SIGKILL)
     job.wait()

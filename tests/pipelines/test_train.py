@@ -249,9 +249,10 @@ def test_bad_input_of_the_command_is_one_line(store, tmp_path):
 
 def test_a_killed_driver_goes_on_in_mid_epoch_and_no_loss_of_any_step_differs(store, tmp_path, monkeypatch):
     """By plain python, which starts a Ray of its own; with dropout. KILLS=3 kills it more often."""
-    out, epochs = tmp_path / "run", 24
-    options = f"--model.width 16 --model.heads 2 --batch-size 4 --epochs {epochs} --log-every 1 --cpus-per-worker 1"
+    out, epochs = tmp_path / "run", 20
+    options = f"--model.width 16 --model.heads 2 --model.levels 2 --batch-size 4 --epochs {epochs} --log-every 1"
     command = [sys.executable, "pipelines/train.py", "--store", store.uri, "--out", str(out), *options.split()]
+    command += ["--cpus-per-worker", "1"]
     snapshot, moment = out / "checkpoints" / "checkpoint_manager_snapshot.json", random.Random(0)
     for _ in range(int(os.environ.get("KILLS", "1"))):
         before = snapshot.read_text() if snapshot.exists() else ""
@@ -268,7 +269,8 @@ def test_a_killed_driver_goes_on_in_mid_epoch_and_no_loss_of_any_step_differs(st
 
     torch.set_num_threads(1)
     recipe = Recipe(
-        optim=OptimConfig(epochs=epochs, batch_size=4), network=CLCRConfig(model=ModelConfig(width=16, heads=2))
+        optim=OptimConfig(epochs=epochs, batch_size=4),
+        network=CLCRConfig(model=ModelConfig(width=16, heads=2, levels=2)),
     )
     learner, steps = Learner(store.uri, recipe), []
     means = [epoch.metrics["train/loss"] for epoch in learner.fit(steps.append)]

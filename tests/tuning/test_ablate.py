@@ -13,6 +13,7 @@ from pipelines.training.learner import Recipe
 from tuning.ablate import FULL, VARIANTS, AblateConfig, ablate
 
 SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--epochs", "2", "--tasks", "label"]
+SMALL += ["--cpus-per-run", "2"]  # all of Ray's: one process for all runs, since its imports take longer than they
 
 
 def test_every_variant_is_a_valid_recipe_that_differs_from_the_full_model():

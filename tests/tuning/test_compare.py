@@ -24,6 +24,7 @@ from tuning.compare import CompareConfig, able, compare, finalists, require_labe
 from tuning.space import known
 
 SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--epochs", "2", "--tasks", "label"]
+SMALL += ["--cpus-per-run", "2"]  # all of Ray's: one process for all runs, since its imports take longer than they
 
 
 def run(store, folder, *options):

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import optuna
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 from inprocess import run_here
 from mlflow.tracking import MlflowClient
@@ -59,7 +60,7 @@ def kill_after(trials, command, out, log):
     deadline = time.monotonic() + 600
     while not (out / "study.journal").exists() or len(ended(out)) < trials:
         assert job.poll() is None and time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
+        time.sleep(0.2)
     os.kill(job.pid, signal.SIGKILL)
     job.wait()
     return ended(out)
@@ -274,10 +275,11 @@ def test_a_trial_whose_process_always_dies_costs_that_trial(store, tmp_path, mon
     assert sorted(c.info.status for c in children) == ["FAILED", "FINISHED"]
 
 
-def test_when_every_trial_fails_the_job_fails_with_the_first_error(store, tmp_path):
+def test_when_every_trial_fails_the_job_fails_with_the_first_error(store, tmp_path, shared_ray):
     job = command(store, tmp_path / "sweep", *BRIEF)
     job[1:2] = ["-m", "tests.helpers.crashing_trials", "all"]
-    done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True)
+    joined = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, env=joined)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: all 2 trials failed, the first is trial 0: no feature store at /planted")

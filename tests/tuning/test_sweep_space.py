@@ -9,6 +9,7 @@ from tuning.sweep import sweep
 
 pytestmark = pytest.mark.slow
 SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "16", "--final-seeds", "0", "--tasks", "label"]
+SMALL += ["--concurrency", "1"]  # one process for all trials: its imports take longer than they
 SPACE = """
 lr: {low: 1e-4, high: 1e-2, log: true}
 model.exchange: {choices: [budgeted, dense]}

@@ -27,7 +27,7 @@ def skill(store, epochs, architecture="clcr", **optim):
         architecture=architecture,
         tasks=("mood",),
         optim=OptimConfig(epochs=epochs, batch_size=8, **optim),
-        network=CLCRConfig(model=ModelConfig(width=16, heads=2, dropout=0.0)),
+        network=CLCRConfig(model=ModelConfig(width=16, heads=2, levels=1, dropout=0.0)),
     )
     learner = Learner(store.uri, recipe)
     for _ in learner.fit():

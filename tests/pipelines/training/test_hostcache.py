@@ -9,19 +9,11 @@ import torch
 from storefiles import make_clips, write_mixture, write_store
 
 from features.store import Store, open_store
-from pipelines.common.cluster import start_ray
 from pipelines.training.hostcache import SharedStore, fits
 from pipelines.training.loading import LoaderConfig, SplitLoader, feature_specs, task_specs
 
 pytestmark = pytest.mark.slow
 ROWS = 29
-
-
-@pytest.fixture(scope="module")
-def one_host(no_shared_ray):
-    start_ray(address="local", num_cpus=1, include_dashboard=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture
@@ -44,7 +36,7 @@ def assert_same(batches, expected):
             assert torch.equal(features.values, two.features[m].values), m
 
 
-def test_what_one_worker_has_read_the_others_of_its_host_have(one_host, uri):
+def test_what_one_worker_has_read_the_others_of_its_host_have(shared_ray, uri):
     expected = [epoch(Store(uri), 2, rank) for rank in range(2)]
     first, second = SharedStore(uri, "run"), SharedStore(uri, "run")
     assert_same(epoch(first, 2, 0), expected[0])
@@ -55,7 +47,7 @@ def test_what_one_worker_has_read_the_others_of_its_host_have(one_host, uri):
     assert not any(array.flags.writeable or array.flags.owndata for name, array in sample.items() if name != "json")
 
 
-def test_a_mixture_of_stores_is_shared_store_by_store(one_host, tmp_path):
+def test_a_mixture_of_stores_is_shared_store_by_store(shared_ray, tmp_path):
     uri = write_mixture(tmp_path)
     shared = open_store(uri, partial(SharedStore, run="mixed"))
     assert shared.shared and not open_store(uri).shared
@@ -64,7 +56,7 @@ def test_a_mixture_of_stores_is_shared_store_by_store(one_host, tmp_path):
     assert_same(epoch(open_store(uri, partial(SharedStore, run="mixed"))), epoch(shared))
 
 
-def test_without_the_cache_each_reads_for_itself(one_host, uri):
+def test_without_the_cache_each_reads_for_itself(shared_ray, uri):
     shared, other, expected = SharedStore(uri, "run"), SharedStore(uri, "another"), epoch(Store(uri))
     ray.kill(shared.directory)
     for _ in range(2):  # from its second batch on it shares again
@@ -75,7 +67,7 @@ def test_without_the_cache_each_reads_for_itself(one_host, uri):
         epoch(other)
 
 
-def test_a_store_is_shared_where_it_fits_in_shared_memory(one_host, uri, monkeypatch):
+def test_a_store_is_shared_where_it_fits_in_shared_memory(shared_ray, uri, monkeypatch):
     assert fits(Store(uri))
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": here(), "Resources": {"object_store_memory": 1e3}}])
     assert not fits(Store(uri))

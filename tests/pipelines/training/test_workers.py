@@ -42,7 +42,7 @@ def noise_store(tmp_path_factory):
 def without_chance(epochs=EPOCHS):
     """Nothing that draws random numbers by worker: no dropout, no shift of frames."""
     network, given = (
-        CLCRConfig(ModelConfig(width=16, heads=2, dropout=0.0), StemConfig(shift=0.0)),
+        CLCRConfig(ModelConfig(width=16, heads=2, levels=2, dropout=0.0), StemConfig(shift=0.0)),
         recipe(epochs=epochs),
     )
     return replace(given, optim=replace(given.optim, batch_size=9), network=network)
