@@ -24,6 +24,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKOUT = (ROOT / "pyproject.toml").is_file()  # else an installed package, which the jobs have already
+GRACE = 5.0  # seconds to end by itself: while an actor outlives its job, as some of Ray Train's do, Ray would take more
 AGENT_PORTS = ("dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port")
 
 
@@ -99,7 +100,7 @@ def _stop(process: subprocess.Popen, session: str) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=15)
+            process.wait(timeout=GRACE)
     for left in {*ours, *_session_processes(session)}:
         with suppress(psutil.NoSuchProcess):
             left.kill()

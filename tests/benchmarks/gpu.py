@@ -73,7 +73,7 @@ class Size:
 
 SIZES = {
     "cuda": Size(256, 300, 64, 64, 20, 4096, 256, 4, compile=True),
-    "cpu": Size(16, 12, 4, 8, 12, 64, 4, 2, compile=False),
+    "cpu": Size(16, 12, 4, 8, 12, 64, 10, 2, compile=False),
 }
 
 

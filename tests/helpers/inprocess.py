@@ -41,7 +41,7 @@ def run_here(job, config_class, *options):
 
 
 def run_extract(*args):
-    """The extract job with these arguments; its exit code. Few clips are decoded before a second process has started."""
+    """The extract job with these arguments; its exit code. One process: few clips take less than another's start."""
     given = [*map(str, args)]
     if not any(argument.startswith("--concurrency") for argument in given):
         given += ["--concurrency", "1"]

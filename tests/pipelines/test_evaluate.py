@@ -192,6 +192,7 @@ def test_on_a_cluster_the_figures_are_those_of_this_process(evaluated, shared_ra
     folder, store, metrics, _ = evaluated
     options = ["--model", folder / "fused", "--store", store.uri, "--out", folder / "cluster"]
     options += ["--here", "0", "--noise", "0.5,2", "--pictures", "0", "--no-track", "--robust-clips", "20"]
+    options += ["--concurrency", "1"]
     done = run_here(evaluate, EvaluateConfig, *options)
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "cluster" / "metrics.json").read_text())

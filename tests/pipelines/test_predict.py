@@ -57,6 +57,7 @@ def predicted(store, tmp_path_factory, shared_ray):
     folder = tmp_path_factory.mktemp("predict")
     model = make_model(folder / "run" / "model", store)
     options = ("--model", folder / "run", "--store", store.uri, "--out", folder / "out", "--batch-size", 3)
+    options += ("--concurrency", 1)  # one process answers few clips sooner than two have started
     done = job(*options)
     assert done.returncode == 0, done.stderr
     return folder, model, options, done.stdout

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from inprocess import run_here
 from mlflow.tracking import MlflowClient
 from ray.cluster_utils import Cluster
 from storefiles import make_clips, write_store
@@ -247,8 +248,8 @@ def test_bad_input_of_the_command_is_one_line(store, tmp_path):
     assert done.returncode == 1 and "--tasks colour" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_killed_driver_goes_on_in_mid_epoch_and_no_loss_of_any_step_differs(store, tmp_path, monkeypatch):
-    """By plain python, which starts a Ray of its own; with dropout. KILLS=3 kills it more often."""
+def test_a_killed_driver_goes_on_in_mid_epoch_and_no_loss_of_any_step_differs(two_nodes, store, tmp_path, monkeypatch):
+    """By plain python, which starts a Ray of its own, then on a cluster; with dropout. KILLS=3 kills it more often."""
     out, epochs = tmp_path / "run", 20
     options = f"--model.width 16 --model.heads 2 --model.levels 2 --batch-size 4 --epochs {epochs} --log-every 1"
     command = [sys.executable, "pipelines/train.py", "--store", store.uri, "--out", str(out), *options.split()]
@@ -265,7 +266,8 @@ def test_a_killed_driver_goes_on_in_mid_epoch_and_no_loss_of_any_step_differs(st
         job.wait()
         assert not (out / "metrics.json").exists(), "it was finished before it could be killed"
         snapshot.write_text("")  # as a kill leaves it that comes while Ray writes it
-    assert subprocess.run([*command, "--register", "toy"], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+    again = run_here(train, TrainConfig, *command[2:], "--register", "toy")
+    assert again.returncode == 0, again.stderr
 
     torch.set_num_threads(1)
     recipe = Recipe(

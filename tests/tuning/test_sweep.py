@@ -31,7 +31,7 @@ from tuning.sweep import sweep
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--model.width", "16", "--model.heads", "2", "--batch-size", "8", "--epochs", "3", "--grace-epochs", "1"]
-BRIEF = ["--trials", "2", "--final-seeds", "0", "--epochs", "1"]
+BRIEF = ["--trials", "2", "--final-seeds", "0", "--epochs", "1", "--concurrency", "1"]
 TRIALS = "tags.trial != ''"
 pytestmark = pytest.mark.slow
 
