@@ -15,6 +15,7 @@ Space = Literal["coordinates", "lifted", "tokens"]
 Aggregation = Literal["attention", "even_levels", "mean"]
 BudgetKind = Literal["learned", "fixed"]
 FrameStem = Literal["patches", "trunk", "resnet18"]
+Layers = Literal["levels", "stages"]
 Correlation = Literal["cka", "whitened"]
 Absent = Literal["zeros", "reweighted"]
 Sage = Literal["relu", "normalised"]
@@ -166,14 +167,25 @@ class StemConfig:
     shift: float = 0.1
     """In training, move each clip's frames by up to this share of their side, up or down, left or right; 0 = off."""
 
+    layers: Layers | None = None
+    """How hidden layers of a network become levels: each is one, as it is (levels), or each enters a stage of the
+    temporal network, on top of what the stages before made of earlier ones (stages); default: stages of what has a
+    time (frames, sound), levels of text."""
+
     def __post_init__(self) -> None:
         _require_one_of(self.video, FrameStem, "stem.video")
+        if self.layers is not None:
+            _require_one_of(self.layers, Layers, "stem.layers")
         _require(0 <= self.shift < 0.5, "stem.shift", self.shift, "must lie in [0, 0.5)")
 
     @property
     def uses_motion(self) -> bool:
         """Whether frames are split into the clip's mean frame and what moves."""
         return self.video != "resnet18" if self.motion is None else self.motion
+
+    def staged(self, rate: float) -> bool:
+        """Whether layers at so many tokens per second, 0 = without a time, enter the temporal network's stages."""
+        return rate > 0 if self.layers is None else self.layers == "stages"
 
     @property
     def vectors_move(self) -> bool:

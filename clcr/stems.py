@@ -1,6 +1,6 @@
 """Stems: stored feature values of one modality -> token features, (B, T, *shape) -> (B, T, width).
 
-Vectors are standardised and projected; hidden layers of a network likewise, one layer per level; frames go
+Vectors are standardised and projected; hidden layers of a network likewise, each by maps of its own; frames go
 through linear patches, a small convolutional trunk or ResNet-18. What labels a clip is often what moves in it: with
 `motion` the clip's mean is removed and temporal differences are added, while the mean itself (a voice's timbre; of
 frames a coarse copy: static colour, layout) is added to every token, so nothing is thrown away.
@@ -10,6 +10,7 @@ Standardisation lives in buffers: `observe` training batches, then `fit`; until 
 
 import math
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -155,6 +156,30 @@ class LayersStem(nn.Module):
         values = self.standardise(values)
         picked = [project(values[:, :, i]) for project, i in zip(self.project, self.picks, strict=True)]
         return _mask(torch.stack(picked, dim=2), valid)
+
+
+class StagedStem(nn.Module):
+    """Hidden layers of a network, one for each stage: (B, T, L, D) -> (B, T, stages, width)."""
+
+    def __init__(self, dim: int, width: int, picks: list[int], motion: bool, lag: int) -> None:
+        super().__init__()
+        self.entering = picks
+        self.parts: Any = nn.ModuleList(VectorStem(dim, width, motion, lag) for _ in picks)
+
+    def observe(self, values: Tensor, valid: Tensor) -> None:
+        """Add a training batch to the statistics."""
+        for part, i in zip(self.parts, self.entering, strict=True):
+            part.observe(values[:, :, i], valid)
+
+    def fit(self) -> None:
+        """Set the standardisation from what was observed."""
+        for part in self.parts:
+            part.fit()
+
+    def forward(self, values: Tensor, valid: Tensor) -> Tensor:
+        """values: (B, T, L, D); valid: (B, T) -> (B, T, stages, width), zero on padding."""
+        several = [part(values[:, :, i], valid) for part, i in zip(self.parts, self.entering, strict=True)]
+        return torch.stack(several, dim=2)
 
 
 class FrameStem(nn.Module):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # jobs that load no model read how options are called
     from torch import Tensor
 
-VERSION = 3
+VERSION = 4
 # {version: {option: how all files of earlier versions behave}}, by dotted name.
 EARLIER: dict[int, dict[str, Any]] = {
     2: {"loss.standardise": False, "score": "skill"},  # numbers were learned in the labels' own unit
@@ -36,6 +36,7 @@ EARLIER: dict[int, dict[str, Any]] = {
         "mm_orient.sage": "relu",
         "mm_orient.attention": "two_stage",
     },
+    4: {"stem.layers": "levels"},  # whatever has several layers
 }
 # Options that have another name since: {old: new}, by dotted name. Old names are read wherever options are given.
 RENAMED = {"model.depth": "mult.depth"}

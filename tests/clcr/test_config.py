@@ -25,6 +25,7 @@ from clcr.errors import ConfigError
         (lambda: LossConfig(mix=-1), "--loss.mix -1"),
         (lambda: ModelConfig(dropout=1.0), "--model.dropout 1.0"),
         (lambda: StemConfig(video="vit"), "--stem.video vit"),
+        (lambda: StemConfig(layers="all"), "--stem.layers all"),
         (lambda: BudgetConfig(start=(1.0,)), "--budget.start"),
         (lambda: BudgetConfig(gamma=0), "--budget.gamma 0"),
         (lambda: LossConfig(lambda_intra=-1), "--loss.lambda-intra -1"),

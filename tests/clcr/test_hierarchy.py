@@ -5,7 +5,7 @@ import torch
 
 from clcr.batches import Features, FeatureSpec
 from clcr.config import ModelConfig, StemConfig
-from clcr.hierarchy import LayersHierarchy, Position, TemporalHierarchy, masked_mean
+from clcr.hierarchy import LayersHierarchy, Position, StagedHierarchy, TemporalHierarchy, hierarchy_of, masked_mean
 
 
 def encoder(rate=50.0, levels=3, stride=2, max_rate=25.0, min_rate=0.0, motion=None):
@@ -113,3 +113,50 @@ def test_layers_of_sound_are_levels_with_their_own_time():
     for tokens in levels:
         assert tokens.spans[7].tolist() == pytest.approx([7 / 50, 8 / 50])
     assert len(levels) == 3 and not torch.allclose(levels[0].values, levels[2].values)
+
+
+def layered(mode, layers=3, rate=25.0, **model):
+    options = {"width": 16, "heads": 2, "levels": 3, "min_rate": 0.0, "dropout": 0.0, **model}
+    spec, stem = FeatureSpec((layers, 5), rate, "float16"), StemConfig(layers=mode, motion=False)
+    return hierarchy_of(spec, stem)(spec, ModelConfig(**options), stem, range(3)).eval()
+
+
+def test_layers_of_what_has_a_time_enter_stages_and_those_of_text_are_levels():
+    for layers, of_text, of_sound in (
+        (None, LayersHierarchy, StagedHierarchy),
+        ("levels", LayersHierarchy, LayersHierarchy),
+        ("stages", StagedHierarchy, StagedHierarchy),
+    ):
+        stem = StemConfig(layers=layers)
+        assert hierarchy_of(FeatureSpec((3, 5), 0.0, "float16"), stem) is of_text
+        assert hierarchy_of(FeatureSpec((3, 5), 25.0, "float16"), stem) is of_sound
+        assert hierarchy_of(FeatureSpec((5,), 25.0, "float16"), stem) is TemporalHierarchy
+
+
+@pytest.mark.parametrize(("mode", "seen"), [("levels", [[0], [1], [2]]), ("stages", [[0], [0, 1], [0, 1, 2]])])
+def test_which_layers_a_level_is_made_of(mode, seen):
+    values = torch.randn(1, 12, 3, 5, requires_grad=True)
+    for tokens, expected in zip(layered(mode)(Features(values, torch.ones(1, 12).bool())), seen, strict=True):
+        (gradient,) = torch.autograd.grad((tokens.values * torch.randn(16)).sum(), values, retain_graph=True)
+        assert gradient.abs().sum((0, 1, 3)).nonzero().flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("mode", ["levels", "stages"])
+@pytest.mark.parametrize(("length", "layers"), [(1, 3), (7, 1), (10, 4)])
+def test_layers_of_a_clip_make_the_same_tokens_alone_and_padded(mode, length, layers):
+    net, clip = layered(mode, layers), torch.randn(1, length, layers, 5).half()
+    alone = net(Features(clip, torch.ones(1, length).bool()))
+    padded = torch.cat([clip, torch.randn(1, 9, layers, 5).half()], dim=1)
+    for short, long in zip(alone, net(Features(padded, torch.arange(length + 9)[None] < length)), strict=True):
+        n = short.values.shape[1]
+        assert torch.allclose(long.values[:, :n], short.values, atol=1e-5) and not long.values[:, n:].any()
+        assert long.spans[:n].tolist() == short.spans.tolist()
+
+
+def test_a_layer_enters_its_stage_at_the_time_that_it_is_of():
+    """The deepest level halves the tokens twice: token k of it is made of the last layer's tokens 4 k to 4 k + 3."""
+    net, values = layered("stages", blocks=1), torch.randn(1, 16, 3, 5, requires_grad=True)
+    (deepest,) = net(Features(values, torch.ones(1, 16).bool()))[2:]
+    (gradient,) = torch.autograd.grad(deepest.values[0, 1].square().sum(), values)
+    of_last = gradient[0, :, 2].abs().sum(-1)
+    assert of_last[4:8].mean() > 2 * of_last[8:].mean() and of_last[4:8].mean() > 2 * of_last[:4].mean()

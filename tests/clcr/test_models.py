@@ -139,6 +139,27 @@ def test_every_model_can_learn_a_batch_by_heart(make, name):
 MISA = ("similarity", "difference", "reconstruction")
 
 
+@pytest.mark.parametrize("name", [name for name in FUSION if name != "mult"])  # which has one level, and no stages
+def test_every_model_reads_all_layers_of_a_network(make, name):
+    """The first layer of a sound counts for models that read the deepest level too."""
+    sound = clcr.FeatureSpec((3, 8), 25.0, "float16")
+    features = {"video": make.features["video"], "audio": sound}
+    samples = make.samples(6, features=features)
+    batch = collate(samples, features, make.tasks)
+    model = make.model(name, features=features, stem={"shift": 0.0})
+    model.fit_statistics([batch])
+    make.train(model, batch, steps=1)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    muted = replace(batch, features=batch.features | {"audio": without_layer(batch.features["audio"], 0)})
+    assert largest_difference(model(batch), model(muted)) > 1e-6
+
+
+def without_layer(features, layer):
+    values = features.values.clone()
+    values[:, :, layer] = 0
+    return replace(features, values=values)
+
+
 @pytest.mark.parametrize("name", FUSION)
 @torch.no_grad()
 def test_bfloat16_autocast_changes_a_prediction_little(make, name):

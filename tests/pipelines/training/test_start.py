@@ -123,15 +123,30 @@ def test_of_a_model_of_modalities_in_another_order_no_part_goes_to_the_wrong_one
 
 def test_a_layer_begins_with_its_own_layer(store):
     """A model of one modality reads the deepest layer alone, and clcr early, middle and late ones."""
-    features = {name: clcr.FeatureSpec((6, 8), 5.0, "float16") for name in ("text", "sound")}
-    network, tasks = recipe(epochs=1).network, task_specs(store)
-    source = clcr.build("text", network, {"text": features["text"]}, tasks)
-    model = clcr.build("clcr", network, features, tasks)
+    source, model = layered_models(store, rate=0.0)
     shallow = {name: value.clone() for name, value in model.encoder.encoders[0].levels[0].state_dict().items()}
     assert take_weights(model, source, "it")
     mine, theirs = model.encoder.encoders[0], source.encoder.encoders[0]
     assert equal(mine.levels[2], theirs.levels[0]) and equal(mine.stem.project[2], theirs.stem.project[0])
     assert all((mine.levels[0].state_dict()[name] == value).all() for name, value in shallow.items())
+
+
+def test_layers_that_enter_stages_begin_with_the_same_stages(store):
+    source, model = layered_models(store, rate=5.0)
+    assert take_weights(model, source, "it")
+    mine, theirs = model.encoder.encoders[0], source.encoder.encoders[0]
+    assert equal(mine.stem, theirs.stem) and equal(mine.stages, theirs.stages)
+    assert equal(mine.levels["2"], theirs.levels["2"])
+
+
+def layered_models(store, rate):
+    """A model of a text of six layers alone, and one of that and a sound."""
+    features = {name: clcr.FeatureSpec((6, 8), rate, "float16") for name in ("text", "sound")}
+    network, tasks = recipe(epochs=1).network, task_specs(store)
+    return (
+        clcr.build("text", network, {"text": features["text"]}, tasks),
+        clcr.build("clcr", network, features, tasks),
+    )
 
 
 def test_what_cannot_be_begun_is_named(saved, store, tmp_path):
