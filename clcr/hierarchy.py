@@ -4,8 +4,9 @@
 
 Video and sound pass a temporal convolution network of K stages whose receptive field grows stage by stage (local
 appearance, then parts and rhythm, then context); stage l gives Z[l,m]. Language gives hidden layers of its encoder
-instead, an early one to a late one, and so does any modality of which a store holds a network's layers, (T, L, D). P is
-a learned linear map of sinusoids of the token's own time in seconds, the same whatever the length of the batch.
+instead, an early one to a late one. Of frames and sound the layers of a network, (T, L, D), enter the stages one by one
+(ours, `--stem.layers`): most such networks see a frame or a moment at a time. P is a learned linear map of sinusoids of
+the token's own time in seconds, the same whatever the length of the batch.
 
 Neighbouring tokens of fast inputs (log-mel at 100 Hz) are averaged before the first stage, so that the shallow level
 has at most `max_rate` tokens per second; each later stage averages `stride` tokens into one, so exchange gets cheaper
