@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test fast chaos bench docs lint lock setup screenshot clean help
+.PHONY: demo style test fast chaos bench docs lint lock setup screenshot clean help
 
 help:            ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -23,12 +23,13 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup      ## real mp4 files -> features -> four models -> a sweep -> compared runs in MLflow
 	@$(BIN)/python -m infra.demo
 
-test: setup      ## style, types and every test (types are one of the tests)
+style: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+test: style      ## style, types and every test (types are one of the tests)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-fast: setup      ## style, and the tests that need no Ray, MLflow or browser
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+fast: style      ## style, and the tests that need no Ray, MLflow or browser
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 chaos: setup     ## long: 20 random kills of the extract job, 300 damaged clips, a decoder that misbehaves
@@ -46,8 +47,7 @@ screenshot: setup  ## MLflow's comparison page of the demo's sweep, as README sh
 	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium chromium-driver >/dev/null; }
 	@$(BIN)/python -m infra.screenshot
 
-lint: setup      ## style (ruff) and types (mypy)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: style      ## style (ruff) and types (mypy)
 	@$(BIN)/mypy
 
 docs: setup      ## pages of the Python interface: docs-out/index.html

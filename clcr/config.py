@@ -166,7 +166,6 @@ class StemConfig:
     """Remove the clip's mean and add differences, of frames and of vectors in time; default: not of resnet18's."""
     shift: float = 0.1
     """In training, move each clip's frames by up to this share of their side, up or down, left or right; 0 = off."""
-
     layers: Layers | None = None
     """How hidden layers of a network become levels: each is one, as it is (levels), or each enters a stage of the
     temporal network, on top of what the stages before made of earlier ones (stages); default: stages of what has a

@@ -16,6 +16,7 @@ Padding is zeroed before anything looks at a neighbour, and norms are per token:
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -188,7 +189,7 @@ class StagedHierarchy(TemporalHierarchy):
     """The same of a network's hidden layers, early to late: every stage is given one more of them.
 
     A layer of a network that reads frames or moments one by one knows nothing of the others, and what an early one
-    holds, a late one may have lost: as levels of their own (GRID, efficientnet_lite0's) CLCR had .37, like this .57.
+    holds, a late one may have lost: as levels of their own (GRID, efficientnet_lite0's) CLCR had .37, like this .55.
     """
 
     def __init__(self, spec: FeatureSpec, model: ModelConfig, stem: StemConfig, read: Sequence[int]) -> None:
@@ -196,10 +197,10 @@ class StagedHierarchy(TemporalHierarchy):
         self.merges = nn.ModuleList(Merge(math.prod(self.strides[:stage])) for stage in range(model.levels))
 
     def make_stem(self, spec: FeatureSpec, model: ModelConfig, stem: StemConfig) -> nn.Module:
-        """One stem for each stage's layer."""
+        """A vector's stem for each stage's layer."""
         layers, dim = spec.shape
-        motion = stem.vectors_move and spec.rate > 0
-        return StagedStem(dim, model.width, _spread(layers, model.levels), motion, lag=self.strides[0])
+        entering, make = _spread(layers, model.levels), super().make_stem
+        return StagedStem([make(replace(spec, shape=(dim,)), model, stem) for _ in entering], entering)
 
     def enter(self, x: Tensor | None, entering: Tensor, valid: Tensor, stage: int) -> Tensor:
         """What a stage is given: x of the stage before, and its layer's tokens, as far apart."""

@@ -9,6 +9,7 @@ Standardisation lives in buffers: `observe` training batches, then `fit`; until 
 """
 
 import math
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -161,10 +162,10 @@ class LayersStem(nn.Module):
 class StagedStem(nn.Module):
     """Hidden layers of a network, one for each stage: (B, T, L, D) -> (B, T, stages, width)."""
 
-    def __init__(self, dim: int, width: int, picks: list[int], motion: bool, lag: int) -> None:
+    def __init__(self, parts: Sequence[nn.Module], entering: Sequence[int]) -> None:
         super().__init__()
-        self.entering = picks
-        self.parts: Any = nn.ModuleList(VectorStem(dim, width, motion, lag) for _ in picks)
+        self.entering = entering
+        self.parts: Any = nn.ModuleList(parts)
 
     def observe(self, values: Tensor, valid: Tensor) -> None:
         """Add a training batch to the statistics."""
