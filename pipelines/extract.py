@@ -141,7 +141,7 @@ def extract(config: ExtractConfig) -> None:
     if config.dry_run:
         return print_plan(store_uri, spec, existing)
     require(ray_access(), storage(store_uri))  # decoders are looked at where they run
-    start_ray(dashboard=False)
+    start_ray()
     with StoreLock(store_uri) as lock:
         store = create_store(store_uri, spec) if changed is None or existing is None else existing
         if removed := sweep_litter(store):

@@ -108,7 +108,7 @@ def predict(config: PredictConfig) -> None:
         print(f"{', '.join(trained.model.tasks)}: {len(missing)} of {len(rows)} shards to predict", flush=True)
         if missing:
             require(ray_access())
-            start_ray(dashboard=False)
+            start_ray()
             run(config, trained.model, store, missing, out)
     print(f"predictions of {sum(rows.values())} clips: {shlex.quote(out)}/*.parquet")
 

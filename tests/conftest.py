@@ -116,7 +116,7 @@ def shared_ray(_stop_ray):
     """The Ray that the test files of one process share, with two CPUs: who asks for it must leave it running."""
     from pipelines.common.cluster import start_ray
 
-    start_ray(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    start_ray(address="local", num_cpus=2, log_to_driver=False)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from features.files import open_fs
 from features.store import open_store
 from pipelines.common.cli import main, resolve_uri
 from pipelines.common.cluster import count_slots
+from pipelines.common.compat import plain_train_driver
 from pipelines.common.errors import JobError, find_user_error
 from pipelines.training.inputs import check
 from pipelines.training.learner import Learner
@@ -72,7 +73,7 @@ def search_and_train(config: SweepConfig) -> None:
     points = config.first_points
     started = claim(config, may_differ=CHANGEABLE)
     keep_space(config.out, config.space, started is None)
-    uri = prepare(config.out)
+    uri = prepare(config.out, dashboard=config.workers_per_trial > 1)
     architecture, tasks = config.recipe.architecture, task_specs(open_store(config.store), config.recipe.tasks)
     name = f"sweep of {title(config.store, config.recipe)}"
     tags = {"model": architecture, "tasks": ", ".join(tasks), "seed": str(config.recipe.seed)}
@@ -211,7 +212,8 @@ def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> Non
                 worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
             ),
         )
-        trainer.fit()
+        with plain_train_driver(own_cluster=False):
+            trainer.fit()
     except Exception as error:
         if not find_user_error(error):
             raise

@@ -30,11 +30,11 @@ FORWARDED = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_APPLICATION_CREDENTIALS", "DAT
 _started_own = False
 
 
-def start_ray(dashboard: bool = True, **options: Any) -> None:
+def start_ray(dashboard: bool = False, **options: Any) -> None:
     """Join the cluster that runs this job, or start a Ray of our own on this machine; options: those of `ray.init`.
 
-    dashboard: whether a Ray of our own has one, which Ray Tune needs and which takes seconds to start. Workers of a
-    cluster that is joined get the driver's MLFLOW_* variables and credentials: it was started without.
+    dashboard: whether a Ray of our own has one, which takes seconds to start. Workers of a cluster that is joined get
+    the driver's MLFLOW_* variables and credentials: it was started without.
     """
     global _started_own
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)

@@ -7,7 +7,7 @@ import atexit
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,30 +53,28 @@ def silence_train_reports() -> None:
 
 @contextmanager
 def plain_train_driver(own_cluster: bool) -> Iterator[None]:
-    """A TorchTrainer that leaves signals to the job, while the block runs.
+    """A TorchTrainer that leaves signals to the job and starts no process that we do not need, while the block runs.
 
-    Ray Train takes SIGINT for itself and then ends in `sys.exit` of its own. On a cluster that ends with the job
-    (own_cluster) it also needs no detached actor that returns its placement group, and that one prints thirty lines
-    where another Ray runs on the same machine: it asks the State API, which does not know which cluster is meant.
+    Ray Train takes SIGINT for itself and then ends in `sys.exit` of its own. It starts a process that hands out Ray
+    Data's datasets, of which a training has none here (its workers read the store), and imports Ray Data in every
+    worker. On a cluster that ends with the job (own_cluster) it also needs no detached actor that returns its placement
+    group, and that one prints thirty lines where another Ray runs on the same machine: it asks the State API, which
+    does not know which cluster is meant.
     """
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     trainer: Any = DataParallelTrainer  # its methods are replaced, which type checkers refuse
-    register, callbacks = trainer._register_sigint_handler, trainer._create_default_callbacks
+    register, create = trainer._register_sigint_handler, trainer._create_default_callbacks
+    unneeded = (DatasetsCallback, PlacementGroupCleanerCallback) if own_cluster else (DatasetsCallback,)
     trainer._register_sigint_handler = lambda self, controller: None
-    if own_cluster:
-        trainer._create_default_callbacks = _without_cleaner(callbacks)
+    trainer._create_default_callbacks = lambda self: [c for c in create(self) if not isinstance(c, unneeded)]
     try:
         yield
     finally:
         trainer._register_sigint_handler = register
-        trainer._create_default_callbacks = callbacks
-
-
-def _without_cleaner(create: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]:
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-
-    return lambda trainer: [c for c in create(trainer) if not isinstance(c, PlacementGroupCleanerCallback)]
+        trainer._create_default_callbacks = create
 
 
 def checkpoint_snapshot(name: str) -> str:

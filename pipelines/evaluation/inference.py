@@ -85,7 +85,7 @@ def answer(
     from pipelines.common.cluster import start_ray
 
     require(ray_access())
-    start_ray(dashboard=False)
+    start_ray()
     return _merged(_answer_on_cluster(model, store, rows, question, concurrency, gpus), rows, question, model)
 
 

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import ray
-import ray.train
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -18,6 +17,8 @@ SHARE = 0.5  # of a host's shared memory that samples may take: what workers sen
 
 def open_on_host(uri: str) -> Store:
     """The store, for a worker of Ray Train: shared with its host's other workers where there are any and it fits."""
+    import ray.train  # seconds, of which the directory's own process has no use
+
     store, context = open_store(uri), ray.train.get_context()
     shared = context.get_local_world_size() > 1 and fits(store)
     return open_store(uri, partial(SharedStore, run=context.get_experiment_name())) if shared else store

@@ -195,11 +195,14 @@ def description(store_uri: str, recipe: Recipe, tasks: Collection[str]) -> str:
     )
 
 
-def prepare(out: str) -> str:
-    """Check what every tracked job needs, start Ray or join it, and return the tracking server's address."""
+def prepare(out: str, dashboard: bool = False) -> str:
+    """Check what every tracked job needs, start Ray or join it, and return the tracking server's address.
+
+    dashboard: as in `start_ray`.
+    """
     uri = places.tracking_uri(out)
     require(torch_pairing(), ray_access(), storage(out), mlflow_server(uri))
-    start_ray()
+    start_ray(dashboard)
     hosts = len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
     places.require_reachable_by(hosts, uri)
     return uri

@@ -1,13 +1,8 @@
 """Regularisers: a measure that tells dependence from independence, and does not depend on the number of workers."""
 
-import os
-import socket
-from datetime import timedelta
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from learners import on_two_workers
 
 from clcr.config import LossConfig
 from clcr.regularizers import Rows, debiased_cka, regularizers, whitened_correlation
@@ -95,23 +90,13 @@ def loss_and_gradients(rows: slice):
     return {name: loss.item() for name, loss in losses.items()}, [x.grad for x in inputs]
 
 
-def worker(rank: int, port: int, results):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    losses, gradients = loss_and_gradients(slice(0, 5) if rank == 0 else slice(5, 12))  # unequal on purpose
-    results[rank] = (losses, [g.numpy() for g in gradients])
-    dist.destroy_process_group()
+def of_share(_, rank, world):
+    losses, gradients = loss_and_gradients((slice(0, 5), slice(5, 12))[rank])  # unequal on purpose
+    return losses, [g.numpy() for g in gradients]
 
 
 def test_two_workers_get_the_losses_and_gradients_of_one():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with mp.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        mp.spawn(worker, (port, results), nprocs=2)
-        (losses_0, gradients_0), (losses_1, gradients_1) = results[0], results[1]
+    (losses_0, gradients_0), (losses_1, gradients_1) = on_two_workers(of_share, None)
     losses, gradients = loss_and_gradients(slice(0, 12))
     assert losses_0 == pytest.approx(losses, abs=1e-6) and losses_1 == pytest.approx(losses, abs=1e-6)
     for whole, first, second in zip(gradients, gradients_0, gradients_1, strict=True):

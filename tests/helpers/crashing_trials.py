@@ -1,7 +1,7 @@
 """The sweep job with trials that go wrong: python crashing_trials.py all|workers --store ... (as tuning/sweep.py).
 
-all: every trial raises; workers: the process of the first trial of several workers that the sampler drew dies once,
-after its first epoch.
+all: every trial raises; workers: the process of the first trial dies once, after its first epoch; a trial's workers
+have other processes.
 """
 
 import os
@@ -28,7 +28,6 @@ def crashing(point, config, gpu):
 def crashing_workers(point, config, gpu):
     """The trial's own process: its workers, and what runs them, have others."""
     begun, reported = Path(config.out, "begun"), Path(config.out, "reported")
-    given = [config.recipe.optim.lr, *(p["lr"] for p in config.first_points)]
 
     class Reporting(TuneReportCallback):
         def after_report(self, *args, **named):
@@ -43,7 +42,7 @@ def crashing_workers(point, config, gpu):
         Path(config.out, "died").touch()
         os._exit(7)
 
-    if point["lr"] not in given and not begun.exists():
+    if not begun.exists():
         begun.touch()
         RUN_WORKERS.__globals__["TuneReportCallback"] = Reporting  # a copy of it runs here, not the module's
         threading.Thread(target=die, daemon=True).start()

@@ -68,8 +68,10 @@ def logged_steps(config):
     return {point.step: point.value for point in client.get_metric_history(run.info.run_id, "step/loss")}
 
 
-def test_a_worker_that_is_killed_and_then_a_host_that_dies_cost_no_step(cluster, tmp_path, capsys):
+def test_a_worker_that_is_killed_and_then_a_host_that_dies_cost_no_step(cluster, tmp_path, monkeypatch, capsys):
     """Of two stores mixed, begun on two workers and ended on one, with the losses of one that nothing befell."""
+    # How long Ray Train waits for the lost host to come back before it takes one worker; a minute by default.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     mixture = open_store(write_mixture(tmp_path))
     config = long_job(mixture, tmp_path / "run", workers=2, min_workers=1)
     small = replace(config.recipe.network.model, levels=2)

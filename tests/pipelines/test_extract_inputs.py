@@ -71,7 +71,7 @@ def folder(media, tmp_path_factory):
 @pytest.fixture(scope="module")
 def store(folder, no_shared_ray):
     """The store of all of it, made by one run of the job."""
-    start_ray(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    start_ray(address="local", num_cpus=1, log_to_driver=False)
     try:
         weights = ["--video.encoder", "resnet18", "--video.weights", str(folder / "resnet.pth")]
         assert run_extract("--corpus", folder / "corpus.csv", "--store", folder / "store", *OPTIONS, *weights) == 0

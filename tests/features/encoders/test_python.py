@@ -90,7 +90,7 @@ def test_readmes_encoder_is_extracted_and_learned_from(folder, no_shared_ray):
     options = ["--video.encoder", "python:colours:Colours", "--video.size", "16", "--shard-rows", "2"]
     options += ["--audio.encoder", "python:own:Loudness", "--text.encoder", "python:own:Letters"]
     manifest = corpus(folder)
-    start_ray(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    start_ray(address="local", num_cpus=2, log_to_driver=False)
     try:
         assert run_extract("--corpus", manifest, "--store", folder / "store", *options) == 0
         assert run_extract("--corpus", manifest, "--store", folder / "like", "--like", folder / "store") == 0

@@ -62,7 +62,7 @@ def test_ray_starts_where_the_temporary_folder_is_too_long_for_its_sockets(monke
     for name in ("TMPDIR", "RAY_TMPDIR"):
         monkeypatch.setenv(name, str(folder))
     try:
-        start_ray(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        start_ray(num_cpus=1, log_to_driver=False)
         assert ray._private.worker._global_node.get_session_dir_path().startswith(f"{SHORT_FOLDER}/session_")
         assert ray.get(ray.remote(lambda: 1).remote()) == 1
     finally:

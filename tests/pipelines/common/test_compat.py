@@ -29,18 +29,19 @@ def test_ray_train_logs_reports_where_it_is_silenced():
     assert logging.getLogger(context.__file__).level == logging.WARNING
 
 
-def test_ray_train_takes_no_signal_and_starts_no_cleaner_while_the_block_runs():
+def test_ray_train_takes_no_signal_and_starts_no_process_of_no_use_while_the_block_runs():
     trainer = TorchTrainer(print)
     register, create = TorchTrainer._register_sigint_handler, TorchTrainer._create_default_callbacks
     assert "signal.signal(signal.SIGINT" in inspect.getsource(register)
     names = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
-    assert "PlacementGroupCleanerCallback" in names
+    assert {"DatasetsCallback", "PlacementGroupCleanerCallback"} <= names
     with compat.plain_train_driver(own_cluster=True):
         assert trainer._register_sigint_handler(None) is None
         inside = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
-        assert inside == names - {"PlacementGroupCleanerCallback"}
+        assert inside == names - {"DatasetsCallback", "PlacementGroupCleanerCallback"}
     with compat.plain_train_driver(own_cluster=False):
-        assert {type(callback).__name__ for callback in trainer._create_default_callbacks()} == names
+        inside = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
+        assert inside == names - {"DatasetsCallback"}
     assert TorchTrainer._register_sigint_handler is register and TorchTrainer._create_default_callbacks is create
 
 

@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def with_gpu(no_shared_ray):
     """A Ray that knows of one GPU."""
-    start_ray(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    start_ray(address="local", num_cpus=2, num_gpus=1, log_to_driver=False)
     yield
     ray.shutdown()
 
