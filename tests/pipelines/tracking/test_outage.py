@@ -85,7 +85,7 @@ def test_runs_their_tags_and_texts_wait_for_the_server(direct, away):
 
     def through(call):
         away.set(REFUSE)
-        threading.Timer(2, away.set, [FORWARD]).start()
+        threading.Timer(1, away.set, [FORWARD]).start()
         return call()
 
     run = through(lambda: start_run(away.endpoint, "outage", "x", {"lr": 1}, {}))
@@ -107,10 +107,10 @@ def test_pictures_and_folders_wait_for_the_server(direct, away, tmp_path):
     run = start_run(away.endpoint, "outage", "x", {}, {})
     (tmp_path / "notes.txt").write_text("kept")
     away.set(REFUSE)
-    threading.Timer(3, away.set, [FORWARD]).start()
+    threading.Timer(1, away.set, [FORWARD]).start()
     run.log_folder(tmp_path, "notes")
     away.set(UNAVAILABLE)
-    threading.Timer(3, away.set, [FORWARD]).start()
+    threading.Timer(1, away.set, [FORWARD]).start()
     run.log_figure(Figure(), "picture.png")
     run.finish()
     client = MlflowClient(f"http://127.0.0.1:{direct}")
