@@ -7,6 +7,7 @@ what comes of it as such a file.
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -331,10 +332,15 @@ def _named_fields(config_class: type) -> Iterator[tuple[str, dataclasses.Field[A
 
 def _argument(config_class: type, field: dataclasses.Field[Any], what: str) -> list[str]:
     """Names, or aliases, that `tyro.conf.arg` gives a field."""
-    kind = typing.get_type_hints(config_class, include_extras=True)[field.name]
+    kind = _hints(config_class)[field.name]
     given = [getattr(extra, what, None) for extra in getattr(kind, "__metadata__", ())]
     names = [[value] if isinstance(value, str) else list(value) for value in given if value is not None]
     return [name.lstrip("-") for group in names for name in group]
+
+
+@functools.cache
+def _hints(config_class: type) -> dict[str, Any]:
+    return typing.get_type_hints(config_class, include_extras=True)
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
