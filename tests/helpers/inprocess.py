@@ -1,8 +1,12 @@
-"""Jobs run inside the test's own process, on the Ray that it has: a process of their own costs seconds of imports."""
+"""Jobs run inside the test's own process, on the Ray that it has: a process of their own costs seconds of imports.
+
+And the environment of those that have one, and a Ray of their own.
+"""
 
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass
@@ -38,6 +42,12 @@ def run_here(job, config_class, *options):
         os.environ.update(environment)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def no_cluster():
+    """This process's environment without the Ray that it is on; what conftest asks of every Ray stays."""
+    ours = re.compile(r"RAY_(TRAIN_|[a-z])")
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or ours.match(name)}
 
 
 def run_extract(*args):

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import s3
+from inprocess import no_cluster
 from mediafiles import write_manifest
 from storefiles import LABELS, files_of, make_clips, make_spec
 
@@ -41,10 +42,6 @@ def first_run(corpus, tmp_path_factory):
         [*JOB, "--corpus", corpus, "--store", folder, *OPTIONS], capture_output=True, text=True, env=no_cluster()
     )
     return done, folder
-
-
-def no_cluster():
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
 def run(monkeypatch, capsys, *args):
