@@ -99,6 +99,7 @@ class LocalCluster:
             "RAY_health_check_failure_threshold": "3",
             "RAY_gcs_rpc_server_reconnect_timeout_s": str(int(2 * self.dead_after)),
             "RAY_worker_niceness": "0",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no cloud takes these hosts back
             **self.client_environment(),
         }
 

@@ -57,9 +57,9 @@ def plain_train_driver(own_cluster: bool) -> Iterator[None]:
 
     Ray Train takes SIGINT for itself and then ends in `sys.exit` of its own. It starts a process that hands out Ray
     Data's datasets, of which a training has none here (its workers read the store), and imports Ray Data in every
-    worker. On a cluster that ends with the job (own_cluster) it also needs no detached actor that returns its placement
-    group, and that one prints thirty lines where another Ray runs on the same machine: it asks the State API, which
-    does not know which cluster is meant.
+    worker. On a cluster that ends with the job (own_cluster) it also needs no process that looks out for machines that
+    a cloud takes back, and no detached actor that returns its placement group; that one prints thirty lines where
+    another Ray runs on the same machine: it asks the State API, which does not know which cluster is meant.
     """
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -68,6 +68,8 @@ def plain_train_driver(own_cluster: bool) -> Iterator[None]:
     trainer: Any = DataParallelTrainer  # its methods are replaced, which type checkers refuse
     register, create = trainer._register_sigint_handler, trainer._create_default_callbacks
     unneeded = (DatasetsCallback, PlacementGroupCleanerCallback) if own_cluster else (DatasetsCallback,)
+    if own_cluster:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     trainer._register_sigint_handler = lambda self, controller: None
     trainer._create_default_callbacks = lambda self: [c for c in create(self) if not isinstance(c, unneeded)]
     try:

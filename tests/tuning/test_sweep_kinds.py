@@ -117,6 +117,7 @@ def test_two_objectives_on_s3_leave_a_front_of_recipes_and_a_study_there(
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     options = ["--objectives", "score,participation", "--trials", "4", "--epochs", "2", "--final-seeds", "1"]
+    options += ["--concurrency", "1"]  # one process for all trials
     done = sweep(store, "s3://sweeps/a", *options)
     assert done.returncode == 0, done.stderr
     with bucket.open_input_file("sweeps/a/trials.parquet") as file:

@@ -3,6 +3,7 @@
 import atexit
 import inspect
 import logging
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +11,8 @@ import tyro
 from ray.train.torch import TorchTrainer
 
 from pipelines.common import compat
+
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 
 
 def test_python_runs_what_was_registered_for_its_exit():
@@ -29,13 +32,17 @@ def test_ray_train_logs_reports_where_it_is_silenced():
     assert logging.getLogger(context.__file__).level == logging.WARNING
 
 
-def test_ray_train_takes_no_signal_and_starts_no_process_of_no_use_while_the_block_runs():
+def test_ray_train_takes_no_signal_and_starts_no_process_of_no_use_while_the_block_runs(monkeypatch):
     trainer = TorchTrainer(print)
     register, create = TorchTrainer._register_sigint_handler, TorchTrainer._create_default_callbacks
     assert "signal.signal(signal.SIGINT" in inspect.getsource(register)
     names = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
     assert {"DatasetsCallback", "PlacementGroupCleanerCallback"} <= names
+    monkeypatch.delenv(WATCHER, raising=False)
+    with compat.plain_train_driver(own_cluster=False):
+        assert WATCHER not in os.environ
     with compat.plain_train_driver(own_cluster=True):
+        assert os.environ[WATCHER] == "0"
         assert trainer._register_sigint_handler(None) is None
         inside = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
         assert inside == names - {"DatasetsCallback", "PlacementGroupCleanerCallback"}
