@@ -188,10 +188,12 @@ def ray_trainer(config: TrainConfig, run: tracking.Run) -> Callable[[], ray.trai
         )
     fs, path = open_fs(config.out)
     workers: Any = (config.min_workers, config.workers) if config.min_workers else config.workers
+    # An object of Ray's: its controller, which starts first, does without the imports that unpickling this takes.
+    job = ray.put({"config": config, "run": run, "cpus": cpus})
     # mypy reads the hints of Ray Train v1; at run time it is v2, which takes all of this.
     return lambda: ray.train.torch.TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # as above
-        train_loop_config={"config": config, "run": run, "cpus": cpus},
+        train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=bool(gpu),
@@ -213,11 +215,12 @@ def newest_checkpoint(out: str) -> str | None:
     return read_text(out, SNAPSHOT)
 
 
-def train_worker(job: Mapping[str, Any]) -> str | None:
+def train_worker(given: Mapping[str, Any]) -> str | None:
     """What each worker runs. Rank 0 alone writes: to MLflow, and at the end to the output folder.
 
     Returns why training cannot continue, or its result was not tracked, where trying again would not help.
     """
+    job = ray.get(given["job"])
     config, run = job["config"], job["run"]
     torch.set_num_threads(job["cpus"])
     if ray.train.get_context().get_world_rank() == 0:

@@ -198,9 +198,10 @@ def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> Non
     fs, path = open_fs(config.out)
     need = {"CPU": config.cpus_per_trial} | ({"GPU": config.gpus_per_trial} if gpu else {})
     try:
+        # What the workers get is an object of Ray's, for the reason that pipelines/train.py gives.
         trainer = ray.train.torch.TorchTrainer(
             run_worker,
-            train_loop_config={"config": config, "recipe": apply(config.recipe, point)},
+            train_loop_config={"job": ray.put({"config": config, "recipe": apply(config.recipe, point)})},
             scaling_config=ScalingConfig(num_workers=config.workers_per_trial, use_gpu=gpu, resources_per_worker=need),
             # Without running the code mypy sees the RunConfig and Callback of Ray Train v1, which take less.
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # hints of Ray Train v1; it is v2
@@ -220,11 +221,12 @@ def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> Non
         tune.report(failure(error))
 
 
-def run_worker(job: Mapping[str, Any]) -> None:
+def run_worker(given: Mapping[str, Any]) -> None:
     """Run one of a trial's workers. The trainer gathers metrics over the clips of all workers.
 
     Every result names the placement group of the trial: Ray Train does not return it if Tune stops the trial.
     """
+    job = ray.get(given["job"])
     config = job["config"]
     torch.set_num_threads(config.cpus_per_trial)
     learner = worker_learner(config.store, job["recipe"], splits=SEARCHED)
