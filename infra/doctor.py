@@ -16,6 +16,7 @@ import tyro
 
 SOCKET_PATH, RAY_PATH = 107, 67  # characters that a socket's path may have, and that Ray adds to its folder's
 SHORT_FOLDER = "/tmp/ray"  # where a job lets Ray work instead of in a folder that is too long
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
 class Unhealthy(Exception):
@@ -113,9 +114,10 @@ def mlflow_server(uri: str) -> Check:
     name = f"mlflow {uri}"
     if not uri.startswith("http"):
         return Check(name, True, "an embedded file, for one host")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     from mlflow.tracking import MlflowClient
 
+    given = RETRIES in os.environ
+    os.environ.setdefault(RETRIES, "3")
     try:
         MlflowClient(uri).search_experiments(max_results=1)
     except Exception as error:  # connection, authentication and proxy errors have no common base
@@ -124,6 +126,9 @@ def mlflow_server(uri: str) -> Check:
             host = urlsplit(uri).netloc.rpartition("@")[2]
             mend = f"it runs, but is not called so: add {host} to its --allowed-hosts (infra/README.md, MLflow)"
         return Check(name, False, _first_line(error), mend)
+    finally:
+        if not given:
+            del os.environ[RETRIES]  # a run has a patience of its own, and workers get what stands here
     return Check(name, True, "reachable")
 
 

@@ -215,12 +215,13 @@ def newest_checkpoint(out: str) -> str | None:
     return read_text(out, SNAPSHOT)
 
 
-def train_worker(given: Mapping[str, Any]) -> str | None:
+def train_worker(loop_config: Mapping[str, ray.ObjectRef]) -> str | None:
     """What each worker runs. Rank 0 alone writes: to MLflow, and at the end to the output folder.
 
-    Returns why training cannot continue, or its result was not tracked, where trying again would not help.
+    loop_config: `job`, Ray's object of the config, the MLflow run and how many CPUs each worker has. Returns why
+    training cannot continue, or its result was not tracked, where trying again would not help.
     """
-    job = ray.get(given["job"])
+    job = ray.get(loop_config["job"])
     config, run = job["config"], job["run"]
     torch.set_num_threads(job["cpus"])
     if ray.train.get_context().get_world_rank() == 0:

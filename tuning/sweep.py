@@ -221,12 +221,12 @@ def run_workers(point: Mapping[str, Any], config: SweepConfig, gpu: bool) -> Non
         tune.report(failure(error))
 
 
-def run_worker(given: Mapping[str, Any]) -> None:
+def run_worker(loop_config: Mapping[str, ray.ObjectRef]) -> None:
     """Run one of a trial's workers. The trainer gathers metrics over the clips of all workers.
 
     Every result names the placement group of the trial: Ray Train does not return it if Tune stops the trial.
     """
-    job = ray.get(given["job"])
+    job = ray.get(loop_config["job"])
     config = job["config"]
     torch.set_num_threads(config.cpus_per_trial)
     learner = worker_learner(config.store, job["recipe"], splits=SEARCHED)

@@ -102,10 +102,15 @@ def test_a_network_alone_answers_as_the_model_for_any_number_of_clips_and_tokens
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in [*MODELS, "video"] if name != "clcr"])
 def test_every_architecture_is_exported_and_answers_alike(name, tmp_path):
-    """Frames beyond 24 pixels are averaged over patches, and these sides are no multiple of one."""
-    frames, sound = clcr.FeatureSpec((25, 27, 3), 12.5, "uint8"), clcr.FeatureSpec((8,), 100.0, "float16")
+    """Frames beyond 24 pixels are averaged over patches, and these sides are no multiple of one.
+
+    The concatenation reads two layers of a network of sound, which enter two stages.
+    """
+    layers = 1 + (name == "concat")
+    frames = clcr.FeatureSpec((25, 27, 3), 12.5, "uint8")
+    sound = clcr.FeatureSpec((layers, 8) if layers > 1 else (8,), 100.0, "float16")
     label, mood = clcr.TaskSpec("label", "classification", ("a", "b")), clcr.TaskSpec("mood", "regression")
-    config = clcr.CLCRConfig(ModelConfig(width=8, heads=2, levels=1, blocks=1), mult=MulTConfig(1))
+    config = clcr.CLCRConfig(ModelConfig(width=8, heads=2, levels=layers, blocks=1), mult=MulTConfig(1))
     torch.manual_seed(0)
     model = clcr.build(name, config, {"video": frames, "audio": sound}, {"label": label, "mood": mood})
     network = Network(model)
