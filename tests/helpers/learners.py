@@ -67,7 +67,7 @@ def _fork(connection):
                     results = manager.dict()
                     mp.start_processes(_worker, (world, free_ports(1)[0], results, *rest), world, start_method="fork")
                     connection.send(([results[rank] for rank in range(world)], ""))
-            except mp.ProcessException as error:
+            except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
                 connection.send((None, str(error)))
 
 
