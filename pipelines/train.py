@@ -44,7 +44,7 @@ from pipelines.training.run_folder import (
     require_same_run,
     sole_owner,
     title,
-    track_result,
+    track_finished,
 )
 from pipelines.training.workers import worker_learner
 
@@ -137,16 +137,11 @@ def open_training_run(config: TrainConfig, started: Mapping[str, str] | None, ur
 
 
 def show_finished(config: TrainConfig, started: Mapping[str, str] | None, metrics: Mapping[str, Any]) -> None:
-    """A finished run's result again; sends MLflow what it refused when the run ended."""
+    """A finished run's result again; sends MLflow what it had not taken when the run ended."""
     print(f"{config.out} holds this run, finished:")
     print_metrics(config, metrics)
-    if started is None:
-        return
-    run = tracking.Run(started["tracking_uri"], started["run_id"])
-    if read_json(config.out, "model/config.json").get("version", 1) > 1:  # version 1 tracked first, and saved then
-        track_result(config.out, run, metrics, config.recipe.optim)
-    run.mark_finished()
-    register_model(config, run)
+    if started is not None:
+        register_model(config, track_finished(config.out, started, metrics, config.recipe.optim))
 
 
 def launch(config: TrainConfig, run: tracking.Run) -> None:

@@ -17,6 +17,7 @@ from tuning.study import (
     ENDED,
     REACHED,
     STATUS,
+    UNSENT,
     StudyFile,
     StudySearch,
     complete,
@@ -56,9 +57,11 @@ class Record(tune.Callback):
         # Empty runs: their driver was killed before it could record which trial they belong to.
         tracking.delete_children(run, "trial", keep={t.user_attrs.get("run_id") for t in search.study.trials})
         for asked in list(search.interrupted):
-            if complete(asked, recipe.optim.epochs):  # only its end was not recorded
+            if complete(asked, recipe.optim.epochs) or "error" in asked.user_attrs:  # only its end was not recorded
                 search.interrupted.remove(asked)
-                self._end(asked, tracking.resume_run(run.uri, asked.user_attrs["run_id"]))
+                ended = tracking.resume_run(run.uri, asked.user_attrs["run_id"])
+                ended.log_again(asked.user_attrs.get(UNSENT, []))
+                self._end(asked, ended)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Start a child run with only the searched options as parameters, for MLflow's charts; the recipe is a file."""
@@ -82,8 +85,8 @@ class Record(tune.Callback):
         """Log the metrics of one epoch in one call, or the error that ended the trial."""
         asked, run = self.search.asked[trial.trial_id], self.runs[trial.trial_id]
         if "error" in result:
-            asked.set_user_attr("error", result["error"])
             run.log_text(result["traceback"], "error.txt")
+            self._note_last(asked, run, "error", result["error"])
             return
         worth = {name: result[name] for name in (SCORE, COST, *(o.metric for o in self.objectives)) if name in result}
         # The objectives go first: MLflow's parallel coordinates open with the metric that was logged first.
@@ -91,8 +94,11 @@ class Record(tune.Callback):
         run.log_metrics(metrics, result["epoch"] - 1)
         if result["epoch"] <= reached(asked).get("epoch", 0):  # recorded before the driver or the trial was killed
             return
-        ended = {ENDED: True} if result.get(ENDED) else {}
-        asked.set_user_attr(REACHED, {"epoch": result["epoch"], **worth, **ended})
+        now = {"epoch": result["epoch"], **worth} | ({ENDED: True} if result.get(ENDED) else {})
+        if ENDED in now or result["epoch"] == self.recipe.optim.epochs:
+            self._note_last(asked, run, REACHED, now)
+        else:
+            asked.set_user_attr(REACHED, now)
         value = result.get(self.first.metric)
         if len(self.objectives) == 1 and value is not None:
             asked.report(value, result["epoch"])
@@ -110,8 +116,14 @@ class Record(tune.Callback):
         release(trial)
         asked, lines = self.search.asked[trial.trial_id], str(trial.get_error()).strip().splitlines()
         why = next((line for line in lines if "Error" in line), "no reason known")
-        asked.set_user_attr("error", f"its process died: {why}")
+        self._note_last(asked, self.runs[trial.trial_id], "error", f"its process died: {why}")
         self._end(asked, self.runs[trial.trial_id])
+
+    def _note_last(self, asked: optuna.Trial, run: tracking.Run, name: str, value: Any) -> None:
+        """Note what ends a trial. It is not run again then, so the study first takes the points MLflow has not."""
+        asked.set_user_attr(UNSENT, run.unsent())
+        asked.set_user_attr(name, value)
+        self.file.save()
 
     def _end(self, asked: optuna.Trial, run: tracking.Run) -> None:
         """Give MLflow everything but the status before the study is told, so that a kill in between loses nothing."""

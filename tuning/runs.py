@@ -20,7 +20,7 @@ from pipelines.common.errors import JobError
 from pipelines.tracking import run as tracking
 from pipelines.training.learner import Learner, Recipe
 from pipelines.training.loading import task_specs
-from pipelines.training.run_folder import description, finish, name_of, title
+from pipelines.training.run_folder import description, finish, name_of, title, track_finished
 
 Metrics = dict[str, dict[str, float]]
 VALIDATION = "val_score"  # in a run's run.json: the validation score of its best epoch
@@ -65,6 +65,9 @@ def run_all(runs: SeedRuns) -> dict[str, dict[int, Metrics]]:
     """
     tracking.abandon_children(runs.parent)  # those that an earlier start left unfinished
     done = runs.results()
+    for name, seed in [(name, seed) for name, by_seed in done.items() for seed in by_seed]:
+        folder = runs.folder(name, seed)
+        track_finished(folder, read_json(folder, "run.json"), done[name][seed], runs.recipes[name].optim)
     missing = [(name, seed) for seed in runs.seeds for name in runs.recipes if seed not in done[name]]
     total = len(runs.recipes) * len(runs.seeds)
     gpus = runs.gpus_per_run if ray.cluster_resources().get("GPU", 0) else 0

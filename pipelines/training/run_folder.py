@@ -6,6 +6,7 @@ OUT/run.json         its MLflow run, and the content of the store that it reads
 OUT/checkpoints/     what a later start resumes from (train alone)
 OUT/model/           the model folder
 OUT/confusion/       pictures of the confusion matrices
+OUT/unsent.json      points that MLflow had not confirmed when the training ended
 OUT/metrics.json     the test metrics: written when the model is, because they say that the training is finished
 OUT/tracked.json     written last: MLflow has all of it
 """
@@ -235,15 +236,14 @@ def finish(
         for part in sorted(Path(folder).iterdir()):
             fs.create_dir(f"{path}/{part.name}", recursive=True)
             pafs.copy_files(str(part), f"{path}/{part.name}", destination_filesystem=fs)
-    write_text(out, "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     run.log_metrics({f"test/{name}": value for name, value in diagnostics.items()}, learner.recipe.optim.epochs)
+    write_text(out, "unsent.json", json.dumps(run.unsent()) + "\n")
+    write_text(out, "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     track_result(out, run, metrics, learner.recipe.optim)
 
 
 def track_result(out: str, run: tracking.Run, metrics: Mapping[str, Mapping[str, float]], optim: OptimConfig) -> None:
-    """Give MLflow the result that lies in a run's folder, unless it has it. Raises JobError where it refuses."""
-    if read_text(out, "tracked.json") is not None:
-        return
+    """Give MLflow the result that lies in a run's folder. Raises JobError where it refuses."""
     tested = M.tracked("test", metrics, optim.score)
     try:
         run.log_metrics({"best/test_score": tested["test/score"]} | tested, optim.epochs)
@@ -262,3 +262,19 @@ def track_result(out: str, run: tracking.Run, metrics: Mapping[str, Mapping[str,
             "cause, then run the same command again to send them"
         ) from error
     write_text(out, "tracked.json", json.dumps({"run_id": run.run_id}) + "\n")
+
+
+def track_finished(
+    out: str, started: Mapping[str, str], metrics: Mapping[str, Mapping[str, float]], optim: OptimConfig
+) -> tracking.Run:
+    """Give MLflow what it lacks of a run that an earlier start finished, and end it there.
+
+    started: OUT/run.json. metrics: OUT/metrics.json. Raises JobError where MLflow refuses.
+    """
+    run = tracking.Run(started["tracking_uri"], started["run_id"])
+    later = read_json(out, "model/config.json").get("version", 1) > 1  # version 1 tracked first, and saved then
+    if later and read_text(out, "tracked.json") is None:
+        run.log_again(read_json(out, "unsent.json") or [])
+        track_result(out, run, metrics, optim)
+    run.mark_finished()
+    return run

@@ -1,10 +1,12 @@
-"""A real MLflow server in a process of its own, with its database and artifacts in a folder."""
+"""A real MLflow server in a process of its own, with its database and artifacts in a folder; and one that refuses."""
 
 import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from mlflow.exceptions import RestException
 
 from infra.head import answers, free_ports
 
@@ -33,3 +35,15 @@ def server(folder: Path) -> Iterator[int]:
             process.terminate()  # and not kill: its worker processes end with it
             process.wait()
     raise RuntimeError((folder / "server.log").read_text()[-2000:])
+
+
+class Refusing:
+    """A client of a tracking server that takes nothing any more."""
+
+    def __init__(self, client):
+        self.client = client
+
+    def __getattr__(self, name):
+        if name.startswith("log_"):
+            raise RestException({"error_code": "PERMISSION_DENIED", "message": "read only"})
+        return getattr(self.client, name)

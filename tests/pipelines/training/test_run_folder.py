@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from learners import recipe
-from mlflow.exceptions import RestException
 from mlflow.tracking import MlflowClient
+from mlflowserver import Refusing
 
 import clcr
 from clcr.training import OptimConfig
@@ -20,7 +20,7 @@ from pipelines.common.errors import JobError
 from pipelines.tracking.run import start_run
 from pipelines.train import TrainConfig, show_finished, train
 from pipelines.training.learner import Learner, Recipe, build_model
-from pipelines.training.run_folder import as_begun, claim, finish, open_run, sole_owner, title, track_result
+from pipelines.training.run_folder import as_begun, claim, finish, open_run, sole_owner, title, track_finished
 
 ROOT = Path(__file__).parents[3]
 
@@ -61,18 +61,6 @@ def test_a_folder_has_one_job_and_a_dead_ones_claim_is_taken_over(tmp_path, monk
     assert not (out / "_owner.json").exists()
 
 
-class Refusing:
-    """A tracking server that takes nothing any more."""
-
-    def __init__(self, client):
-        self.client = client
-
-    def __getattr__(self, name):
-        if name.startswith("log_"):
-            raise RestException({"error_code": "PERMISSION_DENIED", "message": "read only"})
-        return getattr(self.client, name)
-
-
 def test_what_mlflow_refuses_is_saved_first_and_sent_by_the_next_start(trained, store, tmp_path):
     out, uri = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
     run = start_run(uri, "x", "run", {}, {})
@@ -80,19 +68,23 @@ def test_what_mlflow_refuses_is_saved_first_and_sent_by_the_next_start(trained, 
     run._client = Refusing(honest)
     config = TrainConfig(store.uri, str(out), recipe=trained.recipe)
     claim(config)
+    run.log_metrics({"val/score": 0.25}, 0)
     with pytest.raises(JobError, match=rf"are saved in {out}, but MLflow has not taken them \(.*read only"):
         finish(trained, str(out), run, *trained.test())
     metrics = json.loads((out / "metrics.json").read_text())
     assert clcr.load(out / "model") and (out / "confusion" / "label.png").stat().st_size > 1000
     assert not (out / "tracked.json").exists() and not honest.get_run(run.run_id).data.metrics
-    show_finished(config, {"run_id": run.run_id, "tracking_uri": uri}, metrics)
+    started = {"run_id": run.run_id, "tracking_uri": uri}
+    show_finished(config, started, metrics)
     found = MlflowClient(uri).get_run(run.run_id)
     assert found.info.status == "FINISHED" and found.data.metrics["test/label/accuracy"] == metrics["label"]["accuracy"]
+    assert found.data.metrics["val/score"] == 0.25, "an epoch that was on its way when the training ended"
+    assert any(name.startswith("test/diag/") for name in found.data.metrics)
     assert found.data.metrics["best/test_score"] == found.data.metrics["test/score"]
     sent = {f.path for folder in ("model", "confusion") for f in honest.list_artifacts(run.run_id, folder)}
     assert {"model/weights.safetensors", "confusion/label.png"} <= sent
     (out / "model" / "weights.safetensors").unlink()
-    track_result(str(out), run, metrics, OptimConfig(epochs=1))  # all was sent: nothing is read again
+    track_finished(str(out), started, metrics, OptimConfig(epochs=1))  # all was sent: nothing is read again
 
 
 def refuse_input(*arguments):
