@@ -142,7 +142,7 @@ class Aggregated(NamedTuple):
         return cls(shared, private, omega, beta, eta)
 
     def with_zeros(self, present: Tensor) -> "Aggregated":
-        """The same with zeros in place of the modalities that are missing: what is left is as loud as it was."""
+        """The same, times the share of modalities that are there: even weights then leave each as loud as it was."""
         return self._replace(shared=self.shared * present.float().mean(dim=-1, keepdim=True))
 
 
@@ -210,7 +210,14 @@ class TaskHeads(nn.Module):
 
     def forward(self, representation: Tensor, windows: Windows) -> list[Tensor]:
         """representation: (B, N, width_in) -> logits of each task, (B, outputs) or (B, bins, outputs)."""
-        return [head(part) for head, part in zip(self.heads, windows.split(representation), strict=True)]
+        parts = windows.split(representation)
+        return [exactly(head, part) for head, part in zip(self.heads, parts, strict=True)]
+
+
+def exactly(head: nn.Module, x: Tensor) -> Tensor:
+    """head(x) outside of autocast: a number that is answered has more digits than bfloat16."""
+    with torch.autocast(x.device.type, enabled=False):
+        return head(x.to(next(head.parameters()).dtype))
 
 
 def own_heads(modalities: int, width_in: int, width: int, outputs: list[int], config: CLCRConfig) -> nn.ModuleList:

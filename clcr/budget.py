@@ -118,7 +118,10 @@ class TokenBudget(nn.Module):
         """(B, T, k_s) -> (B, T): the norm, centred and scaled to unit spread at any width; more for its direction."""
         norm = torch.linalg.vector_norm(shared.float(), dim=-1)
         size = (norm / math.sqrt(self.k_shared) - 1) * math.sqrt(2 * self.k_shared)
-        return size if self.direction is None else size + shared.float() @ self.direction
+        if self.direction is None:
+            return size
+        with torch.autocast(shared.device.type, enabled=False):
+            return size + shared.float() @ self.direction
 
     def forward(self, shared: Tensor, valid: Tensor) -> Admission:
         """shared: (B, T, k_s) coordinates; valid: (B, T)."""

@@ -18,6 +18,7 @@ FrameStem = Literal["patches", "trunk", "resnet18"]
 Layers = Literal["levels", "stages"]
 Correlation = Literal["cka", "whitened"]
 Absent = Literal["zeros", "reweighted"]
+Untimed = Literal["average", "far"]
 Sage = Literal["relu", "normalised"]
 Attention = Literal["two_stage", "released"]
 Evidence = Literal["norm", "content"]
@@ -50,7 +51,7 @@ class ModelConfig:
     levels: int = 3
     """Levels of the semantic hierarchy (K), 1 to 5; the paper has 3."""
     heads: int = 4
-    """Attention heads of the exchange; must divide the shared width."""
+    """Attention heads of the exchange; must divide its dimensions, of coordinates those of the shared subspace."""
     dropout: float = 0.1
     """Dropout in the encoder's blocks, on exchanged tokens and in the heads."""
     pooling: Pooling = "attention"
@@ -84,13 +85,17 @@ class ModelConfig:
     """A head may hear nothing, by a key of value 0; without it the budget does not bound how much is heard of a single
     other modality."""
     null_logit: float = -1.0
-    """Start of each head's logit of hearing nothing, compared with all that it could hear: at -1 it hears .73 of it."""
+    """Start of each head's logit of hearing nothing, compared with all that it could hear: at -1 it hears .73 of it,
+    where content is indifferent."""
     nearest: float = 2.0
     """Start of the gain for nearness in time of the first head: at 2 it hears a tenth of a second."""
     farthest: float = 1.0
     """The same of the last head; 0 = blind to time, and so it stays."""
     by_index: bool = True
-    """Tokens without a time are near by their place, where the modalities that have none are equally long."""
+    """Tokens without a time are near by their place, where no modality has a time and those there are equally long."""
+    untimed: Untimed = "average"
+    """How tokens without a time are heard beside some that have one: as the average one of these, or as before version
+    5 as one far away, that is hardly (far; then places count beside times too)."""
     alike: bool = True
     """Queries and keys of the exchange start as what they are made of, so that a token first hears those like itself;
     no: from random maps, whose logits hardly differ."""
@@ -101,8 +106,8 @@ class ModelConfig:
     aggregation: Aggregation = "attention"
     """Of levels and modalities: learned weights; ablations: even_levels (omega uniform), or mean (no weights)."""
     absent: Absent = "zeros"
-    """A missing modality is zeros in the shared path, as everywhere else, or those that are there are weighed up to
-    fill its place (reweighted)."""
+    """A missing modality is zeros in the shared path: what is there is as loud as it was where beta is even, and the
+    whole by the share of modalities that are there; or these are weighed up to fill its place (reweighted)."""
 
     def __post_init__(self) -> None:
         _require(self.width >= 2, "model.width", self.width, "must be 2 or more")
@@ -125,13 +130,12 @@ class ModelConfig:
             k_shared,
             f"must be 1 or more, and with --model.private-width {k_private} not exceed the width {self.width}",
         )
-        exchanged = self.exchange_width
-        _require(exchanged % self.heads == 0, "model.heads", self.heads, f"must divide the exchange's {exchanged}")
         _require_one_of(self.pooling, Pooling, "model.pooling")
         _require_one_of(self.hierarchy, Hierarchy, "model.hierarchy")
         _require_one_of(self.exchange, Exchange, "model.exchange")
         _require_one_of(self.space, Space, "model.space")
         _require_one_of(self.absent, Absent, "model.absent")
+        _require_one_of(self.untimed, Untimed, "model.untimed")
         _require_one_of(self.aggregation, Aggregation, "model.aggregation")
 
     @property
@@ -209,8 +213,8 @@ class BudgetConfig:
     scale: float = 1.0
     """Start of the steepness of the activation (positive)."""
     lr_scale: float = 10.0
-    """Learning rate of single numbers (rho, threshold, scale, gains in time, null logits), times that of the rest:
-    at the same rate they cannot leave their start, which all the rates of a short run together do not reach from."""
+    """Learning rate of single numbers (rho, threshold, scale, gains in time, null logits), times that of the rest: at
+    the same rate they barely move in a short run. At 1 they are as the rest, and gains decay as matrices do."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", tuple(self.start))

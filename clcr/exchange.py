@@ -11,8 +11,11 @@ A head may also hear nothing: a key of value 0, weighed against all that the hea
     Attn = sum_j alpha[j] e^(c[j] + n[j]) v[j] / (sum_j alpha[j] e^(c[j] + n[j]) + e^b sum_j e^n[j])
 
 c the content, n the nearness in time, b the null logit. Without it a factor common to all alpha cancels, and the budget
-bounds nothing where the pool is a single modality. A pool admitted in full is heard at 1 / (1 + e^b), whatever its
-length and however far the head looks.
+bounds nothing where the pool is a single modality. Where content is indifferent, a pool admitted in full is heard at
+1 / (1 + e^b), whatever its length and however far the head looks.
+
+A token without a time counts as the average one that has a time: n = log(mean_j e^n[j]) over these. With n = 0, no
+more and no less than a token half a period away, words would hardly be heard by a picture that has sound to listen to.
 
 Ours, because a few hundred clips teach neither: a head may prefer tokens near in time, which the paper leaves to the
 positions inside the tokens; and value and output start as the identity, so that what one modality hears of the other at
@@ -25,6 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clcr.errors import ConfigError
+
+Near = tuple[Tensor, Tensor]  # coordinates of queries ([B,] h, Tq, e) and keys ([B,] h, Tk, e), whose product is n
 REFUSED = -1e4  # attention logit of refused and padded tokens: exp gives 0, and half precision can hold it
 SMALLEST = 1e-6  # log has no finite gradient at 0
 FARTHEST = 1e-30  # nearness, relative to that of the same instant, below which all of a pool is equally far
@@ -46,21 +52,24 @@ class Nearness(nn.Module):
         self.gain = nn.Parameter(torch.linspace(nearest, farthest, heads)[:, None].expand(-1, periods).clone())
 
     def forward(self, spans: Tensor) -> Tensor:
-        """spans: (..., T, 2) seconds -> (..., heads, T, 2 periods); zero, no preference, for tokens without a time."""
+        """spans: (..., T, 2) seconds -> (..., heads, T, 2 periods); zero for tokens without a time."""
         times = spans.mean(dim=-1, keepdim=True)
         angles = (times * self.frequencies).where(times.isfinite(), 0.0)
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1).where(times.isfinite(), 0.0)
         return waves.to(self.gain.dtype)[..., None, :, :] * self.gain.repeat(1, 2)[:, None]
 
 
-def places(spans: dict[str, Tensor], valid: dict[str, Tensor], untimed: list[str]) -> dict[str, Tensor]:
+def places(
+    spans: dict[str, Tensor], valid: dict[str, Tensor], untimed: list[str], missing: bool = True
+) -> dict[str, Tensor]:
     """Spans in which tokens without a time lie STEP apart, in the clips whose `untimed` are equally long.
 
-    spans: (T[m], 2); valid: (B, T[m]) -> spans (T[m], 2), of the untimed (B, T[m], 2). A clip's own lengths decide,
-    never those of its batch.
+    spans: (T[m], 2); valid: (B, T[m]); missing: whether those that a clip lacks are left out of the comparison -> spans
+    (T[m], 2), of the untimed (B, T[m], 2). A clip's own lengths decide, never those of its batch.
     """
     counts = torch.stack([valid[m].sum(dim=1) for m in untimed], dim=1)
-    equal = (counts == counts[:, :1]).all(dim=1) & (counts[:, 0] > 1)
+    longest = counts.amax(dim=1)
+    equal = ((counts == longest[:, None]) | (missing & (counts == 0))).all(dim=1) & (longest > 1)
     placed = {}
     for m in untimed:
         start = torch.arange(valid[m].shape[1], device=counts.device, dtype=spans[m].dtype)
@@ -73,7 +82,7 @@ class CoExchange(nn.Module):
     """Multi-head attention from every modality to the pool of the others; weights common to all modalities.
 
     null_logit: start of each head's logit of hearing nothing; none: it always hears. drop_answer: in training, share
-    of clips whose answer is dropped, for each modality by itself.
+    of clips whose answer is dropped, for each modality by itself. mixed: some modalities have a time and some none.
     """
 
     scalars = ("null",)
@@ -88,9 +97,12 @@ class CoExchange(nn.Module):
         farthest: float = 1.0,
         drop_answer: float = 0.0,
         alike: bool = True,
+        mixed: bool = False,
     ) -> None:
         super().__init__()
-        self.heads, self.drop_answer = heads, drop_answer
+        if width % heads:
+            raise ConfigError(f"--model.heads {heads}: must divide the exchange's {width} dimensions")
+        self.heads, self.drop_answer, self.mixed = heads, drop_answer, mixed
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -154,6 +166,7 @@ class CoExchange(nn.Module):
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """By modality what its tokens take of the others' values (B, heads, T, e), and how much each value counts."""
         near = self._near(spans, shared) if spans else None
+        timed = {m: spans[m].mean(dim=-1).isfinite() for m in shared} if spans and self.mixed else None
         queries = {m: self._split(self.query(h)) for m, h in shared.items()}
         keys = {m: self._split(self.key(h)) for m, h in shared.items()}
         heard = {}
@@ -162,13 +175,18 @@ class CoExchange(nn.Module):
             pool_valid = torch.cat([valid[n] for n in others], dim=1)
             weight = torch.cat([alpha[n] for n in others], dim=1).where(pool_valid, 0.0)
             between = (near[m], torch.cat([near[n] for n in others], dim=-2)) if near else None
+            if between is not None and timed is not None:
+                pool_timed = torch.cat([timed[n].expand(len(pool_valid), -1) for n in others], dim=1)
+                between, pool = _even(between, pool_timed, pool_valid)
+            elif self.null is not None:
+                pool = _log_pool(pool_valid, between)
             answer = attend(
                 queries[m],
                 torch.cat([keys[n] for n in others], dim=2),
                 torch.cat([values[n] for n in others], dim=2),
                 weight,
                 between,
-                None if self.null is None else self.null[:, None] + _log_pool(pool_valid, between),
+                None if self.null is None else self.null[:, None] + pool,
             )
             heard[m] = answer, weight
         return heard
@@ -190,12 +208,36 @@ class CoExchange(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-def _log_pool(valid: Tensor, near: tuple[Tensor, Tensor] | None) -> Tensor:
+def _nearness(near: Near) -> Tensor:
+    """n of every query and key, ([B,] h, Tq, Tk), in float32 at least: half precision is a tenth off where n is 24."""
+    with torch.autocast(near[0].device.type, enabled=False):
+        query, key = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in near)
+        return query @ key.mT
+
+
+def _even(near: Near, timed: Tensor, valid: Tensor) -> tuple[Near, Tensor]:
+    """Nearness in which keys without a time count as the average one that has a time, and the log of sum_j e^n[j].
+
+    timed, valid: (B, Tk) -> coordinates (B, h, Tq, e + 1) and (B, h, Tk, e + 1); (B, h, Tq). n is 0 where no key has a
+    time.
+    """
+    known = valid & timed
+    some = known.any(dim=1)[:, None]
+    nearness = _nearness(near).masked_fill(~(known | ~some)[:, None, None], -math.inf)
+    average = nearness.logsumexp(dim=-1) - known.sum(dim=1).clamp(min=1).log()[:, None, None]
+    average = average.where(some[..., None], 0.0)
+    batch, heads, length = average.shape
+    more = (~timed).to(near[1].dtype)[:, None, :, None].expand(-1, heads, -1, -1)
+    query = torch.cat([near[0].expand(batch, -1, length, -1), average.to(near[0].dtype)[..., None]], dim=-1)
+    key = torch.cat([near[1].expand(batch, -1, -1, -1), more], dim=-1)
+    return (query, key), average + valid.sum(dim=1).clamp(min=1).log()[:, None, None]
+
+
+def _log_pool(valid: Tensor, near: Near | None) -> Tensor:
     """Log of sum_j e^n[j], all that a head could hear: valid (B, Tk) -> (B, h, Tq), or (B, 1, 1) without nearness."""
     if near is None:
         return valid.sum(dim=1).clamp(min=1).log()[:, None, None]
-    nearness = near[0] @ near[1].mT
-    nearness = nearness.to(torch.promote_types(nearness.dtype, torch.float32))
+    nearness = _nearness(near)
     most = near[0].square().sum(dim=-1, keepdim=True).to(nearness.dtype).detach()  # at the query's own instant
     dims = "bhqk,bk->bhq" if nearness.ndim == 4 else "hqk,bk->bhq"
     total = torch.einsum(dims, (nearness - most).exp(), valid.to(nearness.dtype))
@@ -207,7 +249,7 @@ def attend(
     key: Tensor,
     value: Tensor,
     weight: Tensor,
-    near: tuple[Tensor, Tensor] | None = None,
+    near: Near | None = None,
     null: Tensor | None = None,
 ) -> Tensor:
     """Attention in which key j counts weight[j] times: softmax(q k / sqrt(d) + near_q near_k + log weight) v.

@@ -46,7 +46,8 @@ class Flows:
     def means(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Masked means over time of shared flows, private ones, and shared ones before, lifted to R^d: (B, d)."""
         u_sh = dict.fromkeys(self.valid, self.u_sh)
-        return self._lifted(self.shared, u_sh), self._lifted(self.private, self.u_pr), self._lifted(self.own, u_sh)
+        with torch.autocast(self.u_sh.device.type, enabled=False):
+            return self._lifted(self.shared, u_sh), self._lifted(self.private, self.u_pr), self._lifted(self.own, u_sh)
 
     def _lifted(self, flow: dict[str, Tensor], bases: dict[str, Tensor]) -> dict[str, Tensor]:
         return {m: masked_mean(h.float(), self.valid[m]) @ bases[m].T for m, h in flow.items()}
@@ -76,7 +77,7 @@ class CLCROutput(Output):
 class IntraCED(nn.Module):
     """Subspaces, budget and exchange of levels that exchange together: one, or (ablation) all of them mixed."""
 
-    def __init__(self, modalities: int, start: float, config: CLCRConfig) -> None:
+    def __init__(self, modalities: int, start: float, config: CLCRConfig, mixed: bool) -> None:
         super().__init__()
         model, whole = config.model, config.model.exchange == "whole"
         self.space = "coordinates" if whole else model.space
@@ -98,6 +99,7 @@ class IntraCED(nn.Module):
                 model.farthest,
                 model.drop_answer,
                 model.alike,
+                mixed and model.untimed == "average",
             )
 
     def forward(
@@ -168,8 +170,9 @@ class CLCR(MultimodalModel):
         self.repeats = model.levels if model.hierarchy == "repeated" else 1
         used = range(sum(map(len, groups)))
         starts = [config.budget_start(level) for level in (levels if len(used) > 1 else read)]
+        mixed = len({spec.rate > 0 for spec in features.values()}) > 1
         self.intra: Any = nn.ModuleList(  # torch has no type for the items of one
-            IntraCED(len(features), mean(starts[level] for level in group), config) for group in groups
+            IntraCED(len(features), mean(starts[level] for level in group), config, mixed) for group in groups
         )
         self.summaries: Any = nn.ModuleList(Summary(len(features), len(tasks), model) for _ in used)
         self.shared_norm = nn.LayerNorm(width)
@@ -202,8 +205,10 @@ class CLCR(MultimodalModel):
         tokens = [{m: h[m] for m in self.features} for h in tokens]
         valid = [{m: mask[m] & present[m][:, None] for m in self.features} for mask in valid]
         untimed = [m for m, spec in self.features.items() if spec.rate <= 0]
-        if spans and self.config.model.by_index and len(untimed) > 1:
-            spans = [places(span, mask, untimed) for span, mask in zip(spans, valid, strict=True)]
+        today = self.config.model.untimed == "average"
+        placed = len(untimed) > 1 and not (today and len(untimed) < len(self.features))  # a place is no second
+        if spans and self.config.model.by_index and placed:
+            spans = [places(span, mask, untimed, today) for span, mask in zip(spans, valid, strict=True)]
         flows = []
         for intra, group in zip(self.intra, self.groups, strict=True):
             of_group = ([values[level] for level in group] if values else None for values in (tokens, valid, spans))
@@ -291,7 +296,8 @@ class CLCR(MultimodalModel):
             values[f"omega/{level}"] = out.omega[:, level]
         values["omega_entropy"] = -(out.omega * out.omega.clamp(min=1e-12).log()).sum(dim=1)
         for i, m in enumerate(self.features):
-            values[f"beta/{m}"], values[f"eta/{m}"] = out.beta[:, i], out.eta[:, i]
+            none = torch.where(out.valid[0][m].any(dim=1), 0.0, torch.nan)  # there is no gate to open
+            values[f"beta/{m}"], values[f"eta/{m}"] = out.beta[:, i], out.eta[:, i] + none
         return values
 
 

@@ -64,7 +64,7 @@ def _whitened_rows(x: Tensor, mask: Tensor) -> Tensor:
     x = _standardised_rows(x, mask)
     n = mask.sum(-1).clamp(min=1)[..., None, None]
     eye = SHRINKAGE * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    factor = torch.linalg.cholesky((1 - SHRINKAGE) * x.mT @ x / n + eye)
+    factor, _ = torch.linalg.cholesky_ex((1 - SHRINKAGE) * x.mT @ x / n + eye)  # without asking the device for errors
     return torch.linalg.solve_triangular(factor, x.mT, upper=False).mT
 
 

@@ -1,8 +1,8 @@
 """Old files keep their meaning: an option that a file does not name has the value with which its version behaved.
 
 Files written by `clcr.save` and by the jobs carry the number of the version that wrote them; those without one are of
-version 1. A new option, or a new default, gets a new VERSION and a line in EARLIER; a new buffer of a model a line in
-NEUTRAL; a new name a line in RENAMED; and nothing else has to be done.
+version 1. An option that changes what models did without it gets a new VERSION and a line in EARLIER; a new buffer of a
+model a line in NEUTRAL; a new name a line in RENAMED; and nothing else has to be done.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # jobs that load no model read how options are called
     from torch import Tensor
 
-VERSION = 4
+VERSION = 5
 # {version: {option: how all files of earlier versions behave}}, by dotted name.
 EARLIER: dict[int, dict[str, Any]] = {
     2: {"loss.standardise": False, "score": "skill"},  # numbers were learned in the labels' own unit
@@ -37,6 +37,7 @@ EARLIER: dict[int, dict[str, Any]] = {
         "mm_orient.attention": "two_stage",
     },
     4: {"stem.layers": "levels"},  # whatever has several layers
+    5: {"model.untimed": "far"},
 }
 # Options that have another name since: {old: new}, by dotted name. Old names are read wherever options are given.
 RENAMED = {"model.depth": "mult.depth"}

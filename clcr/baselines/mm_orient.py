@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from clcr.aggregation import exactly
 from clcr.base import MultimodalModel, Output
 from clcr.baselines.hima import ClipAttention, TokenAttention
 from clcr.baselines.relation import Clips, GlobalEmbedding, Relations
@@ -89,7 +90,7 @@ class MMOrient(MultimodalModel):
             attended.append(attention(pooled, others.pooled[:, m], comparable) if two_stage else pooled)
         relations = self.relations(clips, others, links)
         hidden = self.trunk(torch.cat([relations.flatten(1), *attended, *self._side(batch)], dim=1))
-        return Output(logits={name: head(hidden) for name, head in zip(self.tasks, self.heads, strict=True)})
+        return Output(logits={name: exactly(head, hidden) for name, head in zip(self.tasks, self.heads, strict=True)})
 
     @property
     def bank(self) -> Clips:

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from clcr.aggregation import TimePooling
+from clcr.aggregation import TimePooling, exactly
 from clcr.base import MultimodalModel, Output
 from clcr.batches import Batch, FeatureSpec
 from clcr.config import CLCRConfig
@@ -63,7 +63,7 @@ class OGMGE(MultimodalModel):
         parts = []  # by modality, then task
         for tokens, pooling, heads in zip(deepest.values(), self.pooling, self.parts, strict=True):
             summary = windows.split(pooling.summary(tokens.values, windows.shares(tokens), windows.task))
-            parts.append([head(x).float() for head, x in zip(heads, summary, strict=True)])
+            parts.append([exactly(head, x) for head, x in zip(heads, summary, strict=True)])
         logits = [sum(each) + bias for each, bias in zip(zip(*parts, strict=True), self.biases, strict=True)]
         if self.training:
             scores = torch.stack([self._score(part, batch.targets) for part in parts])

@@ -1,7 +1,8 @@
 """Modality dropout: in training a clip now and then loses a modality, so that the model learns to do without it.
 
 Which clip loses what is a function of (seed, epoch, clip, modality) alone: whatever the batch, the number of workers or
-a resume in mid-epoch. A clip never loses all that it has: of those that would go, the one with the largest draw stays.
+a resume in mid-epoch. A clip never loses all that it has: of those that would go, the one whose draw is the largest
+part of its share stays.
 """
 
 import zlib

@@ -66,7 +66,8 @@ class LoaderConfig:
     """SpecAugment, `audio=.2`: in training a stretch of each clip's tokens, up to this share of them (0-1), is replaced
     by the clip's mean; sampled anew in every epoch"""
     mask_bands: tuple[str, ...] = ()
-    """SpecAugment, `audio=.2`: the same of a band of a vector's dimensions, such as the mel bands of sound"""
+    """SpecAugment, `audio=.2`: the same of a band of a vector's dimensions, for spectra, such as the mel bands of
+    sound: their mean over all dimensions means nothing where these are in unlike units"""
     flip: tuple[str, ...] = ()
     """frames, `video=.5`: the share of training clips (0-1) that are mirrored, left to right; sampled anew in every
     epoch, as the next two are"""

@@ -3,7 +3,9 @@
 What is masked is a function of (seed, epoch, clip, modality) alone: whatever the batch, the number of workers or a
 resume in mid-epoch. torchaudio's masks draw from torch's global generator, which the training loop has seeded for its
 own use while a thread makes the batches: so the draws are made here. Park et al. 2019 mask with 0, on features of mean
-0; features here have any mean, so a masked value is the clip's mean.
+0, the spectrogram's mean; features here have any mean, so a stretch of time becomes the clip's mean of each dimension,
+and a band one number, the clip's mean over all dimensions: that of the band itself would tell what it was. Where
+dimensions are in unlike units, that number says nothing, and bands are not to be masked.
 """
 
 import zlib

@@ -22,7 +22,8 @@ from clcr.tasks import task_loss
 
 FRAMES = clcr.FeatureSpec((16, 16, 3), 12.5, "uint8")
 LOGMEL = clcr.FeatureSpec((20,), 50.0, "float16")
-WORDS = clcr.FeatureSpec((3, 24), 2.0, "float32")
+LAYERS = clcr.FeatureSpec((3, 12), 10.0, "float32")
+WORDS = clcr.FeatureSpec((3, 24), 0.0, "float32")
 WORD = clcr.TaskSpec("word", "classification", ("a", "b", "c"))
 MOOD = clcr.TaskSpec("mood", "regression")
 
@@ -97,7 +98,7 @@ def make():
 
     return SimpleNamespace(
         features=features,
-        three={**features, "text": WORDS},
+        three={"video": FRAMES, "audio": LAYERS, "text": WORDS},
         tasks=tasks,
         samples=samples,
         batch=batch,

@@ -14,7 +14,8 @@ from clcr.errors import ConfigError
     ("make", "flag"),
     [
         (lambda: ModelConfig(levels=6), "--model.levels 6"),
-        (lambda: ModelConfig(heads=3), "--model.heads 3"),
+        (lambda: ModelConfig(heads=0), "--model.heads 0"),
+        (lambda: ModelConfig(untimed="near"), "--model.untimed near"),
         (lambda: MulTConfig(depth=0), "--mult.depth 0"),
         (lambda: ModelConfig(shared_width=100, private_width=100), "--model.shared-width 100"),
         (lambda: ModelConfig(pooling="max"), "--model.pooling max"),
@@ -44,3 +45,10 @@ def test_a_wrong_option_is_named(make, flag):
 def test_a_config_survives_json():
     config = clcr.CLCRConfig(ModelConfig(width=64, levels=2), budget=BudgetConfig(start=(0.5, 0.7)))
     assert clcr.CLCRConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_heads_divide_what_is_exchanged_and_bind_no_model_that_exchanges_nothing(make):
+    with pytest.raises(ConfigError, match=r"--model.heads 4: must divide the exchange's 18 dimensions"):
+        make.model(width=36, heads=4)
+    for name, options in (("clcr", {"space": "lifted"}), ("clcr", {"exchange": "none"}), ("concat", {})):
+        make.model(name, width=36, heads=4, **options)

@@ -2,9 +2,10 @@
 
 import math
 
+import pytest
 import torch
 
-from clcr.exchange import CoExchange, Nearness, attend
+from clcr.exchange import CoExchange, Nearness, attend, places
 
 EDGES = {"a": torch.arange(4) * 0.4, "b": torch.arange(5) * 0.3}
 SPANS = {m: torch.stack([edges[:-1], edges[1:]], dim=1) for m, edges in EDGES.items()}
@@ -57,15 +58,86 @@ def test_nearness_is_a_sum_of_cosines_of_the_distance_in_time():
     assert torch.allclose(a @ b.mT, expected, atol=1e-5)
 
 
+UNTIMED = torch.tensor([-math.inf, math.inf])
+
+
 def test_tokens_without_a_time_are_as_near_as_any_and_have_finite_gradients():
     exchange = CoExchange(8, heads=2, dropout=0.0)
     shared, alpha, valid = random_tokens()
-    untimed = torch.tensor([-math.inf, math.inf]).expand(4, 2)
-    out = exchange(shared, alpha, valid, {"a": SPANS["a"], "b": untimed})
+    out = exchange(shared, alpha, valid, {"a": SPANS["a"], "b": UNTIMED.expand(4, 2)})
     without = exchange(shared, alpha, valid)
     assert all(torch.allclose(out[m], without[m], atol=1e-5) for m in out)
     sum(h.square().sum() for h in out.values()).backward()
     assert exchange.nearness.gain.grad.isfinite().all()
+
+
+def beside_a_timed_one(gain, seconds=4, mixed=True):
+    """A picture of 5 tokens, sound of so many seconds at 10 Hz, and 20 words, all alike, of indifferent content."""
+    exchange = CoExchange(8, heads=2, dropout=0.0, mixed=mixed)
+    exchange.nearness.gain.data.fill_(gain)
+    exchange.query.weight.data.zero_()
+    tokens = {"picture": 5, "sound": 10 * seconds, "words": 20}
+    begin = torch.arange(10.0 * seconds)[:, None] / 10
+    sound = torch.cat([begin, begin + 0.1], dim=1)
+    spans = {"picture": sound[:5], "sound": sound, "words": UNTIMED.expand(20, 2)}
+    values = {m: torch.ones(2, n, 8) for m, n in tokens.items()}
+    valid = {m: torch.ones(2, n, dtype=torch.bool) for m, n in tokens.items()}
+    return exchange, values, {m: x.float() for m, x in valid.items()}, valid, spans
+
+
+@pytest.mark.parametrize("gain", [0.0, 1.0, 2.0, 5.0])
+@torch.no_grad()
+def test_words_beside_sound_are_heard_by_their_number_however_near_in_time_a_head_listens(gain):
+    exchange, values, alpha, valid, spans = beside_a_timed_one(gain)
+    whole = (exchange(values, alpha, valid, spans)["picture"] - 1)[..., 0]
+    assert torch.allclose(whole, torch.tensor(1 / (1 + math.exp(-1))), atol=1e-4)  # of all that it could hear
+    marked = {**values, "words": 2 * values["words"]}
+    words = (exchange(marked, alpha, valid, spans)["picture"] - 1)[..., 0] - whole
+    assert torch.allclose(words / whole, torch.tensor(20 / 60), atol=1e-4)
+    valid["sound"][1] = False  # a clip without sound: the words are all that there is
+    assert torch.allclose((exchange(values, alpha, valid, spans)["picture"] - 1)[1], whole[1, :, None], atol=1e-4)
+
+
+@torch.no_grad()
+def test_sound_beside_words_is_heard_at_its_own_instant_all_the_same():
+    exchange, values, alpha, valid, spans = beside_a_timed_one(2.0)
+    values["sound"] = torch.zeros(2, 40, 8)
+    values["sound"][:, 2] = 1.0
+    heard = (exchange(values, alpha, valid, spans)["picture"] - 1)[0, :, 0]
+    values["sound"][:, 2] = 0.0
+    heard = heard - (exchange(values, alpha, valid, spans)["picture"] - 1)[0, :, 0]
+    assert heard.argmax() == 2 and heard[2] > 3 * heard[0]
+
+
+def test_gradients_are_finite_where_times_are_mixed_and_missing():
+    exchange, values, alpha, valid, spans = beside_a_timed_one(1.0)
+    valid["sound"][0] = False
+    valid["words"][1] = False
+    out = exchange({m: x.requires_grad_() for m, x in values.items()}, alpha, valid, spans)
+    sum(h.square().sum() for h in out.values()).backward()
+    assert all(x.grad.isfinite().all() for x in (*values.values(), *exchange.parameters()))
+
+
+@torch.no_grad()
+def test_in_half_precision_what_is_heard_of_a_pool_is_what_it_is_in_full():
+    exchange, values, alpha, valid, spans = beside_a_timed_one(2.0, mixed=False)
+    del values["words"]
+    exact = exchange(values, alpha, valid, spans)["picture"] - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        half = exchange(values, alpha, valid, spans)["picture"] - 1
+    assert torch.allclose(half.float(), exact, rtol=0.02)
+
+
+def lengths(*counts):
+    return {m: (torch.arange(9) < n)[None] for m, n in zip("abc", counts, strict=True)}
+
+
+def test_a_place_counts_among_the_modalities_that_a_clip_has():
+    spans = {m: UNTIMED.expand(9, 2) for m in "abc"}
+    for counts, placed in (((9, 9, 9), True), ((9, 9, 0), True), ((9, 8, 0), False), ((1, 1, 0), False)):
+        found = places(spans, lengths(*counts), ["a", "b", "c"])["a"]
+        assert found.isfinite().all() == placed, counts
+    assert not places(spans, lengths(9, 9, 0), ["a", "b", "c"], missing=False)["a"].isfinite().any()  # before version 5
 
 
 def test_from_the_start_a_token_hears_what_sounds_at_its_own_instant():

@@ -30,7 +30,9 @@ def test_a_missing_modality_has_no_weight_in_clcr(make):
     out = model(batch)
     assert out.beta[0].tolist() == [1.0, 0.0] and out.eta[0, 1] == 0
     assert not out.alpha[0]["audio"][0].any() and out.participation[0]["audio"][0] == 0
-    assert not model.diagnostics(out, batch)["participation/0/video"][[0, 3]].isnan().any()
+    diagnostics = model.diagnostics(out, batch)
+    assert not diagnostics["participation/0/video"][[0, 3]].isnan().any()
+    assert diagnostics["eta/audio"].isnan().nonzero().flatten().tolist() == [0, 2]  # no gate, not one that is shut
 
 
 def test_a_budget_that_refuses_every_token_gives_no_nan(make):

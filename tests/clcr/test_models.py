@@ -173,6 +173,14 @@ def test_bfloat16_autocast_changes_a_prediction_little(make, name):
 
 
 @pytest.mark.parametrize("name", FUSION)
+@torch.no_grad()
+def test_a_number_has_more_digits_than_bfloat16(make, name):
+    with torch.autocast("cpu", torch.bfloat16):
+        mood = fitted(make, name, make.batch())(make.batch()).logits["mood"]
+    assert not torch.equal(mood, mood.bfloat16().double())
+
+
+@pytest.mark.parametrize("name", FUSION)
 def test_a_model_compiles_as_one_graph(make, name):
     """With a task per clip, one per number, and one per bin where the model can."""
     torch._dynamo.reset()  # a module's call is one piece of code, of which few recompilations are allowed

@@ -90,9 +90,8 @@ def test_a_targets_stream_follows_its_source_and_not_where_that_is_missing(make)
 
 
 def test_a_language_modality_gives_its_last_layer(make):
-    assert make.model("mult", features=make.three).encoder.encoders[2].stem.entering == [2]  # these words have a time
-    model = make.model("mult", features=make.three, stem={"layers": "levels"})
-    assert model.encoder.encoders[2].stem.picks == [2]
+    encoders = make.model("mult", features=make.three).encoder.encoders
+    assert encoders[1].stem.entering == [2] and encoders[2].stem.picks == [2]  # sound enters stages
 
 
 def test_depth_is_the_number_of_layers_and_other_models_ignore_it(make):

@@ -27,6 +27,7 @@ FEATURES = {
     "video": FeatureSpec((8, 8, 3), 5.0, "uint8"),
     "audio": FeatureSpec((4,), 20.0, "float16"),
     "text": FeatureSpec((3, 6), 0.0, "float16"),
+    "network": FeatureSpec((2, 6), 5.0, "float16"),  # layers of what has a time; since version 4
 }
 TASKS = {
     "label": TaskSpec("label", "classification", ("a", "b", "c")),
@@ -37,13 +38,14 @@ SHAPE = {"model": {"width": 8, "heads": 2}, "mult": {"depth": 1}, "mm_orient": {
 
 def samples(count):
     """Clips of one to two seconds, made of a fixed generator's numbers; every fourth has no sound."""
-    generator = np.random.default_rng(7)
+    generator, later = np.random.default_rng(7), np.random.default_rng(8)
     for number in range(count):
         seconds = 1 + number % 2
         features = {
             "video": generator.integers(0, 256, (5 * seconds, 8, 8, 3), dtype=np.uint8),
             "audio": generator.normal(size=(20 * seconds, 4)).astype(np.float16),
             "text": generator.normal(size=(4 + number % 3, 3, 6)).astype(np.float16),
+            "network": later.normal(size=(5 * seconds, 2, 6)).astype(np.float16),
         }
         if number % 4 == 3:
             del features["audio"]
