@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import yaml
-from mlflow.exceptions import MlflowException
 
 import clcr
 from clcr.batches import Batch
@@ -23,6 +22,7 @@ from features.store.sheet import contact_sheet, write_figure
 from pipelines.common.cli import main, require_at_least, resolve_uri
 from pipelines.common.errors import JobError
 from pipelines.evaluation.exchange import exchange_figure, exchange_use
+from pipelines.evaluation.models import PATIENCE
 from pipelines.evaluation.strips import alpha_strips
 from pipelines.tracking import run as tracking
 from pipelines.tracking.figures import participation_figure, weights_figure
@@ -80,9 +80,9 @@ def find_run(folder: str) -> tracking.Run | None:
         return None
     run = tracking.Run(started["tracking_uri"], started["run_id"])
     try:
-        run.client.get_run(run.run_id)
-    except MlflowException as error:
-        print(f"without participation.png and MLflow: {str(error).splitlines()[0]}", flush=True)
+        run.require_answer(PATIENCE)
+    except JobError as error:
+        print(f"without participation.png and MLflow: {error}", flush=True)
         return None
     return run
 

@@ -1,6 +1,7 @@
 """What a running sweep records: each trial in the study, and as a child run in MLflow. Runs in the driver only."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -21,6 +22,7 @@ from tuning.study import (
     StudyFile,
     StudySearch,
     complete,
+    draw,
     objectives_of,
     outcome,
     reached,
@@ -44,6 +46,7 @@ class Record(tune.Callback):
     ) -> None:
         self.run, self.experiment, self.recipe, self.search, self.file = run, experiment, recipe, search, file
         self.runs: dict[str, tracking.Run] = {}
+        self.problem: Exception | None = None  # why a trial's end could not be recorded
         done = rows(search.study)
         self.objectives = objectives_of(search.study)
         self.first = self.objectives[0]  # whose best is told in lines of progress
@@ -59,25 +62,16 @@ class Record(tune.Callback):
         for asked in list(search.interrupted):
             if complete(asked, recipe.optim.epochs) or "error" in asked.user_attrs:  # only its end was not recorded
                 search.interrupted.remove(asked)
-                ended = tracking.resume_run(run.uri, asked.user_attrs["run_id"])
-                ended.log_again(asked.user_attrs.get(UNSENT, []))
-                self._end(asked, ended)
+                child = self._child(asked, draw(asked, search.space))
+                child.log_again(asked.user_attrs.get(UNSENT, []))
+                self._end(asked, child)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Start a child run with only the searched options as parameters, for MLflow's charts; the recipe is a file."""
+        """Give the trial its MLflow run."""
         if trial.trial_id in self.runs:  # its process died, and Tune starts it again
             release(trial)
             self.runs.pop(trial.trial_id).flush()
-        asked = self.search.asked[trial.trial_id]
-        if run_id := asked.user_attrs.get("run_id"):
-            self.runs[trial.trial_id] = tracking.resume_run(self.run.uri, run_id)
-            return
-        name, tags = f"trial-{asked.number:03d}", {"model": self.recipe.architecture, "trial": str(asked.number)}
-        run = tracking.start_run(self.run.uri, self.experiment, name, trial.config, tags, self.run.run_id)
-        run.log_text(to_yaml(apply(self.recipe, trial.config)), "recipe.yaml")
-        self.runs[trial.trial_id] = run
-        asked.set_user_attr("run_id", run.run_id)
-        self.file.save()
+        self.runs[trial.trial_id] = self._child(self.search.asked[trial.trial_id], trial.config)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -109,7 +103,15 @@ class Record(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record a trial that finished, was stopped early, or reported an error."""
         release(trial)
-        self._end(self.search.asked[trial.trial_id], self.runs[trial.trial_id])
+        try:
+            self._end(self.search.asked[trial.trial_id], self.runs[trial.trial_id])
+        except Exception as error:  # Tune would take it for the trial's own, and train it again
+            self.problem = error
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """End the sweep where a trial's end could not be recorded; the next start records it."""
+        if self.problem:
+            raise self.problem
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record as failed a trial whose process died too often."""
@@ -118,6 +120,23 @@ class Record(tune.Callback):
         why = next((line for line in lines if "Error" in line), "no reason known")
         self._note_last(asked, self.runs[trial.trial_id], "error", f"its process died: {why}")
         self._end(asked, self.runs[trial.trial_id])
+
+    def _child(self, asked: optuna.Trial, point: Mapping[str, Any]) -> tracking.Run:
+        """The trial's run, which an earlier start may have begun.
+
+        Its parameters are only the searched options, for MLflow's charts; the whole recipe is a file.
+        """
+        if run_id := asked.user_attrs.get("run_id"):
+            try:
+                return tracking.resume_run(self.run.uri, run_id)
+            except tracking.RunGoneError as error:
+                print(f"trial {asked.number}: {error}: it has a new one from here on", flush=True)
+        name, tags = f"trial-{asked.number:03d}", {"model": self.recipe.architecture, "trial": str(asked.number)}
+        run = tracking.start_run(self.run.uri, self.experiment, name, point, tags, self.run.run_id)
+        run.log_text(to_yaml(apply(self.recipe, point)), "recipe.yaml")
+        asked.set_user_attr("run_id", run.run_id)
+        self.file.save()
+        return run
 
     def _note_last(self, asked: optuna.Trial, run: tracking.Run, name: str, value: Any) -> None:
         """Note what ends a trial. It is not run again then, so the study first takes the points MLflow has not."""
@@ -128,10 +147,10 @@ class Record(tune.Callback):
     def _end(self, asked: optuna.Trial, run: tracking.Run) -> None:
         """Give MLflow everything but the status before the study is told, so that a kill in between loses nothing."""
         study = self.search.study
+        run.flush()
         state = outcome(study, asked, self.recipe.optim.epochs)
         run.set_tag(NOTE, describe(asked, STATUS[state], self.recipe))
         run.set_tag("ended", STATUS[state].lower())
-        run.flush()
         tell(study, asked, state)
         run.finish(STATUSES[STATUS[state]])
         self.file.save()

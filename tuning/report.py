@@ -86,13 +86,15 @@ def publish(
     lines, seeds = compare(results, next(iter(results))), tuple(sorted(next(iter(results.values()))))
     table, figure = markdown(lines, seeds, title, notes, among), interval_figure(lines, title, among)
     means = {f"test/{line.name}/{column}": line.mean(column) for line in lines for column in line.scores}
-    run.log_metrics(means, step=int(time.time()))  # a later start with more seeds or finalists replaces these
-    run.log_figure(figure, f"{title}.png")
+    texts = {f"{title}.md": table, f"{title}-metrics.md": every_metric(results)}
     write_figure(resolve(f"{title}.png", out), figure)
-    for name, text in ((f"{title}.md", table), (f"{title}-metrics.md", every_metric(results))):
-        run.log_text(text, name)
+    for name, text in texts.items():
         write_text(out, name, text)
     print(f"{table}\nwritten to {out}/{title}.md and {title}.png; every metric: {title}-metrics.md", flush=True)
+    run.log_metrics(means, step=int(time.time()))  # a later start with more seeds or finalists replaces these
+    run.log_figure(figure, f"{title}.png")
+    for name, text in texts.items():
+        run.log_text(text, name)
 
 
 def markdown(

@@ -65,6 +65,7 @@ def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple
     run.set_tag(NOTE, describe(config, run, trials, best, searched))
     text = to_yaml(recipes[best["trial"]])
     run.log_text(text, "best.yaml")
+    run.flush()  # a comparison takes the sweep for ended once best.yaml is there
     write_text(config.out, "best.yaml", text)
     print(summary(config, trials))
     file = resolve("best.yaml", config.out)

@@ -66,8 +66,7 @@ def run_all(runs: SeedRuns) -> dict[str, dict[int, Metrics]]:
     tracking.abandon_children(runs.parent)  # those that an earlier start left unfinished
     done = runs.results()
     for name, seed in [(name, seed) for name, by_seed in done.items() for seed in by_seed]:
-        folder = runs.folder(name, seed)
-        track_finished(folder, read_json(folder, "run.json"), done[name][seed], runs.recipes[name].optim)
+        track_ended(runs, name, seed, done[name][seed])
     missing = [(name, seed) for seed in runs.seeds for name in runs.recipes if seed not in done[name]]
     total = len(runs.recipes) * len(runs.seeds)
     gpus = runs.gpus_per_run if ray.cluster_resources().get("GPU", 0) else 0
@@ -94,11 +93,20 @@ def run_all(runs: SeedRuns) -> dict[str, dict[int, Metrics]]:
     return runs.results()
 
 
+def track_ended(runs: SeedRuns, name: str, seed: int, metrics: Metrics) -> None:
+    """Give MLflow what it lacks of a run that has ended."""
+    folder = runs.folder(name, seed)
+    if (started := read_json(folder, "run.json")) is not None:  # version 1 wrote none
+        track_finished(folder, started, metrics, runs.recipes[name].optim)
+
+
 @ray.remote(max_retries=2)
 def train_and_test(runs: SeedRuns, name: str, seed: int, device: str) -> None:
     """One run, from the recipe to its test metrics. If its worker or node is lost, Ray starts it again."""
     torch.set_num_threads(runs.cpus_per_run)
     recipe, out = replace(runs.recipes[name], seed=seed), runs.folder(name, seed)
+    if (metrics := read_json(out, "metrics.json")) is not None:  # its worker was lost while it waited for MLflow
+        return track_ended(runs, name, seed, metrics)
     tasks = task_specs(open_store(runs.store), recipe.tasks)
     tags = {"model": recipe.architecture, "variant": name, "seed": str(seed), "tasks": ", ".join(tasks)}
     tags |= {"store": name_of(runs.store), tracking.NOTE: description(runs.store, recipe, tasks)}

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from features.corpus.manifest import MEDIA, VECTORS, Corpus
 from features.errors import StoreError
 from features.files import write_atomic
-from features.store.plan import planned_clips, remove_plan, write_plan
+from features.store.plan import planned_clips, write_plan
 from features.store.reader import Store
 from features.store.spec import StoreSpec
 
@@ -42,9 +42,8 @@ def changed_spec(store: Store, spec: StoreSpec, corpus: Corpus, extend: bool) ->
 
 def apply_change(store: Store, spec: StoreSpec, corpus: Corpus) -> Store:
     """Give a store the spec and the plan of its changed manifest; killed in between, the same command does the rest."""
-    remove_plan(store)
     store.spec = spec
-    write_plan(store, corpus)
+    write_plan(store, corpus, anew=True)
     write_atomic(store.fs, f"{store.path}/store.json", (json.dumps(spec.to_dict(), indent=2) + "\n").encode())
     return Store(store.uri)
 

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import psutil
@@ -30,15 +30,22 @@ STALE = 30.0  # seconds without a heartbeat after which an owner counts as dead
 class StoreLock:
     """Context manager that holds a folder's lock. Raises StoreError when a living job holds it.
 
-    name: of the lock's file; about: what else its file says of its owner, for those who are refused.
+    name: of the lock's file; about: what else its file says of its owner, for those who are refused; lost: called from
+    a thread, with a reason, when another job has taken the lock over.
     """
 
-    def __init__(self, store_uri: str, name: str = "lock.json", about: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        store_uri: str,
+        name: str = "lock.json",
+        about: Mapping[str, str] | None = None,
+        lost: Callable[[str], object] | None = None,
+    ) -> None:
         self.uri = store_uri
         self.fs, self.folder = open_fs(store_uri)
         # One try each: a write that waited for the storage to come back could land on the lock of the next owner.
         self._impatient, _ = open_fs(store_uri, patience=0)
-        self.name, self.about = name, dict(about or {})
+        self.name, self.about, self.lost = name, dict(about or {}), lost
         self.path = f"{self.folder}/{name}"
         self.owner = uuid.uuid4().hex
         self._beats = 0
@@ -68,7 +75,7 @@ class StoreLock:
         """Raise StoreError when another job has taken the lock over."""
         holder = self._read() or {}
         if holder.get("owner") != self.owner:
-            raise StoreError(f"{self.uri} was taken over by another job ({_describe(holder)}): this one stops")
+            raise StoreError(self._taken_by(holder))
 
     def _wait_until_stale(self, holder: dict[str, Any]) -> None:
         print(f"waiting: {self.uri} is locked by {_describe(holder)}", flush=True)
@@ -84,9 +91,15 @@ class StoreLock:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
             with contextlib.suppress(OSError):  # storage that is away for a moment: the next beat tries again
-                if (self._read(self._impatient) or {}).get("owner") != self.owner:
+                holder = self._read(self._impatient) or {}
+                if holder.get("owner") != self.owner:
+                    if holder and self.lost:  # not where the folder was deleted
+                        self.lost(self._taken_by(holder))
                     return
                 self._write(self._impatient)
+
+    def _taken_by(self, holder: Mapping[str, Any]) -> str:
+        return f"{self.uri} was taken over by another job ({_describe(holder)}): this one stops"
 
     def _read(self, fs: pafs.FileSystem | None = None) -> dict[str, Any] | None:
         for _ in range(2):  # a heartbeat may replace the file between our look at its size and our read
@@ -122,6 +135,6 @@ def _gone(holder: dict[str, Any]) -> bool:
         return True
 
 
-def _describe(holder: dict[str, Any]) -> str:
+def _describe(holder: Mapping[str, Any]) -> str:
     job = f"job {holder['job']}, " if holder.get("job") else ""
     return f"{job}process {holder.get('pid')} on {holder.get('host')}"

@@ -23,9 +23,14 @@ from features.store.reader import Store
 OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
-def write_plan(store: Store, corpus: Corpus) -> None:
-    """Write the plan of every split that has none yet. Raises StoreError when the manifest changes meanwhile."""
-    missing = [s for s in store.spec.splits if store.fs.get_file_info(_path(store, s)).type == pafs.FileType.NotFound]
+def write_plan(store: Store, corpus: Corpus, anew: bool = False) -> None:
+    """Write the plan of every split that has none yet. Raises StoreError when the manifest changes meanwhile.
+
+    anew: of every split, each in place of the one that is there, which stays until the new one is whole: what has
+    changed in a manifest is known by comparing with it.
+    """
+    splits = store.spec.splits
+    missing = [s for s in splits if anew or store.fs.get_file_info(_path(store, s)).type == pafs.FileType.NotFound]
     if not missing:
         return
     store.fs.create_dir(f"{store.path}/plan", recursive=True)
@@ -54,13 +59,6 @@ def planned_clips(store: Store, split: str) -> Iterator[dict[str, Any]]:
         plan = pa.ipc.open_file(file)
         for number in range(plan.num_record_batches):
             yield from plan.get_batch(number).to_pylist()
-
-
-def remove_plan(store: Store) -> None:
-    """Delete the plan, for one of a changed manifest to be written."""
-    for split in store.spec.splits:
-        with contextlib.suppress(FileNotFoundError):
-            store.fs.delete_file(_path(store, split))
 
 
 class _Part:

@@ -5,6 +5,7 @@ One clip, and up to `HERE` of them, are answered in this process, without Ray. M
 run on the cluster and resume.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -139,11 +140,15 @@ def write_answers(config: Asked, answers: Sequence[Answer]) -> None:
                 print(json.dumps(table.drop_columns(["split", "fold"]).to_pylist()[0]), flush=True)
         return
     out = resolve_uri("--out", config.out)
+    failed = [{"clip_id": a.clip_id, **a.failure} for a in answers if a.failure]
+    for folder, rows in ((out, tables), (f"{out}/_failures", [pa.Table.from_pylist(failed)] if failed else [])):
+        fs, path = open_fs(folder)
+        with contextlib.suppress(FileNotFoundError):  # of an earlier start, when other clips failed
+            fs.delete_file(f"{path}/clips.parquet")
+        if rows:
+            _write(folder, "clips.parquet", pa.concat_tables(rows))
     if tables:
-        _write(out, "clips.parquet", pa.concat_tables(tables))
         print(f"predictions of {len(tables)} clips: {out}/clips.parquet", flush=True)
-    if failed := [{"clip_id": a.clip_id, **a.failure} for a in answers if a.failure]:
-        _write(f"{out}/_failures", "clips.parquet", pa.Table.from_pylist(failed))
 
 
 def predict_extracted(config: Any, clips: Sequence[Clip], folder: str, predict: Predict) -> None:

@@ -20,7 +20,7 @@ NOISE = re.compile(
 ENDINGS = re.compile(r"SystemExit: \d+|ray\.util\.state\.exception\.\w+|RayStateApiException|ServerUnavailable")
 PREFIX = re.compile(r"^(?:\x1b\[\d+m)*(\(\S.*? ?pid=\d+[^)]*\))(?:\x1b\[\d+m)* ?")  # of another process's line
 END = b"\x00end of this process's standard error\x00"
-OPENINGS = ("Traceback (most recent call last):", "Exception in thread ")
+OPENINGS = ("Traceback (most recent call last):", "Exception in thread ", "Exception ignored in: ")
 
 
 class Filter:

@@ -18,9 +18,11 @@ from features.store import Store
 from pipelines.common.cli import resolve_uri
 from pipelines.common.errors import JobError
 from pipelines.tracking import run as tracking
+from pipelines.tracking.names import metric_key
 from pipelines.training.trained import TrainedModel, open_model
 
 REGISTERED = re.compile(r"models:/([^/@]+)[/@](.+)")
+PATIENCE = 60.0  # seconds that an evaluation, whose report is written, waits for a server that is away
 METRICS_PER_CALL = 500  # MLflow takes a thousand
 
 
@@ -94,9 +96,9 @@ def find_run(contender: Contender) -> tracking.Run | None:
             return None
         else:
             run = tracking.Run(started["tracking_uri"], started["run_id"])
-        run.client.get_run(run.run_id)
+        run.require_answer(PATIENCE)
         return run
-    except MlflowException as error:
+    except (MlflowException, JobError) as error:
         print(f"{contender.name}: not logged to MLflow: {str(error).splitlines()[0]}", flush=True)
         return None
 
@@ -107,7 +109,7 @@ def log_evaluation(run: tracking.Run, prefix: str, figures: Mapping[str, Any], t
     A second evaluation of the same split replaces the first one's.
     """
     now = int(time.time() * 1000)
-    points = [Metric(re.sub(r"[^\w\-. :/]", "_", k), v, now, 0) for k, v in _flat(prefix, figures)]
+    points = [Metric(metric_key(name), value, now, 0) for name, value in _flat(prefix, figures)]
     for first in range(0, len(points), METRICS_PER_CALL):
         part = points[first : first + METRICS_PER_CALL]
         run.ask(methodcaller("log_batch", run.run_id, metrics=part))

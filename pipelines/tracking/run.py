@@ -29,7 +29,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from pipelines.common.cli import submitted
 from pipelines.common.errors import JobError
 from pipelines.tracking.names import metric_key
-from pipelines.tracking.outbox import PATIENCE, Outbox, Point, Result, retry_until_up
+from pipelines.tracking.outbox import AWAY, PATIENCE, Outbox, Point, Result, retry_until_up
 from pipelines.tracking.places import artifacts_beside, experiment_name, sqlite_path
 from pipelines.tracking.views import open_as_training
 
@@ -98,8 +98,11 @@ class Run:
             self._outbox.flush()
 
     def ask(self, call: Callable[[MlflowClient], Result], patience: float = PATIENCE) -> Result:
-        """What the server answers, asked again for so many seconds while it is away."""
-        return retry_until_up(lambda: call(self.client), self._where, patience)
+        """What the server answers, asked again for so many seconds while it is away. Raises JobError if it refuses."""
+        try:
+            return retry_until_up(lambda: call(self.client), self._where, patience)
+        except (MlflowException, *AWAY) as error:
+            raise refused(self.uri, error) from error
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         """A picture among the run's artifacts."""
@@ -127,15 +130,21 @@ class Run:
         """A folder's files among the run's artifacts, under `name`."""
         self.ask(lambda client: client.log_artifacts(self.run_id, str(folder), name))
 
-    def require_answer(self) -> None:
-        """Wait until the server answers this process; raises JobError where it refuses to.
+    def require_answer(self, patience: float = PATIENCE) -> None:
+        """Wait until the server answers this process.
+
+        Raises JobError where it refuses to, and RunGoneError where it does not know the run any more.
 
         A worker of a cluster may lack what the driver has: a route, or credentials.
         """
         try:
-            self.ask(lambda client: client.get_run(self.run_id))
-        except MlflowException as error:
-            raise refused(self.uri, error) from error
+            found = self.ask(lambda client: client.get_run(self.run_id), patience)
+        except JobError as error:
+            if getattr(error.__cause__, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+                raise RunGoneError(f"{self._where} does not know run {self.run_id}") from error
+            raise
+        if found.info.lifecycle_stage == "deleted":
+            raise RunGoneError(f"{self._where}: run {self.run_id} was deleted")
 
     def experiment_id(self, patience: float = PATIENCE) -> str:
         """The experiment that the run is in."""
@@ -233,21 +242,16 @@ def resume_run(uri: str, run_id: str) -> Run:
 
     Raises RunGoneError where the server does not know it any more, and else JobError as `start_run` does.
     """
-    run, where = Run(uri, run_id), f"MLflow at {uri}"
-    try:
-        if retry_until_up(lambda: run.client.get_run(run_id), where).info.lifecycle_stage == "deleted":
-            raise RunGoneError(f"{where}: run {run_id} was deleted")
-        retry_until_up(lambda: run.client.update_run(run_id, "RUNNING"), where)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise RunGoneError(f"{where} does not know run {run_id}") from error
-        raise refused(uri, error) from error
+    run = Run(uri, run_id)
+    run.require_answer()
+    run.ask(lambda client: client.update_run(run_id, "RUNNING"))
     return run
 
 
 def refused(uri: str, error: BaseException) -> JobError:
     """What to say of a server's answer that trying again does not change."""
-    return JobError(f"MLflow at {uri}: {str(error).splitlines()[0]}; is MLFLOW_TRACKING_URI right?")
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return JobError(f"MLflow at {uri}: {reason}; is MLFLOW_TRACKING_URI right?")
 
 
 def abandon_children(parent: Run, ended: Mapping[str, str] = MappingProxyType({}), patience: float = PATIENCE) -> None:

@@ -12,6 +12,7 @@ OUT/tracked.json     written last: MLflow has all of it
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,12 +29,12 @@ from clcr.training import OptimConfig
 from clcr.versions import completed, later_options, version_of
 from features.errors import StoreError
 from features.files import open_fs, read_json, read_text, write_text
-from features.store import Mixture, open_store
+from features.store import Mixture, Store, open_store
 from features.store.lock import StoreLock
 from infra.doctor import mlflow_server, ray_access, require, storage, torch_pairing
 from pipelines.common.cli import flatten, override, submission_id, to_yaml
 from pipelines.common.cluster import start_ray
-from pipelines.common.errors import JobError
+from pipelines.common.errors import JobError, fail
 from pipelines.tracking import places
 from pipelines.tracking import run as tracking
 from pipelines.tracking.names import file_name
@@ -80,6 +81,11 @@ def as_begun(config: Config) -> Config:
     return override(config, kept)
 
 
+def _give_way(reason: str) -> None:
+    """End this process at once, as a kill does: what it would still write, to MLflow too, is another job's by now."""
+    os._exit(fail(f"--out {reason}", 1))
+
+
 @contextmanager
 def sole_owner(out: str) -> Iterator[None]:
     """Keep other jobs out of a folder while the block runs. Raises JobError, naming the job that runs there.
@@ -88,7 +94,7 @@ def sole_owner(out: str) -> Iterator[None]:
     """
     job = submission_id()
     advice = f"follow it with `ray job logs -f {job}`, end it with `ray job stop {job}`" if job else ""
-    lock = StoreLock(out, "_owner.json", {"job": job, "advice": advice})
+    lock = StoreLock(out, "_owner.json", {"job": job, "advice": advice}, lost=_give_way)
     try:
         lock.__enter__()
     except StoreError as error:
@@ -100,7 +106,7 @@ def sole_owner(out: str) -> Iterator[None]:
             lock.__exit__()
 
 
-def claim(config: JobConfig, may_differ: Sequence[str] = ()) -> dict[str, str] | None:
+def claim(config: JobConfig, may_differ: Sequence[str] = ()) -> dict[str, Any] | None:
     """Make the folder `config.out` this run's. Returns what an earlier start of the same run left there.
 
     may_differ and raises: as `require_same_run`.
@@ -117,7 +123,7 @@ def claim(config: JobConfig, may_differ: Sequence[str] = ()) -> dict[str, str] |
     return started
 
 
-def require_same_run(config: JobConfig, written: str, may_differ: Sequence[str] = ()) -> dict[str, str] | None:
+def require_same_run(config: JobConfig, written: str, may_differ: Sequence[str] = ()) -> dict[str, Any] | None:
     """Raise JobError where `config.out` holds another run, or a run on another content of the store.
 
     written: the config.yaml that lies there; may_differ: options that a later start may change. Returns what an earlier
@@ -131,10 +137,15 @@ def require_same_run(config: JobConfig, written: str, may_differ: Sequence[str] 
     if changed := [k for k in compared if before.get(k) != now.get(k)]:
         what = ", ".join(f"{k} {before.get(k)} not {now.get(k)}" for k in changed[:4])
         raise JobError(f"--out {config.out} holds another run ({what}): give another --out, or the same options")
-    started, content = read_json(config.out, "run.json"), open_store(config.store).spec.fingerprint
-    if started and started.get("store", content) != content:
+    started, content = read_json(config.out, "run.json"), _content(open_store(config.store))
+    if started and any(started.get(name, value) != value for name, value in content.items()):
         raise JobError(f"--out {config.out} holds a run on what {config.store} was before: give another --out")
     return started
+
+
+def _content(store: Store | Mixture) -> dict[str, Any]:
+    """What tells whether a store still holds the same clips: `extract --retry-failed` adds to them."""
+    return {"store": store.spec.fingerprint, "clips": store.counts()[0]}
 
 
 def _meaning(text: str) -> dict[str, Any]:
@@ -147,7 +158,7 @@ def _meaning(text: str) -> dict[str, Any]:
 
 def open_run(
     config: JobConfig,
-    started: Mapping[str, str] | None,
+    started: Mapping[str, Any] | None,
     uri: str,
     name: str,
     tags: Mapping[str, str],
@@ -170,7 +181,7 @@ def open_run(
         tags |= {tracking.NOTE: description} if description else {}
         options = {name: value for name, value in flatten(config).items() if name != "dry_run"}
         run = tracking.start_run(uri, config.experiment, name, options, tags)
-        about = {"run_id": run.run_id, "tracking_uri": run.uri, "store": store.spec.fingerprint}
+        about = {"run_id": run.run_id, "tracking_uri": run.uri, **_content(store)}
         write_text(config.out, "run.json", json.dumps(about))  # first: what fails from here on is resumed
         run.log_input(name_of(config.store), config.store, store.spec.fingerprint, store.spec.splits)
     run.log_text(to_yaml(config), "config.yaml")
@@ -265,16 +276,20 @@ def track_result(out: str, run: tracking.Run, metrics: Mapping[str, Mapping[str,
 
 
 def track_finished(
-    out: str, started: Mapping[str, str], metrics: Mapping[str, Mapping[str, float]], optim: OptimConfig
+    out: str, started: Mapping[str, Any], metrics: Mapping[str, Mapping[str, float]], optim: OptimConfig
 ) -> tracking.Run:
     """Give MLflow what it lacks of a run that an earlier start finished, and end it there.
 
     started: OUT/run.json. metrics: OUT/metrics.json. Raises JobError where MLflow refuses.
     """
     run = tracking.Run(started["tracking_uri"], started["run_id"])
-    later = read_json(out, "model/config.json").get("version", 1) > 1  # version 1 tracked first, and saved then
-    if later and read_text(out, "tracked.json") is None:
-        run.log_again(read_json(out, "unsent.json") or [])
-        track_result(out, run, metrics, optim)
+    tracked = read_text(out, "tracked.json") is not None
+    if not tracked and (read_json(out, "model/config.json") or {}).get("version", 1) > 1:  # 1 tracked first, then saved
+        try:
+            run = tracking.resume_run(run.uri, run.run_id)
+            run.log_again(read_json(out, "unsent.json") or [])
+            track_result(out, run, metrics, optim)
+        except tracking.RunGoneError as error:
+            print(f"{error}: the result is in {out} alone", flush=True)
     run.mark_finished()
     return run

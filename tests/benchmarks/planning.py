@@ -39,7 +39,7 @@ from features.corpus.manifest import read_corpus
 from features.corpus.validation import validate
 from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.store import StoreSpec
-from features.store.plan import remove_plan, write_plan
+from features.store.plan import write_plan
 from features.store.shards import create_store
 from features.store.spec import default_shard_rows
 from features.decode.specs import DECODING
@@ -49,8 +49,7 @@ features = EncoderSpec(VideoSpec(), AudioSpec()).features()
 rows = shard_rows or default_shard_rows(sum(report.splits.values()))
 spec = StoreSpec(features, report.tasks, report.splits, rows, report.digest, decoding=DECODING)
 store, begun = create_store(f"{folder}/store", spec), time.monotonic()
-remove_plan(store)
-write_plan(store, corpus)""",
+write_plan(store, corpus, anew=True)""",
     "extract --dry-run, 99 % indexed": """
 from pipelines.extract import ExtractConfig, extract
 extract(ExtractConfig(f"{folder}/corpus.parquet", f"{folder}/store", dry_run=True))""",

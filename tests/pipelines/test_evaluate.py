@@ -23,6 +23,7 @@ from pipelines.common.cli import parse
 from pipelines.common.errors import JobError
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.evaluation import flows
+from pipelines.evaluation.models import Contender, find_run, log_evaluation
 from pipelines.tracking import run as tracking
 from pipelines.training.run_folder import sole_owner
 
@@ -185,6 +186,23 @@ def test_the_models_mlflow_run_gets_the_figures_and_a_second_evaluation_replaces
     assert client.get_run(started.run_id).data.metrics["evaluate/test/label/accuracy"] == pytest.approx(
         metrics["models"]["fused"]["tasks"]["label"]["accuracy"]
     )
+
+
+def test_a_model_whose_run_was_deleted_is_evaluated_without_it(tmp_path, capsys):
+    started = tracking.start_run(f"sqlite:///{tmp_path}/mlflow.db", "test", "gone", {}, {})
+    (tmp_path / "run.json").write_text(json.dumps({"tracking_uri": started.uri, "run_id": started.run_id}))
+    contender = Contender("gone", str(tmp_path), None, str(tmp_path))
+    assert find_run(contender) == started
+    started.client.delete_run(started.run_id)
+    assert find_run(contender) is None
+    said = capsys.readouterr().out
+    assert said == f"gone: not logged to MLflow: MLflow at {started.uri}: run {started.run_id} was deleted\n"
+
+
+def test_labels_that_mlflow_would_spell_alike_keep_their_own_figures(tmp_path):
+    run = tracking.start_run(f"sqlite:///{tmp_path}/mlflow.db", "test", "run", {}, {})
+    log_evaluation(run, "evaluate/test", {"word": {"per_class": {"map@1": 0.25, "map#1": 0.75}}}, {})
+    assert sorted(run.client.get_run(run.run_id).data.metrics.values()) == [0.25, 0.75]
 
 
 @pytest.mark.slow

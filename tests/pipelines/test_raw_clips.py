@@ -147,6 +147,8 @@ def test_a_manifest_without_splits_and_a_flat_folder_are_answered_and_bad_clips_
         assert "no clip can be used: MediaError" in capsys.readouterr().err
     finally:
         (folder / "clips" / "broken.mp4").unlink()
+    assert job("--model", folder / "run", "--corpus", folder / "clips", "--out", tmp_path / "b") == 0
+    assert not (tmp_path / "b" / "_failures" / "clips.parquet").exists()
 
 
 def test_what_is_no_corpus_of_clips_is_one_line(trained, tmp_path, capsys):

@@ -7,6 +7,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 
 from clcr.training import OptimConfig
+from pipelines.common.errors import JobError
 from pipelines.tracking import outbox
 from pipelines.tracking.run import Run, start_run
 from pipelines.training.learner import Recipe
@@ -92,12 +93,59 @@ def test_a_trial_that_failed_has_failed_for_the_next_driver_too(tmp_path, monkey
     assert history(parent, record) == [0]
 
 
+def test_an_end_that_mlflow_does_not_take_ends_the_sweep_and_not_the_trial(tmp_path, monkeypatch):
+    """Tune takes what this callback raises for an error of the trial, and trains it again."""
+    parent = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "sweep", {}, {})
+    record, trial = driver(tmp_path, parent)
+    show(record, trial, range(1, EPOCHS + 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "flush", lambda *_: refuse())
+        record.on_trial_complete(0, [], trial)
+        with pytest.raises(JobError, match="no answer"):
+            record.on_step_end(0, [])
+    record, trial = driver(tmp_path, parent)
+    assert trial is None and [row["status"] for row in rows(record.search.study)] == ["FINISHED"]
+    assert history(parent, record) == list(range(EPOCHS))
+
+
+@pytest.mark.parametrize("epochs", [2, EPOCHS], ids=["interrupted", "at its end"])
+def test_a_trial_whose_run_was_deleted_meanwhile_gets_a_new_one(epochs, tmp_path, capsys):
+    parent = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "sweep", {}, {})
+    record, trial = driver(tmp_path, parent)
+    show(record, trial, range(1, epochs + 1))
+    record.runs["a"].flush()
+    parent.client.delete_run(record.runs["a"].run_id)
+    record, trial = driver(tmp_path, parent)
+    assert "was deleted: it has a new one from here on" in capsys.readouterr().out
+    if trial is not None:
+        show(record, trial, range(1, EPOCHS + 1))
+        record.on_trial_complete(0, [], trial)
+        assert history(parent, record) == list(range(EPOCHS))
+    (row,) = rows(record.search.study)
+    found = parent.client.get_run(row["run_id"])
+    assert row["status"] == found.info.status == "FINISHED" and found.info.lifecycle_stage == "active"
+    assert float(found.data.params["lr"]) == row["lr"]
+
+
+def test_epochs_of_a_trial_that_never_had_a_score_arrive_before_it_counts_as_failed(tmp_path, monkeypatch):
+    parent = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "sweep", {}, {})
+    record, trial = driver(tmp_path, parent)
+    record.on_trial_result(0, [], trial, {"epoch": 1, SCORE: float("nan"), "val/accuracy": 0.1})
+    monkeypatch.setattr(Run, "set_tag", lambda *_: refuse())
+    record.on_trial_complete(0, [], trial)
+    assert record.problem and history(parent, record) == [0]
+
+
+def refuse():
+    raise JobError("no answer")
+
+
 def test_when_the_study_hears_of_an_end_mlflow_has_every_point(tmp_path, monkeypatch):
     parent = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "sweep", {}, {})
     record, trial = driver(tmp_path, parent)
     show(record, trial, range(1, EPOCHS + 1))
     monkeypatch.setattr(Run, "finish", lambda *_: pytest.fail("killed"))
-    with pytest.raises(pytest.fail.Exception):
+    with pytest.raises(pytest.fail.Exception):  # no Exception, as a signal is none
         record.on_trial_complete(0, [], trial)
     assert [row["status"] for row in rows(record.search.study)] == ["FINISHED"]
     assert history(parent, record) == list(range(EPOCHS))

@@ -11,12 +11,13 @@ from pipelines.common.errors import JobError
 from pipelines.tracking.run import abandon_children, start_run
 from pipelines.training.learner import Learner
 from pipelines.training.run_folder import finish
-from tuning.runs import VALIDATION, SeedRuns, run_all
+from tuning.runs import VALIDATION, SeedRuns, run_all, train_and_test
 
 pytestmark = pytest.mark.slow
 
 
-def test_what_mlflow_lacks_of_a_finished_run_is_sent_by_the_next_start(store, tmp_path, shared_ray):
+@pytest.mark.parametrize("how", ["killed", "its node lost"])
+def test_what_mlflow_lacks_of_a_finished_run_is_sent_by_the_next_start(how, store, tmp_path, shared_ray):
     uri, once = f"sqlite:///{tmp_path}/mlflow.db", recipe(epochs=1)
     parent = start_run(uri, "x", "comparison", {}, {})
     runs = SeedRuns(store.uri, str(tmp_path / "runs"), {"given": once}, (0,), "x", parent, 1, 0)
@@ -33,10 +34,13 @@ def test_what_mlflow_lacks_of_a_finished_run_is_sent_by_the_next_start(store, tm
         finish(learner, str(folder), run, *learner.test())
     abandon_children(parent)
 
-    results = run_all(runs)
+    if "lost" in how:  # a task that Ray starts again on another node
+        train_and_test._function(runs, "given", 0, "cpu")
+    else:
+        results = run_all(runs)
 
     saved = json.loads((folder / "metrics.json").read_text())
-    assert results == {"given": {0: saved}}
+    assert "lost" in how or results == {"given": {0: saved}}
     (found,) = MlflowClient(uri).search_runs([parent.experiment_id()], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
     assert found.info.run_id == run.run_id and found.info.status == "FINISHED"
     assert found.data.metrics["test/label/accuracy"] == saved["label"]["accuracy"]

@@ -281,8 +281,9 @@ def test_when_every_trial_fails_the_job_fails_with_the_first_error(store, tmp_pa
     joined = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, env=joined)
     assert done.returncode == 1
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: all 2 trials failed, the first is trial 0: no feature store at /planted")
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: all 2 trials failed, the first is trial 0: no feature store at /planted")
     client, parent, children, _ = runs_of(tmp_path / "sweep")
     assert {run.info.status for run in (parent, *children)} == {"FAILED"}
     assert {f.path for f in client.list_artifacts(children[0].info.run_id)} == {"error.txt", "recipe.yaml"}

@@ -1,6 +1,7 @@
 """A manifest may grow, and the sources of failed clips may change; all that was extracted stays as it is."""
 
 import hashlib
+import itertools
 import shutil
 import tarfile
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from mediafiles import numbered, sine, write_manifest, write_media
 
-from features.corpus.manifest import read_corpus
+from features.corpus.manifest import Corpus, read_corpus
 from features.corpus.validation import validate
 from features.decode.specs import DECODING, AudioSpec, EncoderSpec, VideoSpec
 from features.errors import StoreError
@@ -57,6 +58,11 @@ def extract(folder, manifest, extend=False, retry=None):
         if name not in committed or retry is not None:
             extraction.shard(name)
     return Store(uri)
+
+
+def killed():
+    raise KeyboardInterrupt
+    yield
 
 
 def digests(folder):
@@ -114,6 +120,28 @@ def test_the_source_of_a_failed_clip_may_change(folder):
     store = extract(folder, manifest, retry=())
     check(store)
     assert store.counts() == (8, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extend", [False, True], ids=["sources", "rows"])
+def test_a_change_that_was_killed_while_it_was_planned_is_compared_again(folder, extend, monkeypatch):
+    manifest = rows(8)
+    manifest[2]["video"] = "lost.mp4"
+    store = extract(folder, manifest)
+    manifest[2]["video"] = "good.mp4"
+    manifest += rows(4, 8) if extend else []
+    read = Corpus.batches
+    with monkeypatch.context() as patch:
+        patch.setattr(Corpus, "batches", lambda self: itertools.chain(read(self), killed()))
+        patch.setattr("features.store.growth._compare", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            extract(folder, manifest, extend, retry=())
+    corpus = read_corpus(write_manifest(folder / "other.csv", [{**manifest[0], "label": "b"}, *manifest[1:]]))
+    with pytest.raises(StoreError, match="column 'label' of clip 'c0' has changed"):
+        changed_spec(Store(store.uri), spec_of(corpus), corpus, extend)
+    store = extract(folder, manifest, extend, retry=())
+    check(store)
+    assert store.counts() == (len(manifest), 0)
 
 
 @pytest.mark.slow

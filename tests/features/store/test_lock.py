@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import queue
 import subprocess
 import sys
 import threading
@@ -135,6 +136,18 @@ def test_a_job_whose_lock_was_taken_over_stops_and_leaves_it_to_the_other(tmp_pa
                 lock.check()
                 time.sleep(0.05)
     assert lock_of(tmp_path)["owner"] == "other"
+
+
+def test_an_owner_that_asks_for_it_hears_at_once_of_another_and_not_of_a_folder_that_was_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr(features.store.lock, "HEARTBEAT", 0.05)
+    heard = queue.Queue()
+    with StoreLock(str(tmp_path / "a"), lost=heard.put) as lock:
+        write_atomic(lock.fs, lock.path, json.dumps(lock_of(tmp_path / "a") | {"owner": "other", "pid": 7}).encode())
+        assert "taken over by another job (process 7 on " in heard.get(timeout=30)
+    with StoreLock(str(tmp_path / "b"), lost=heard.put) as lock:
+        lock.fs.delete_file(lock.path)
+        lock._thread.join(timeout=30)
+        assert not lock._thread.is_alive() and heard.empty()
 
 
 @pytest.mark.slow

@@ -42,6 +42,9 @@ def test_lines_of_a_healthy_run_are_dropped(line):
 def test_tracebacks_are_dropped_by_their_last_line_and_others_kept_whole():
     told = '(run_trial pid=3) Traceback (most recent call last):\n(run_trial pid=3)   File "a"\n(run_trial pid=3) '
     assert filtered(told + "SystemExit: 1\nafter\n") == "after\n"
+    in_a_callback = "(run_trial pid=3) Exception ignored in: <function WeakSet._remove at 0x7f>\n" + told
+    assert filtered(in_a_callback + "SystemExit: 1\nafter\n") == "after\n"
+    assert filtered(in_a_callback + "ValueError: x\n") == in_a_callback + "ValueError: x\n"
     bug = told + "ValueError: x\n"
     assert filtered(bug) == bug
     other = "a line of another process\n"

@@ -123,6 +123,8 @@ def test_a_server_that_stays_away_ends_the_job_with_one_line_and_a_refusal_at_on
     run.log_metrics({"loss": 1.0, "accuracy": 0.5})
     with pytest.raises(JobError, match=r"has not taken the last 2 points .*run the same command again"):
         run._outbox.flush(patience=0.5)
+    with pytest.raises(JobError, match=r"^MLflow at http://.*is MLFLOW_TRACKING_URI right\?$"):
+        run.ask(lambda client: client.get_run(run.run_id), patience=0.5)
     away.set(FORWARD)
     run.flush()
     run.client.delete_run(run.run_id)

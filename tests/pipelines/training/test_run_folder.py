@@ -1,6 +1,7 @@
 """A run's folder: one job at a time, results saved before they are tracked, old runs resumed as they were begun."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from mlflowserver import Refusing
 import clcr
 from clcr.training import OptimConfig
 from clcr.versions import VERSION, VERSION_1_NAMES
+from features.files import open_fs, write_atomic
 from pipelines.common.cli import flatten, parse, to_yaml
 from pipelines.common.errors import JobError
 from pipelines.tracking.run import start_run
@@ -61,6 +63,29 @@ def test_a_folder_has_one_job_and_a_dead_ones_claim_is_taken_over(tmp_path, monk
     assert not (out / "_owner.json").exists()
 
 
+def test_a_job_whose_folder_was_taken_over_ends_as_if_killed(tmp_path):
+    """Its host was cut off from the storage for so long that another start took it for dead."""
+    out = tmp_path / "run"
+    code = (
+        "import sys, time, features.store.lock as lock\n"
+        "lock.HEARTBEAT = 0.05\n"
+        "from pipelines.training.run_folder import sole_owner\n"
+        f"with sole_owner({str(out)!r}):\n"
+        "    print('mine', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stdout.readline() == "mine\n"
+        owner = json.loads((out / "_owner.json").read_text())
+        fs, path = open_fs(f"{out}/_owner.json")
+        write_atomic(fs, path, json.dumps({**owner, "owner": "other", "pid": 7}).encode())
+        said = job.communicate(timeout=60)[1]
+    assert job.returncode == 1 and "Traceback" not in said
+    assert f"error: --out {out} was taken over by another job (process 7 on " in said
+    assert json.loads((out / "_owner.json").read_text())["owner"] == "other"
+
+
 def test_what_mlflow_refuses_is_saved_first_and_sent_by_the_next_start(trained, store, tmp_path):
     out, uri = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
     run = start_run(uri, "x", "run", {}, {})
@@ -85,6 +110,34 @@ def test_what_mlflow_refuses_is_saved_first_and_sent_by_the_next_start(trained, 
     assert {"model/weights.safetensors", "confusion/label.png"} <= sent
     (out / "model" / "weights.safetensors").unlink()
     track_finished(str(out), started, metrics, OptimConfig(epochs=1))  # all was sent: nothing is read again
+
+
+def test_the_result_of_a_run_that_was_deleted_stays_in_its_folder(trained, store, tmp_path, capsys):
+    out, uri = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
+    run = start_run(uri, "x", "run", {}, {})
+    client, run._client = run.client, Refusing(run.client)
+    claim(TrainConfig(store.uri, str(out), recipe=trained.recipe))
+    with pytest.raises(JobError, match="are saved in"):
+        finish(trained, str(out), run, *trained.test())
+    client.delete_run(run.run_id)
+    started, metrics = {"run_id": run.run_id, "tracking_uri": uri}, json.loads((out / "metrics.json").read_text())
+    track_finished(str(out), started, metrics, OptimConfig(epochs=1))
+    assert f"was deleted: the result is in {out} alone" in capsys.readouterr().out
+    shutil.rmtree(out / "model")  # to save space
+    track_finished(str(out), started, metrics, OptimConfig(epochs=1))
+
+
+def test_a_run_on_a_store_whose_failed_clips_were_cured_since_is_not_resumed(store, tmp_path):
+    config = TrainConfig(store.uri, str(tmp_path / "run"), recipe=recipe())
+    open_run(config, claim(config), f"sqlite:///{tmp_path}/mlflow.db", "x", {})
+    assert claim(config)["clips"] == store.counts()[0]
+    begun = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**begun, "clips": begun["clips"] - 1}))
+    with pytest.raises(JobError, match=rf"holds a run on what {store.uri} was before"):
+        claim(config)
+    begun.pop("clips")  # as an earlier version wrote it
+    (tmp_path / "run" / "run.json").write_text(json.dumps(begun))
+    assert claim(config) == begun
 
 
 def refuse_input(*arguments):
