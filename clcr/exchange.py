@@ -82,7 +82,8 @@ class CoExchange(nn.Module):
     """Multi-head attention from every modality to the pool of the others; weights common to all modalities.
 
     null_logit: start of each head's logit of hearing nothing; none: it always hears. drop_answer: in training, share
-    of clips whose answer is dropped, for each modality by itself. mixed: some modalities have a time and some none.
+    of clips whose answer is dropped, for each modality by itself. mixed: some modalities have a time and some none, and
+    all clips have the same spans.
     """
 
     scalars = ("null",)
@@ -175,9 +176,8 @@ class CoExchange(nn.Module):
             pool_valid = torch.cat([valid[n] for n in others], dim=1)
             weight = torch.cat([alpha[n] for n in others], dim=1).where(pool_valid, 0.0)
             between = (near[m], torch.cat([near[n] for n in others], dim=-2)) if near else None
-            if between is not None and timed is not None:
-                pool_timed = torch.cat([timed[n].expand(len(pool_valid), -1) for n in others], dim=1)
-                between, pool = _even(between, pool_timed, pool_valid)
+            if between and timed:
+                between, pool = _as_average(between, torch.cat([timed[n] for n in others]), pool_valid)
             elif self.null is not None:
                 pool = _log_pool(pool_valid, between)
             answer = attend(
@@ -209,25 +209,25 @@ class CoExchange(nn.Module):
 
 
 def _nearness(near: Near) -> Tensor:
-    """n of every query and key, ([B,] h, Tq, Tk), in float32 at least: half precision is a tenth off where n is 24."""
-    with torch.autocast(near[0].device.type, enabled=False):
-        query, key = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in near)
-        return query @ key.mT
+    """n of every query and key, ([B,] h, Tq, Tk), for float32 to go on with at least."""
+    nearness = near[0] @ near[1].mT
+    return nearness.to(torch.promote_types(nearness.dtype, torch.float32))
 
 
-def _even(near: Near, timed: Tensor, valid: Tensor) -> tuple[Near, Tensor]:
+def _as_average(near: Near, timed: Tensor, valid: Tensor) -> tuple[Near, Tensor]:
     """Nearness in which keys without a time count as the average one that has a time, and the log of sum_j e^n[j].
 
-    timed, valid: (B, Tk) -> coordinates (B, h, Tq, e + 1) and (B, h, Tk, e + 1); (B, h, Tq). n is 0 where no key has a
-    time.
+    near: (h, Tq, e) and (h, Tk, e); timed: (Tk,); valid: (B, Tk) -> coordinates (B, h, Tq, e + 1) and
+    (B, h, Tk, e + 1); (B, h, Tq). n is 0 in clips where no key has a time.
     """
     known = valid & timed
-    some = known.any(dim=1)[:, None]
-    nearness = _nearness(near).masked_fill(~(known | ~some)[:, None, None], -math.inf)
-    average = nearness.logsumexp(dim=-1) - known.sum(dim=1).clamp(min=1).log()[:, None, None]
-    average = average.where(some[..., None], 0.0)
+    nearness = _nearness(near).masked_fill(~timed, -math.inf)
+    most = nearness.amax(dim=-1, keepdim=True)
+    most = most.where(most.isfinite(), 0.0).detach()
+    average = _log_sum(nearness, known, most) - known.sum(dim=1).clamp(min=1).log()[:, None, None]
+    average = average.where(known.any(dim=1)[:, None, None], 0.0)
     batch, heads, length = average.shape
-    more = (~timed).to(near[1].dtype)[:, None, :, None].expand(-1, heads, -1, -1)
+    more = (~timed).to(near[1].dtype)[:, None].expand(batch, heads, -1, -1)
     query = torch.cat([near[0].expand(batch, -1, length, -1), average.to(near[0].dtype)[..., None]], dim=-1)
     key = torch.cat([near[1].expand(batch, -1, -1, -1), more], dim=-1)
     return (query, key), average + valid.sum(dim=1).clamp(min=1).log()[:, None, None]
@@ -239,6 +239,14 @@ def _log_pool(valid: Tensor, near: Near | None) -> Tensor:
         return valid.sum(dim=1).clamp(min=1).log()[:, None, None]
     nearness = _nearness(near)
     most = near[0].square().sum(dim=-1, keepdim=True).to(nearness.dtype).detach()  # at the query's own instant
+    return _log_sum(nearness, valid, most)
+
+
+def _log_sum(nearness: Tensor, valid: Tensor, most: Tensor) -> Tensor:
+    """Log of sum_j e^n[j] over valid keys: ([B,] h, Tq, Tk), (B, Tk), ([B,] h, Tq, 1) -> (B, h, Tq).
+
+    most: about the largest n. No tensor of all queries, keys and clips is made where clips have the same times.
+    """
     dims = "bhqk,bk->bhq" if nearness.ndim == 4 else "hqk,bk->bhq"
     total = torch.einsum(dims, (nearness - most).exp(), valid.to(nearness.dtype))
     return total.clamp(min=FARTHEST).log() + most.squeeze(-1)

@@ -205,10 +205,10 @@ class CLCR(MultimodalModel):
         tokens = [{m: h[m] for m in self.features} for h in tokens]
         valid = [{m: mask[m] & present[m][:, None] for m in self.features} for mask in valid]
         untimed = [m for m, spec in self.features.items() if spec.rate <= 0]
-        today = self.config.model.untimed == "average"
-        placed = len(untimed) > 1 and not (today and len(untimed) < len(self.features))  # a place is no second
+        average = self.config.model.untimed == "average"
+        placed = len(untimed) > 1 and not (average and len(untimed) < len(self.features))  # a place is no second
         if spans and self.config.model.by_index and placed:
-            spans = [places(span, mask, untimed, today) for span, mask in zip(spans, valid, strict=True)]
+            spans = [places(span, mask, untimed, average) for span, mask in zip(spans, valid, strict=True)]
         flows = []
         for intra, group in zip(self.intra, self.groups, strict=True):
             of_group = ([values[level] for level in group] if values else None for values in (tokens, valid, spans))

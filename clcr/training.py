@@ -64,8 +64,8 @@ class OptimConfig:
     grad_clip: float = 1.0
     """largest norm of the whole gradient; 0 = no clipping"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 = autocast; bases, the budget, nearness in time, heads and losses stay in float32; for GPUs: on CPUs
-    attention is slower in it"""
+    """bf16 = autocast; bases, the budget, heads and losses stay in float32; for GPUs: on CPUs attention is slower in
+    it"""
     compile: bool = False
     """run the model through torch.compile"""
     score: Literal["bounded", "skill"] = "bounded"

@@ -18,6 +18,7 @@ from tuning.study import (
     ENDED,
     REACHED,
     STATUS,
+    STOPPED,
     UNSENT,
     StudyFile,
     StudySearch,
@@ -60,8 +61,8 @@ class Record(tune.Callback):
         # Empty runs: their driver was killed before it could record which trial they belong to.
         tracking.delete_children(run, "trial", keep={t.user_attrs.get("run_id") for t in search.study.trials})
         for asked in list(search.interrupted):
-            if complete(asked, recipe.optim.epochs) or "error" in asked.user_attrs:  # only its end was not recorded
-                search.interrupted.remove(asked)
+            if complete(asked, recipe.optim.epochs) or asked.user_attrs.keys() & {"error", STOPPED}:
+                search.interrupted.remove(asked)  # only its end was not recorded
                 child = self._child(asked, draw(asked, search.space))
                 child.log_again(asked.user_attrs.get(UNSENT, []))
                 self._end(asked, child)
@@ -79,8 +80,8 @@ class Record(tune.Callback):
         """Log the metrics of one epoch in one call, or the error that ended the trial."""
         asked, run = self.search.asked[trial.trial_id], self.runs[trial.trial_id]
         if "error" in result:
-            run.log_text(result["traceback"], "error.txt")
             self._note_last(asked, run, "error", result["error"])
+            run.log_text(result["traceback"], "error.txt")
             return
         worth = {name: result[name] for name in (SCORE, COST, *(o.metric for o in self.objectives)) if name in result}
         # The objectives go first: MLflow's parallel coordinates open with the metric that was logged first.
@@ -103,8 +104,11 @@ class Record(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record a trial that finished, was stopped early, or reported an error."""
         release(trial)
+        asked, run = self.search.asked[trial.trial_id], self.runs[trial.trial_id]
         try:
-            self._end(self.search.asked[trial.trial_id], self.runs[trial.trial_id])
+            if not complete(asked, self.recipe.optim.epochs) and "error" not in asked.user_attrs:
+                self._note_last(asked, run, STOPPED, True)
+            self._end(asked, run)
         except Exception as error:  # Tune would take it for the trial's own, and train it again
             self.problem = error
 

@@ -65,8 +65,12 @@ def run_all(runs: SeedRuns) -> dict[str, dict[int, Metrics]]:
     """
     tracking.abandon_children(runs.parent)  # those that an earlier start left unfinished
     done = runs.results()
+    failed = []
     for name, seed in [(name, seed) for name, by_seed in done.items() for seed in by_seed]:
-        track_ended(runs, name, seed, done[name][seed])
+        try:
+            track_ended(runs, name, seed, done[name][seed])
+        except JobError as error:
+            failed.append(f"{name} seed {seed}: {error}")
     missing = [(name, seed) for seed in runs.seeds for name in runs.recipes if seed not in done[name]]
     total = len(runs.recipes) * len(runs.seeds)
     gpus = runs.gpus_per_run if ray.cluster_resources().get("GPU", 0) else 0
@@ -76,7 +80,6 @@ def run_all(runs: SeedRuns) -> dict[str, dict[int, Metrics]]:
     task = train_and_test.options(num_cpus=runs.cpus_per_run, num_gpus=gpus)
     device = "cuda" if gpus else "cpu"  # said explicitly: a task without a GPU of its own may still see one
     pending = {task.remote(runs, name, seed, device): (name, seed) for name, seed in missing}
-    failed = []
     while pending:
         ready, _ = ray.wait(list(pending))
         name, seed = pending.pop(ready[0])

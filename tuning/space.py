@@ -211,10 +211,10 @@ def _options(recipe: Recipe) -> dict[str, Any]:
 
 def _fits(recipe: Recipe, width: int) -> bool:
     try:
-        replace(recipe.network.model, width=width)
+        model = replace(recipe.network.model, width=width)
     except ConfigError:
         return False
-    return True
+    return model.exchange_width % model.heads == 0
 
 
 def _is_off(distribution: Distribution, value: Any) -> bool:

@@ -32,6 +32,7 @@ from tuning.space import Space
 
 REACHED = "reached"  # user attribute of a trial: the last epoch that it reported, and its metrics at that time
 ENDED = "ended"  # in REACHED and in a result: the training ended by itself, after all epochs or by --patience
+STOPPED = "stopped"  # user attribute of a trial that the scheduler stopped: it is not run again
 UNSENT = "unsent"  # user attribute of a trial whose training ended: points that MLflow had not confirmed by then
 FROM = "from"  # user attribute of a trial that another study lent: where it comes from
 

@@ -43,7 +43,7 @@ def changed_spec(store: Store, spec: StoreSpec, corpus: Corpus, extend: bool) ->
 def apply_change(store: Store, spec: StoreSpec, corpus: Corpus) -> Store:
     """Give a store the spec and the plan of its changed manifest; killed in between, the same command does the rest."""
     store.spec = spec
-    write_plan(store, corpus, anew=True)
+    write_plan(store, corpus)
     write_atomic(store.fs, f"{store.path}/store.json", (json.dumps(spec.to_dict(), indent=2) + "\n").encode())
     return Store(store.uri)
 

@@ -20,22 +20,23 @@ from features.errors import StoreError
 from features.files import publish, temporary_path
 from features.store.reader import Store
 
+CORPUS = "corpus"  # metadata of a plan: the digest of the manifest whose rows it holds
 OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
-def write_plan(store: Store, corpus: Corpus, anew: bool = False) -> None:
-    """Write the plan of every split that has none yet. Raises StoreError when the manifest changes meanwhile.
+def write_plan(store: Store, corpus: Corpus) -> None:
+    """Write the plan of every split that has none yet, or that of another manifest than the store's spec names.
 
-    anew: of every split, each in place of the one that is there, which stays until the new one is whole: what has
-    changed in a manifest is known by comparing with it.
+    An earlier plan stays until the new one is whole: what has changed in a manifest is known by comparing with it.
+    Raises StoreError when the manifest changes meanwhile.
     """
-    splits = store.spec.splits
-    missing = [s for s in splits if anew or store.fs.get_file_info(_path(store, s)).type == pafs.FileType.NotFound]
+    missing = [split for split in store.spec.splits if _planned(store, split) != store.spec.corpus.encode()]
     if not missing:
         return
     store.fs.create_dir(f"{store.path}/plan", recursive=True)
     with contextlib.ExitStack() as files:
-        parts = {split: files.enter_context(_plan_file(store, split, corpus.schema)) for split in missing}
+        schema = corpus.schema.with_metadata({CORPUS: store.spec.corpus})
+        parts = {split: files.enter_context(_plan_file(store, split, schema)) for split in missing}
         for batch in corpus.batches():
             for split, part in parts.items():
                 part.add(pa.Table.from_batches([batch.filter(pc.equal(batch.column("split"), split))]))
@@ -59,6 +60,14 @@ def planned_clips(store: Store, split: str) -> Iterator[dict[str, Any]]:
         plan = pa.ipc.open_file(file)
         for number in range(plan.num_record_batches):
             yield from plan.get_batch(number).to_pylist()
+
+
+def _planned(store: Store, split: str) -> bytes | None:
+    """The digest of the manifest that a split's plan holds, None where it has no plan."""
+    if store.fs.get_file_info(_path(store, split)).type == pafs.FileType.NotFound:
+        return None
+    with store.fs.open_input_file(_path(store, split)) as file:
+        return (pa.ipc.open_file(file).schema.metadata or {}).get(CORPUS.encode())
 
 
 class _Part:

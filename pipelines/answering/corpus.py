@@ -21,7 +21,7 @@ from features.corpus.manifest import Clip, read_corpus
 from features.decode.specs import VideoSpec
 from features.encoders.registry import kind_of
 from features.errors import one_line
-from features.files import open_fs, resolve
+from features.files import open_fs, resolve, write_atomic
 from pipelines.answering.clips import Answer, ClipAnswerer, clip_of_file, make_clip
 from pipelines.common.cli import Progress, resolve_uri
 from pipelines.common.errors import JobError
@@ -142,11 +142,12 @@ def write_answers(config: Asked, answers: Sequence[Answer]) -> None:
     out = resolve_uri("--out", config.out)
     failed = [{"clip_id": a.clip_id, **a.failure} for a in answers if a.failure]
     for folder, rows in ((out, tables), (f"{out}/_failures", [pa.Table.from_pylist(failed)] if failed else [])):
-        fs, path = open_fs(folder)
-        with contextlib.suppress(FileNotFoundError):  # of an earlier start, when other clips failed
-            fs.delete_file(f"{path}/clips.parquet")
         if rows:
             _write(folder, "clips.parquet", pa.concat_tables(rows))
+        else:  # an earlier start may have left one, when other clips failed
+            fs, path = open_fs(folder)
+            with contextlib.suppress(FileNotFoundError):
+                fs.delete_file(f"{path}/clips.parquet")
     if tables:
         print(f"predictions of {len(tables)} clips: {out}/clips.parquet", flush=True)
 
@@ -186,5 +187,4 @@ def _write(out: str, name: str, table: pa.Table) -> None:
     fs.create_dir(path, recursive=True)
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer)
-    with fs.open_output_stream(f"{path}/{name}") as file:
-        file.write(buffer.getvalue())
+    write_atomic(fs, f"{path}/{name}", buffer.getvalue().to_pybytes())

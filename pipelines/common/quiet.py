@@ -19,6 +19,7 @@ NOISE = re.compile(
 # Tracebacks, by their last line: of a process that was told to end, and of one that asked the wrong cluster.
 ENDINGS = re.compile(r"SystemExit: \d+|ray\.util\.state\.exception\.\w+|RayStateApiException|ServerUnavailable")
 PREFIX = re.compile(r"^(?:\x1b\[\d+m)*(\(\S.*? ?pid=\d+[^)]*\))(?:\x1b\[\d+m)* ?")  # of another process's line
+_ends: list[Callable[[], None]] = []  # what ends this process's filters
 END = b"\x00end of this process's standard error\x00"
 OPENINGS = ("Traceback (most recent call last):", "Exception in thread ", "Exception ignored in: ")
 
@@ -82,11 +83,19 @@ def quieten() -> Callable[[], None]:
     threading.Thread(target=pump, name="stderr", daemon=True).start()
 
     def end() -> None:
-        os.write(2, END)
-        done.wait(2)
-        os.dup2(terminal, 2)
+        if not done.is_set():
+            os.write(2, END)
+            done.wait(2)
+            os.dup2(terminal, 2)
 
+    _ends.append(end)
     return end
+
+
+def drain() -> None:
+    """End every filter, so that what was said is there when this process ends at once."""
+    for end in _ends:
+        end()
 
 
 def _write(descriptor: int, text: str) -> None:

@@ -65,7 +65,7 @@ class Outbox:
         with self._changed:
             self._changed.wait_for(lambda: self._error or not self._points, patience)
             if self._error or self._points:
-                reason = str(self._error or "it does not answer").splitlines()[0]
+                reason = first_line(self._error) if self._error else "it does not answer"
                 raise JobError(
                     f"{self._where} has not taken the last {len(self._points)} points of this run ({reason}): "
                     "run the same command again when it does"
@@ -103,8 +103,9 @@ def retry_until_up(call: Callable[[], Result], where: str, patience: float | Non
     def say(state: RetryCallState) -> None:
         if state.attempt_number == 2:  # one failure alone is not worth a line
             assert state.outcome is not None  # there was an attempt
-            reason = str(state.outcome.exception()).splitlines()[0]
-            print(f"{where} is away; what is logged waits for it ({reason})", flush=True)
+            reason = state.outcome.exception()
+            assert reason is not None  # it is tried again after errors alone
+            print(f"{where} is away; what is logged waits for it ({first_line(reason)})", flush=True)
 
     return Retrying(
         retry=retry_if_exception(is_outage),
@@ -113,6 +114,11 @@ def retry_until_up(call: Callable[[], Result], where: str, patience: float | Non
         before_sleep=say,
         reraise=True,
     )(call)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its kind where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def is_outage(error: BaseException | None) -> bool:

@@ -29,7 +29,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from pipelines.common.cli import submitted
 from pipelines.common.errors import JobError
 from pipelines.tracking.names import metric_key
-from pipelines.tracking.outbox import AWAY, PATIENCE, Outbox, Point, Result, retry_until_up
+from pipelines.tracking.outbox import AWAY, PATIENCE, Outbox, Point, Result, first_line, retry_until_up
 from pipelines.tracking.places import artifacts_beside, experiment_name, sqlite_path
 from pipelines.tracking.views import open_as_training
 
@@ -250,8 +250,7 @@ def resume_run(uri: str, run_id: str) -> Run:
 
 def refused(uri: str, error: BaseException) -> JobError:
     """What to say of a server's answer that trying again does not change."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return JobError(f"MLflow at {uri}: {reason}; is MLFLOW_TRACKING_URI right?")
+    return JobError(f"MLflow at {uri}: {first_line(error)}; is MLFLOW_TRACKING_URI right?")
 
 
 def abandon_children(parent: Run, ended: Mapping[str, str] = MappingProxyType({}), patience: float = PATIENCE) -> None:

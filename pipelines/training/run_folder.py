@@ -13,6 +13,7 @@ OUT/tracked.json     written last: MLflow has all of it
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -35,6 +36,7 @@ from infra.doctor import mlflow_server, ray_access, require, storage, torch_pair
 from pipelines.common.cli import flatten, override, submission_id, to_yaml
 from pipelines.common.cluster import start_ray
 from pipelines.common.errors import JobError, fail
+from pipelines.common.quiet import drain
 from pipelines.tracking import places
 from pipelines.tracking import run as tracking
 from pipelines.tracking.names import file_name
@@ -83,7 +85,10 @@ def as_begun(config: Config) -> Config:
 
 def _give_way(reason: str) -> None:
     """End this process at once, as a kill does: what it would still write, to MLflow too, is another job's by now."""
-    os._exit(fail(f"--out {reason}", 1))
+    code = fail(f"--out {reason}", 1)
+    sys.stdout.flush()
+    drain()
+    os._exit(code)
 
 
 @contextmanager
@@ -138,6 +143,8 @@ def require_same_run(config: JobConfig, written: str, may_differ: Sequence[str] 
         what = ", ".join(f"{k} {before.get(k)} not {now.get(k)}" for k in changed[:4])
         raise JobError(f"--out {config.out} holds another run ({what}): give another --out, or the same options")
     started, content = read_json(config.out, "run.json"), _content(open_store(config.store))
+    if read_json(config.out, "metrics.json") is not None:  # it is finished, and reads no clip any more
+        content.pop("clips")
     if started and any(started.get(name, value) != value for name, value in content.items()):
         raise JobError(f"--out {config.out} holds a run on what {config.store} was before: give another --out")
     return started
@@ -286,7 +293,7 @@ def track_finished(
     tracked = read_text(out, "tracked.json") is not None
     if not tracked and (read_json(out, "model/config.json") or {}).get("version", 1) > 1:  # 1 tracked first, then saved
         try:
-            run = tracking.resume_run(run.uri, run.run_id)
+            run.require_answer()
             run.log_again(read_json(out, "unsent.json") or [])
             track_result(out, run, metrics, optim)
         except tracking.RunGoneError as error:

@@ -49,7 +49,7 @@ features = EncoderSpec(VideoSpec(), AudioSpec()).features()
 rows = shard_rows or default_shard_rows(sum(report.splits.values()))
 spec = StoreSpec(features, report.tasks, report.splits, rows, report.digest, decoding=DECODING)
 store, begun = create_store(f"{folder}/store", spec), time.monotonic()
-write_plan(store, corpus, anew=True)""",
+write_plan(store, corpus)""",
     "extract --dry-run, 99 % indexed": """
 from pipelines.extract import ExtractConfig, extract
 extract(ExtractConfig(f"{folder}/corpus.parquet", f"{folder}/store", dry_run=True))""",

@@ -93,19 +93,20 @@ def test_a_trial_that_failed_has_failed_for_the_next_driver_too(tmp_path, monkey
     assert history(parent, record) == [0]
 
 
-def test_an_end_that_mlflow_does_not_take_ends_the_sweep_and_not_the_trial(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("epochs", "status"), [(EPOCHS, "FINISHED"), (2, "STOPPED")])
+def test_an_end_that_mlflow_does_not_take_ends_the_sweep_and_not_the_trial(epochs, status, tmp_path, monkeypatch):
     """Tune takes what this callback raises for an error of the trial, and trains it again."""
     parent = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "sweep", {}, {})
     record, trial = driver(tmp_path, parent)
-    show(record, trial, range(1, EPOCHS + 1))
+    show(record, trial, range(1, epochs + 1))
     with monkeypatch.context() as patch:
         patch.setattr(Run, "flush", lambda *_: refuse())
         record.on_trial_complete(0, [], trial)
         with pytest.raises(JobError, match="no answer"):
             record.on_step_end(0, [])
     record, trial = driver(tmp_path, parent)
-    assert trial is None and [row["status"] for row in rows(record.search.study)] == ["FINISHED"]
-    assert history(parent, record) == list(range(EPOCHS))
+    assert trial is None and [row["status"] for row in rows(record.search.study)] == [status]
+    assert history(parent, record) == list(range(epochs))
 
 
 @pytest.mark.parametrize("epochs", [2, EPOCHS], ids=["interrupted", "at its end"])

@@ -1,6 +1,7 @@
 """A run's folder: one job at a time, results saved before they are tracked, old runs resumed as they were begun."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -68,20 +69,23 @@ def test_a_job_whose_folder_was_taken_over_ends_as_if_killed(tmp_path):
     out = tmp_path / "run"
     code = (
         "import sys, time, features.store.lock as lock\n"
+        "from pipelines.common.quiet import quieten\n"
+        "quieten()\n"
         "lock.HEARTBEAT = 0.05\n"
         "from pipelines.training.run_folder import sole_owner\n"
         f"with sole_owner({str(out)!r}):\n"
         "    print('mine', flush=True)\n"
+        "    print('buffered')\n"
         "    time.sleep(600)\n"
     )
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": os.environ | {"PYTHONUNBUFFERED": ""}}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **piped) as job:
         assert job.stdout.readline() == "mine\n"
         owner = json.loads((out / "_owner.json").read_text())
         fs, path = open_fs(f"{out}/_owner.json")
         write_atomic(fs, path, json.dumps({**owner, "owner": "other", "pid": 7}).encode())
-        said = job.communicate(timeout=60)[1]
-    assert job.returncode == 1 and "Traceback" not in said
+        buffered, said = job.communicate(timeout=60)
+    assert job.returncode == 1 and "Traceback" not in said and buffered == "buffered\n"
     assert f"error: --out {out} was taken over by another job (process 7 on " in said
     assert json.loads((out / "_owner.json").read_text())["owner"] == "other"
 
@@ -135,6 +139,9 @@ def test_a_run_on_a_store_whose_failed_clips_were_cured_since_is_not_resumed(sto
     (tmp_path / "run" / "run.json").write_text(json.dumps({**begun, "clips": begun["clips"] - 1}))
     with pytest.raises(JobError, match=rf"holds a run on what {store.uri} was before"):
         claim(config)
+    (tmp_path / "run" / "metrics.json").write_text("{}")  # it had finished by then
+    assert claim(config)["clips"] == begun["clips"] - 1
+    (tmp_path / "run" / "metrics.json").unlink()
     begun.pop("clips")  # as an earlier version wrote it
     (tmp_path / "run" / "run.json").write_text(json.dumps(begun))
     assert claim(config) == begun
