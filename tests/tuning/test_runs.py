@@ -45,3 +45,22 @@ def test_what_mlflow_lacks_of_a_finished_run_is_sent_by_the_next_start(how, stor
     assert found.info.run_id == run.run_id and found.info.status == "FINISHED"
     assert found.data.metrics["test/label/accuracy"] == saved["label"]["accuracy"]
     assert found.data.metrics["val/score"] == learner.trainer.best_score
+
+
+def test_a_result_that_mlflow_refuses_is_named_with_the_runs_that_failed(store, tmp_path, shared_ray, monkeypatch):
+    parent = start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", "comparison", {}, {})
+    runs = SeedRuns(store.uri, str(tmp_path), {"given": recipe()}, (0, 1), "x", parent, 1, 0)
+    for seed in runs.seeds:
+        (tmp_path / f"given-seed{seed}").mkdir()
+        for name in ("metrics.json", "run.json"):
+            (tmp_path / f"given-seed{seed}" / name).write_text("{}")
+    asked = []
+
+    def refuse(folder, *_):
+        asked.append(folder)
+        raise JobError("read only")
+
+    monkeypatch.setattr("tuning.runs.track_finished", refuse)
+    with pytest.raises(JobError, match="2 of 2 runs failed, the first is given seed 0: read only"):
+        run_all(runs)
+    assert len(asked) == 2

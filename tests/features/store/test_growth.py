@@ -16,7 +16,7 @@ from features.errors import StoreError
 from features.extractor import Extraction
 from features.store import Store, StoreSpec
 from features.store.growth import apply_change, changed_spec
-from features.store.plan import write_plan
+from features.store.plan import planned_clips, write_plan
 from features.store.shards import create_store, find_store, require_same_decoding
 from features.store.verify import verify
 
@@ -142,6 +142,22 @@ def test_a_change_that_was_killed_while_it_was_planned_is_compared_again(folder,
     store = extract(folder, manifest, extend, retry=())
     check(store)
     assert store.counts() == (len(manifest), 0)
+
+
+def test_a_plan_of_another_manifest_than_the_stores_is_made_anew(folder, monkeypatch):
+    """A change was killed between its plan and store.json, and then taken back."""
+    manifest = rows(8)
+    corpus = read_corpus(write_manifest(folder / "corpus.csv", manifest))
+    store = create_store(str(folder / "store"), spec_of(corpus))
+    write_plan(store, corpus)
+    changed = read_corpus(write_manifest(folder / "changed.csv", [{**manifest[0], "video": "x.mp4"}, *manifest[1:]]))
+    with monkeypatch.context() as patch:
+        patch.setattr("features.store.growth.write_atomic", lambda *_: next(killed()))
+        with pytest.raises(KeyboardInterrupt):
+            apply_change(Store(store.uri), spec_of(changed), changed)
+    assert next(planned_clips(store, "train"))["video"] == "x.mp4"
+    write_plan(Store(store.uri), corpus)
+    assert next(planned_clips(store, "train"))["video"] == "good.mp4"
 
 
 @pytest.mark.slow
