@@ -124,7 +124,8 @@ def measure(
 ) -> None:
     """Ask, count, write, log: all that comes after the checks."""
     rows, sample = index.to_pylist(), robust_sample(index, config)
-    print(f"{len(rows)} clips of {config.split}, {len(models)} models, {len(conditions)} conditions", flush=True)
+    many = f"{len(models)} model{'s' * (len(models) > 1)}, {len(conditions)} condition{'s' * (len(conditions) > 1)}"
+    print(f"{len(rows)} clips of {config.split}, {many}", flush=True)
     metrics, scored, logits = describe(config, store, rows, sample, tasks), {}, {}
     validation, seen = read_validation(store, config, tasks), read_probed(store, config, models)
     for model in models:

@@ -5,11 +5,12 @@ Run the same command again to resume from the last checkpoint; a finished run on
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
+import pyarrow.compute as pc
 import ray
 import ray.train
 import ray.train.torch
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from clcr.errors import DivergedError
 from features.files import open_fs, read_json, read_text
-from features.store import open_store
+from features.store import Mixture, Store, open_store
 from pipelines.common.cli import Progress, main, require_at_least, resolve_uri
 from pipelines.common.cluster import count_slots, cpus_for, own_cluster
 from pipelines.common.compat import plain_train_driver
@@ -106,7 +107,7 @@ def train(config: TrainConfig) -> None:
             flush=True,
         )
         with run.ending():
-            launch(config, run)
+            print(launch(config, run), flush=True)
         print_metrics(config, read_json(config.out, "metrics.json"))
         register_model(config, run)
         print(f"compare runs: {runs_page(run.uri, run.experiment_id())}", flush=True)
@@ -144,9 +145,10 @@ def show_finished(config: TrainConfig, started: Mapping[str, str] | None, metric
         register_model(config, track_finished(config.out, started, metrics, config.recipe.optim))
 
 
-def launch(config: TrainConfig, run: tracking.Run) -> None:
+def launch(config: TrainConfig, run: tracking.Run) -> str:
     """Train on the cluster's workers, again from the last checkpoint whenever a worker or a host dies.
 
+    Returns how it ended, in a line.
     The run ends when it dies more than DEATHS times without a new checkpoint in between: long runs on many machines may
     die often, but they progress. Raises JobError or another error of ours where trying again would not help.
     """
@@ -157,7 +159,7 @@ def launch(config: TrainConfig, run: tracking.Run) -> None:
             repair(config.out)
             with plain_train_driver(own_cluster()):
                 result: Any = trainer().fit()
-                problem = result.return_value
+                problem, ended = result.return_value
         except TrainingFailedError as error:
             if known := find_user_error(error):
                 raise known from error
@@ -168,7 +170,7 @@ def launch(config: TrainConfig, run: tracking.Run) -> None:
         else:
             if problem:
                 raise JobError(problem)
-            return
+            return ended
 
 
 def ray_trainer(config: TrainConfig, run: tracking.Run) -> Callable[[], ray.train.torch.TorchTrainer]:
@@ -210,11 +212,11 @@ def newest_checkpoint(out: str) -> str | None:
     return read_text(out, SNAPSHOT)
 
 
-def train_worker(loop_config: Mapping[str, ray.ObjectRef]) -> str | None:
+def train_worker(loop_config: Mapping[str, ray.ObjectRef]) -> tuple[str, str]:
     """What each worker runs. Rank 0 alone writes: to MLflow, and at the end to the output folder.
 
     loop_config: `job`, Ray's object of the config, the MLflow run and how many CPUs each worker has. Returns why
-    training cannot continue, or its result was not tracked, where trying again would not help.
+    training cannot continue, or its result was not tracked, where trying again would not help; and how it ended.
     """
     job = ray.get(loop_config["job"])
     config, run = job["config"], job["run"]
@@ -254,14 +256,15 @@ def train_worker(loop_config: Mapping[str, ray.ObjectRef]) -> str | None:
                 save_if_due(trainer.finished)
     except DivergedError as error:
         run.flush()
-        return str(error)
+        return str(error), ""
     metrics, predictions, diagnostics = learner.test()
     if rank == 0:
         try:
             finish(learner, config.out, run, metrics, predictions, diagnostics)
         except JobError as error:  # raised here, it would come with Ray's traceback of the worker
-            return str(error)
-    return None
+            return str(error), ""
+    best = f"best val score {trainer.best_score:.3f}, of epoch {trainer.best_epoch + 1}"
+    return "", f"trained {trainer.next_epoch} of {config.recipe.optim.epochs} epochs, {best}"
 
 
 def register_model(config: TrainConfig, run: tracking.Run) -> None:
@@ -274,14 +277,29 @@ def _last_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
+def constant_accuracy(store: Store | Mixture, tasks: Collection[str], fold: int | None) -> dict[str, float]:
+    """By task of one class per clip, the share of the test clips' labels that are of the most frequent class."""
+    classes = [task.name for task in store.spec.tasks if task.name in tasks and task.kind == "classification"]
+    labels = store.index("test", [f"label_{name}" for name in classes], fold)
+    found = {name: labels[f"label_{name}"].drop_null().value_counts() for name in classes}
+    return {
+        name: pc.max(counts.field("counts")).as_py() / pc.sum(counts.field("counts")).as_py()
+        for name, counts in found.items()
+        if len(counts)
+    }
+
+
 def print_metrics(config: TrainConfig, metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """The test result as a table."""
-    recipe = config.recipe
+    """The test result as a table, with the accuracy of always answering the most frequent class."""
+    recipe, constant = config.recipe, constant_accuracy(open_store(config.store), metrics, config.recipe.loader.fold)
     columns = sorted({name for values in metrics.values() for name in values} - {"n"})
-    table = Table("task", "labels", *columns, title=f"{recipe.architecture}, test split, seed {recipe.seed}")
+    heads = [*columns, *(["one class"] if constant else [])]
+    table = Table("task", "labels", *heads, title=f"{recipe.architecture}, test split, seed {recipe.seed}")
+    if constant:
+        table.caption = "one class: accuracy of always answering the most frequent one"
     for task, values in metrics.items():
         numbers = [f"{values[c]:.3f}" if c in values else "" for c in columns]
-        table.add_row(task, str(int(values["n"])), *numbers)
+        table.add_row(task, str(int(values["n"])), *numbers, f"{constant[task]:.3f}" if task in constant else "")
     Console(width=100).print(table)
     print(f"written to {config.out}/metrics.json", flush=True)
 

@@ -26,7 +26,7 @@ MODULES += [f"tests.benchmarks.{path.stem}" for path in sorted((ROOT / "tests/be
 FOREIGN = {  # options of programs that are not ours, named in the text
     "--working-dir", "--address", "--head", "--follow", "--no-wait", "--num-cpus", "--nodes", "--gpus-per-node",
     "--config", "--print-config", "--help", "--no-deps", "--backend-store-uri", "--artifacts-destination",
-    "--allowed-hosts",
+    "--allowed-hosts", "--experiment-id",
 }  # fmt: skip
 BAD = {  # what words.md says not to write, and what to write instead
     r"\bgo(es|ing)? on where\b|\b(then|it|again|jobs?|command|runs?|training) goe?s? on\b|\bto go on\b|\bgone on\b":

@@ -70,7 +70,10 @@ def finish(config: SweepConfig, run: tracking.Run, study: optuna.Study) -> tuple
     print(summary(config, trials))
     file = resolve("best.yaml", config.out)
     options = f"--config {shlex.quote(file)} --store {shlex.quote(config.store)} --out ..."
-    print(f"best: trial {best['trial']}; {' '.join(job('pipelines/train.py'))} {options}")
+    given = (
+        "" if _differs(config.recipe, recipes[best["trial"]]) else " (the recipe as given: nothing tried was better)"
+    )
+    print(f"best: trial {best['trial']}{given}; {' '.join(job('pipelines/train.py'))} {options}")
     return _name(best["trial"]), recipes[best["trial"]]
 
 
@@ -99,8 +102,7 @@ def train_final(config: SweepConfig, run: tracking.Run, name: str, best: Recipe)
     Runs of an earlier start are kept: each is named after its trial, and more trials may find a better one.
     """
     recipes = {GIVEN: config.recipe}
-    # Both with a budget for each level, as `apply` writes it: equal recipes are to compare as equal.
-    if apply(config.recipe, defaults(config.recipe)) != apply(best, defaults(best)):
+    if _differs(config.recipe, best):
         recipes[name] = best
     seeds = tuple(range(config.recipe.seed, config.recipe.seed + config.final_seeds))
     also = "" if name in recipes else " (nothing tried was better than the recipe as given)"
@@ -111,6 +113,11 @@ def train_final(config: SweepConfig, run: tracking.Run, name: str, best: Recipe)
         config.store, folder, recipes, seeds, config.experiment, run, config.cpus_per_trial, config.gpus_per_trial
     )
     publish(config.out, run, run_all(runs), "final")
+
+
+def _differs(given: Recipe, best: Recipe) -> bool:
+    """Whether two recipes differ, both with a budget for each level, as `apply` writes it."""
+    return apply(given, defaults(given)) != apply(best, defaults(best))
 
 
 def compare_hint(run: tracking.Run, study: optuna.Study) -> str:
@@ -153,6 +160,8 @@ def print_trials(
         epochs = f"{row['epochs']}{' stopped' if row['status'] == 'STOPPED' else ''}"
         table.add_row(f"{row['trial']}{star}", *metrics, epochs, *values, style="bold" if row is best else "")
     Console(width=max(160, 12 * len(table.columns))).print(table)
+    if short != list(searched):
+        print("sweep's options in short: b. is budget., l. is loss., and model. is left out")
 
 
 def summary(config: SweepConfig, trials: Sequence[Row]) -> str:

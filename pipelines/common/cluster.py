@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,8 @@ def start_ray(dashboard: bool = False, **options: Any) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # a job prints its own progress
     if ray.is_initialized():
         return
+    if not sys.stdout.isatty():  # in a file or a pipe, colours are noise
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     # A bare ray.init() can join some other cluster that happens to be alive on this machine.
     address = options.pop("address", None) or os.environ.get("RAY_ADDRESS") or ("auto" if submitted() else "local")
     if address != "local":

@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from pipelines.common.cli import submitted
+from pipelines.common.cli import submission_id, submitted
 from pipelines.common.errors import JobError
 from pipelines.tracking.names import metric_key
 from pipelines.tracking.outbox import AWAY, PATIENCE, Outbox, Point, Result, first_line, retry_until_up
@@ -318,7 +318,7 @@ def _origin() -> dict[str, str]:
     if submitted():
         import ray
 
-        origin["ray.job_id"] = ray.get_runtime_context().get_job_id()
+        origin["ray.job_id"] = submission_id() or ray.get_runtime_context().get_job_id()
     return origin
 
 

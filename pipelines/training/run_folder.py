@@ -6,7 +6,7 @@ OUT/run.json         its MLflow run, and the content of the store that it reads
 OUT/checkpoints/     what a later start resumes from (train alone)
 OUT/model/           the model folder
 OUT/confusion/       pictures of the confusion matrices
-OUT/unsent.json      points that MLflow had not confirmed when the training ended
+OUT/unsent.json      points that MLflow had not confirmed when the training ended; gone when it has
 OUT/metrics.json     the test metrics: written when the model is, because they say that the training is finished
 OUT/tracked.json     written last: MLflow has all of it
 """
@@ -280,6 +280,8 @@ def track_result(out: str, run: tracking.Run, metrics: Mapping[str, Mapping[str,
             "cause, then run the same command again to send them"
         ) from error
     write_text(out, "tracked.json", json.dumps({"run_id": run.run_id}) + "\n")
+    with suppress(FileNotFoundError):
+        fs.delete_file(f"{path}/unsent.json")
 
 
 def track_finished(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +24,14 @@ import clcr
 from clcr.batches import collate
 from clcr.config import CLCRConfig, ModelConfig
 from clcr.training import OptimConfig
+from features.store import open_store
 from pipelines.common.cli import run_job, to_yaml
 from pipelines.common.cluster import count_slots, cpus_for, retry_start
 from pipelines.common.errors import JobError
 from pipelines.evaluation.exchange import exchange_use
 from pipelines.explain import ExplainConfig, explain, held_out_batches, load_model, mean_weights
 from pipelines.tracking.registry import load_model as load_registered
-from pipelines.train import CHANGEABLE, TrainConfig, train
+from pipelines.train import CHANGEABLE, TrainConfig, constant_accuracy, train
 from pipelines.training.inputs import check
 from pipelines.training.learner import Learner, Recipe
 from pipelines.training.run_folder import claim
@@ -162,7 +164,12 @@ def test_running_it_again_trains_nothing_and_says_so(trained, capsys):
     run_id = json.loads(Path(trained.out, "run.json").read_text())["run_id"]
     client(trained).update_run(run_id, "RUNNING")  # a driver that was killed before it could say so
     train(trained)
-    assert "finished" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "finished" in said and "one class" in said
+    labels = Counter(open_store(trained.store).index("test")["label_label"].drop_null().to_pylist())
+    constant = max(labels.values()) / labels.total()
+    assert constant_accuracy(open_store(trained.store), ("label", "mood"), None) == {"label": constant}
+    assert f"│ {constant:.3f}" in next(line for line in said.splitlines() if "│ label" in line)
     assert len(client(trained).search_runs(["1"])) == before
     assert client(trained).get_run(run_id).info.status == "FINISHED"
 
@@ -279,6 +286,8 @@ def test_a_killed_driver_goes_on_in_mid_epoch_and_no_loss_of_any_step_differs(tw
     metrics, *_ = learner.test()
     run = json.loads((out / "run.json").read_text())
     history = MlflowClient(run["tracking_uri"]).get_metric_history
+    best = max(history(run["run_id"], "best/score"), key=lambda point: point.value).value
+    assert f"\ntrained {epochs} of {epochs} epochs, best val score {best:.3f}, of epoch " in again.stdout
     for name in ("loss", "loss_label", "loss_mood", "loss_intra"):
         points = [(point.step, point.value) for point in history(run["run_id"], f"step/{name}")]
         assert points == [(number + 1, losses[f"train/{name}"]) for number, losses in enumerate(steps)]

@@ -211,6 +211,7 @@ def test_the_job_prints_its_own_lines_and_none_of_the_libraries(swept):
     _, _, done, _ = swept
     ours = (
         "sweep ",
+        "sweep's options in short: b. is budget.,",
         "watch it:",
         "runs ",
         "ASHA ",

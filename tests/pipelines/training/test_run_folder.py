@@ -104,7 +104,9 @@ def test_what_mlflow_refuses_is_saved_first_and_sent_by_the_next_start(trained, 
     assert clcr.load(out / "model") and (out / "confusion" / "label.png").stat().st_size > 1000
     assert not (out / "tracked.json").exists() and not honest.get_run(run.run_id).data.metrics
     started = {"run_id": run.run_id, "tracking_uri": uri}
+    assert (out / "unsent.json").exists()
     show_finished(config, started, metrics)
+    assert not (out / "unsent.json").exists()
     found = MlflowClient(uri).get_run(run.run_id)
     assert found.info.status == "FINISHED" and found.data.metrics["test/label/accuracy"] == metrics["label"]["accuracy"]
     assert found.data.metrics["val/score"] == 0.25, "an epoch that was on its way when the training ended"
