@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from clcr.config import Aggregation, CLCRConfig, Pooling
+from clcr.precision import exactly, without_autocast
 from clcr.windows import Windows
 
 EPSILON = 1e-6
@@ -69,7 +70,7 @@ class TimePooling(nn.Module):
         mean = mean if basis is None else mean @ basis.T
         if self.spread is None:
             return mean
-        with torch.autocast(tokens.device.type, enabled=False):  # a small difference of large squares
+        with without_autocast(tokens):  # a small difference of large squares
             lifted = tokens.float() if basis is None else tokens.float() @ basis.float().T
             exact = weights.float()
             variance = (exact @ lifted.square() - (exact @ lifted).square()).clamp(min=EPSILON)
@@ -212,12 +213,6 @@ class TaskHeads(nn.Module):
         """representation: (B, N, width_in) -> logits of each task, (B, outputs) or (B, bins, outputs)."""
         parts = windows.split(representation)
         return [exactly(head, part) for head, part in zip(self.heads, parts, strict=True)]
-
-
-def exactly(head: nn.Module, x: Tensor) -> Tensor:
-    """head(x) outside of autocast: a number that is answered has more digits than bfloat16."""
-    with torch.autocast(x.device.type, enabled=False):
-        return head(x.to(next(head.parameters()).dtype))
 
 
 def own_heads(modalities: int, width_in: int, width: int, outputs: list[int], config: CLCRConfig) -> nn.ModuleList:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clcr.config import BudgetConfig
+from clcr.precision import without_autocast
 
 
 class Admission(NamedTuple):
@@ -120,7 +121,7 @@ class TokenBudget(nn.Module):
         size = (norm / math.sqrt(self.k_shared) - 1) * math.sqrt(2 * self.k_shared)
         if self.direction is None:
             return size
-        with torch.autocast(shared.device.type, enabled=False):
+        with without_autocast(shared):
             return size + shared.float() @ self.direction
 
     def forward(self, shared: Tensor, valid: Tensor) -> Admission:

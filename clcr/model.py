@@ -16,6 +16,7 @@ from clcr.config import CLCRConfig, ModelConfig
 from clcr.errors import ConfigError
 from clcr.exchange import CoExchange, places
 from clcr.hierarchy import masked_mean
+from clcr.precision import without_autocast
 from clcr.regularizers import Rows, regularizers
 from clcr.subspaces import Subspaces, WholeSpace
 from clcr.tasks import TaskSpec
@@ -46,7 +47,7 @@ class Flows:
     def means(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Masked means over time of shared flows, private ones, and shared ones before, lifted to R^d: (B, d)."""
         u_sh = dict.fromkeys(self.valid, self.u_sh)
-        with torch.autocast(self.u_sh.device.type, enabled=False):
+        with without_autocast(self.u_sh):
             return self._lifted(self.shared, u_sh), self._lifted(self.private, self.u_pr), self._lifted(self.own, u_sh)
 
     def _lifted(self, flow: dict[str, Tensor], bases: dict[str, Tensor]) -> dict[str, Tensor]:

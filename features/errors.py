@@ -21,7 +21,7 @@ class StorageError(FeaturesError):
 
 
 class MediaError(FeaturesError):
-    """One clip that cannot be used; stage says where: open, video, audio, image, text, vectors or quality."""
+    """One clip that cannot be used; stage says where: open, video, audio, image, text, vectors, encoder or quality."""
 
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(stage, message)  # both in args, so that the error survives pickling between processes

@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import torch
 
@@ -194,7 +195,7 @@ def plan_conditions(models: Sequence[Contender], store: Store, config: EvaluateC
     """The clips as they are, and with every subset of the modalities that the models read, and noise in each."""
     read = {m for model in models for m in model.trained.model.features}
     modalities = [m for m in store.spec.features if m in read]
-    changed = [*subsets(modalities), *noises(modalities, sorted(config.noise))] if config.robust_clips else []
+    changed = [*subsets(modalities), *noises(modalities, sorted({*config.noise}))] if config.robust_clips else []
     return (Condition(WHOLE), *changed)
 
 
@@ -275,6 +276,8 @@ def notes(scored: Mapping[str, Mapping[str, Scored]]) -> list[str]:
     for model, by_task in scored.items():
         for name, values in by_task.items():
             classes = len(values.task.classes)
+            if values.groups is not None:
+                lines.append(f"clips come in {values.groups.max() + 1} groups: intervals and tests are over these")
             if unseen := values.labels[classes:]:
                 share = (values.truth >= classes).mean()
                 lines.append(f"{model}, {name}: the store has classes that the model never saw, which count as wrong: ")
@@ -340,6 +343,9 @@ def write(
     """Predictions, report and, last, metrics.json; then what the models' MLflow runs get of them."""
     from pipelines.evaluation.report import draw_sheets, write_html
 
+    fs, path = open_fs(out)
+    if fs.get_file_info(f"{path}/predictions").type == pafs.FileType.Directory:  # of an earlier evaluation
+        fs.delete_dir(f"{path}/predictions")
     for model in models:
         for condition, by_task in logits[model.name].items():
             asked = rows if condition == WHOLE else [rows[i] for i in sample]

@@ -88,10 +88,17 @@ def find_run(folder: str) -> tracking.Run | None:
 
 
 def require_learned(trained: TrainedModel, store: Store) -> None:
-    """Raise JobError for a store that the model cannot read: other features than it learned from, or other tasks."""
+    """Raise JobError for a store that the model did not learn to read: other features, tasks or classes."""
     trained.require_features(store)
-    if missing := trained.model.tasks.keys() - {task.name for task in store.spec.tasks}:
+    declared = {task.name: task for task in store.spec.tasks}
+    if missing := trained.model.tasks.keys() - declared.keys():
         raise JobError(f"--store {store.uri} has no task {', '.join(sorted(missing))}, which the model answers")
+    for name, task in trained.model.tasks.items():
+        if task.classes and task.classes != declared[name].classes:
+            raise JobError(
+                f"--store {store.uri} has the classes {', '.join(declared[name].classes)} of {name}, and the model "
+                f"{', '.join(task.classes)}: explain it on the store that it learned from"
+            )
 
 
 def load_model(folder: str) -> TrainedModel:

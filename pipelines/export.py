@@ -20,6 +20,7 @@ from features.files import read_json
 from pipelines.answering.clips import ClipAnswerer
 from pipelines.common.cli import main, resolve_uri
 from pipelines.common.errors import JobError
+from pipelines.evaluation.models import run_folder
 from pipelines.training.trained import open_model
 
 FORMATS = ("mlflow", "torch", "onnx")
@@ -55,7 +56,7 @@ def export(config: ExportConfig) -> None:
         raise JobError("--formats onnx needs more packages: pip install 'clcr-pipeline[export]'")
     trained = open_model("--model", config.model)
     folder = None if config.model.startswith("models:/") else resolve_uri("--model", config.model)
-    metrics = read_json(folder, "metrics.json") if folder else None
+    metrics = read_json(run_folder(folder), "metrics.json") if folder else None
     with tempfile.TemporaryDirectory() as made:  # nothing is left where a network cannot be exported
         if networks:
             from pipelines.answering.network import export_network

@@ -81,7 +81,7 @@ def serve_model(config: ServeConfig) -> None:
     """The job: check the model and the port, start the replicas, answer until it is stopped."""
     if importlib.util.find_spec("grpc_reflection") is None:
         raise JobError("pipelines/serve.py needs Ray Serve: pip install 'clcr-pipeline[serve]'")
-    trained, places = open_model("--model", config.model), {"video": config.weights, "image": config.weights}
+    trained, places = open_model("--model", config.model), dict.fromkeys(("video", "audio", "image"), config.weights)
     ClipAnswerer(trained, places=places)  # what its store holds can be made of new clips
     require(ray_access())
     with listen(config) as listener:

@@ -104,7 +104,8 @@ def train_final(config: SweepConfig, run: tracking.Run, name: str, best: Recipe)
     recipes = {GIVEN: config.recipe}
     if _differs(config.recipe, best):
         recipes[name] = best
-    seeds = tuple(range(config.recipe.seed, config.recipe.seed + config.final_seeds))
+    first = config.recipe.seed + 1  # the best was chosen for what it did with the seed before
+    seeds = tuple(range(first, first + config.final_seeds))
     also = "" if name in recipes else " (nothing tried was better than the recipe as given)"
     print(f"test split: {' and '.join(recipes)} with seeds {', '.join(map(str, seeds))}{also}", flush=True)
     folder = resolve("final", config.out)

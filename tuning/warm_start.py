@@ -14,11 +14,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from clcr.versions import RENAMED
 from features.files import read_text
-from pipelines.common.cli import parse, resolve_uri
+from pipelines.common.cli import flatten, parse, resolve_uri
 from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
 from tuning.options import SweepConfig
 from tuning.space import OPTION_TYPES, apply, values_of
+from tuning.space_file import SHARED
 from tuning.study import FROM, NAME, own_trials, reached
 
 KNOWN = {"version", *OPTION_TYPES, *RENAMED}  # options of a recipe in a sweep's config.yaml
@@ -53,7 +54,10 @@ def lend(study: optuna.Study, folder: str, config: SweepConfig) -> str:
             )
     if not fitting:
         raise JobError(f"--warm-start {folder}: none of its {len(finished)} finished trials fits: {reason}")
-    return f"warm start: {fitting} of the {len(finished)} finished trials of {folder} teach the sampler"
+    theirs, ours = flatten(recipe), flatten(config.recipe)
+    unlike = [f"{name} {theirs[name]} not {ours[name]}" for name in SHARED if theirs[name] != ours[name]]
+    note = f", with scores of another kind ({', '.join(unlike)})" if unlike else ""
+    return f"warm start: {fitting} of the {len(finished)} finished trials of {folder} teach the sampler{note}"
 
 
 def _read(folder: str) -> tuple[list[FrozenTrial], Recipe]:

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from clcr.aggregation import exactly
 from clcr.base import MultimodalModel, Output
 from clcr.baselines.hima import ClipAttention, TokenAttention
 from clcr.baselines.relation import Clips, GlobalEmbedding, Relations
@@ -25,6 +24,7 @@ from clcr.batches import Batch, Features, FeatureSpec
 from clcr.config import CLCRConfig, pairs
 from clcr.errors import ConfigError
 from clcr.hierarchy import masked_mean
+from clcr.precision import exactly
 from clcr.stems import Standardise
 from clcr.tasks import TaskSpec
 

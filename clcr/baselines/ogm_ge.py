@@ -23,11 +23,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from clcr.aggregation import TimePooling, exactly
+from clcr.aggregation import TimePooling
 from clcr.base import MultimodalModel, Output
 from clcr.batches import Batch, FeatureSpec
 from clcr.config import CLCRConfig
 from clcr.errors import ConfigError
+from clcr.precision import exactly
 from clcr.tasks import TaskSpec
 from clcr.windows import Windows
 

@@ -74,6 +74,8 @@ def notes(filling: Filling, names: Sequence[str]) -> tuple[str, ...]:
     if filling.split_by:
         what = "'group'" if filling.split_by == "group" else "a hash of 'clip_id'"
         lines.append(f"no column 'split': split 70 / 10 / 20 by {what}")
+        if filling.split_by == "clip_id" and "start" in names:
+            lines.append("segments of one file may be in different splits; a column 'group' keeps them together")
     if "group" not in names:
         found = [name for name in names if name.lower() in (*PEOPLE, "group", "groups")]
         lines += [

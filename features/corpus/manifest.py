@@ -35,6 +35,7 @@ TYPES = {
 }
 BATCH = 65_536  # rows
 CODE = r"(?i)^(\+\d+|-?0\d+|-?0x[\da-f]+)$"  # digits that are no whole number as one is written: 007 is not 7
+LONG = r"^-?\d{19,}$"  # digits that may be too many for a whole number of 64 bits
 MISSING = r"(?i)^\s*(n/?a|nan|none|null|-|<na>)?\s*$"  # the usual words for a value that is not there
 INDEX = r"Unnamed: \d+(\.\d+|_level_\d+)?|__index_level_\d+__"  # what pandas calls the index that it wrote
 COUNTED = r"index|level_\d+"  # and what it calls one that it made a column
@@ -119,7 +120,7 @@ class Corpus:
         """Whether a column holds whole numbers alone, of which no two are the same."""
         if self.schema.field(name).type != pa.int64():
             return False
-        alone = replace(self, schema=pa.schema([self.schema.field(name)]))
+        alone = replace(self, schema=pa.schema([self.schema.field(name)]), filling=Filling())
         columns = [batch.column(0) for batch in alone.batches()]
         if any(column.null_count for column in columns):
             return False
@@ -162,7 +163,7 @@ class Corpus:
         for name, kind in zip(self.schema.names, self.schema.types, strict=True):
             if name not in batch.schema.names:
                 continue  # filled in below
-            column = batch.column(name)
+            column = _plain(batch.column(name))
             if pa.types.is_string(column.type):
                 column = _without_missing(name, column)
             elif pa.types.is_floating(column.type):
@@ -201,7 +202,7 @@ class Corpus:
 
 def is_text_file(text: str) -> bool:
     """Whether the text column names a file instead of being the text: one line that ends in .txt, or a URI."""
-    return "\n" not in text and (text.endswith(".txt") or text.startswith(("file://", "s3://", "gs://")))
+    return "\n" not in text and (path_of(text).endswith(".txt") or text.startswith(("file://", "s3://", "gs://")))
 
 
 def read_corpus(uri: str) -> Corpus:
@@ -351,11 +352,20 @@ def _csv_schema(filesystem: FileSystem, path: str) -> pa.Schema:
     return pa.schema([(name, _normal_type(name, kind or pa.string())) for name, kind in kinds.items()])
 
 
+def _plain(column: pa.Array) -> pa.Array:
+    """Text as one kind of column: pandas and polars write long strings, and categories as a dictionary."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    is_text = pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type)
+    return column.cast(pa.string()) if is_text else column
+
+
 def _narrowest(column: pa.Array, before: pa.DataType | None) -> pa.DataType:
     """before: the type that fits the rows before these, None where none of them had a value."""
     codes = pc.any(pc.match_substring_regex(column, CODE)).as_py()
+    long = pc.any(pc.match_substring_regex(column, LONG)).as_py()  # as a fraction, neighbours would be one number
     for kind in (pa.int64(), pa.float64()):
-        if codes or before not in (None, pa.int64(), kind):
+        if codes or before not in (None, pa.int64(), kind) or (long and kind == pa.float64()):
             continue
         try:
             column.cast(kind)

@@ -238,7 +238,8 @@ class VectorSpec:
     """Largest share (0-1) of broken values; a clip with more is a failure, and in others each becomes the mean of the
     clip's other values of that number."""
     trim: bool = False
-    """Leave out tokens of zeros alone at the beginning and the end: padding, in corpora with clips of one length."""
+    """Leave out tokens of zeros alone at the beginning and the end: padding, in corpora with clips of one length. The
+    first token that is left lies at the clip's beginning."""
 
     def __post_init__(self) -> None:
         if not (self.limit >= 0 and 0 <= self.max_broken <= 1):

@@ -55,7 +55,7 @@ def encode_text(text: str, spec: TextSpec, feature: Feature) -> Encoded:
     with torch.inference_mode():
         hidden = model(**tokens, output_hidden_states=True).hidden_states  # the first: what goes into layer 1
     values = torch.stack([hidden[layer][0] for layer in feature.encoder["layers"]], dim=1)
-    return Encoded(values.half().numpy(), 0.0, {})
+    return Encoded(running.finite(values.numpy(), OPTION), 0.0, {})
 
 
 def _read(uri: str) -> str:

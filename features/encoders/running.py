@@ -14,7 +14,7 @@ import numpy as np
 
 from features.encoders.contract import Asked, Encoder
 from features.encoders.registry import find_encoder
-from features.errors import FeaturesError
+from features.errors import FeaturesError, MediaError
 
 ALONE = 16  # windows at once where a clip goes through by itself: on a CPU more are no faster
 LIMIT = float(np.finfo(np.float16).max)
@@ -86,7 +86,14 @@ class Runner:
         if made.shape not in ((len(batch), self.encoder.tokens, *shape), (len(batch) * self.encoder.tokens, *shape)):
             wanted = (len(batch), self.encoder.tokens, *shape)
             raise FeaturesError(f"{type(self.encoder).__name__} made {made.shape} of a batch, and declares {wanted}")
-        return made.reshape(-1, *shape).clip(-LIMIT, LIMIT).astype(np.float16)
+        return finite(made.reshape(-1, *shape), type(self.encoder).__name__)
+
+
+def finite(tokens: np.ndarray, encoder: str) -> np.ndarray:
+    """Tokens as float16, the largest it holds for larger ones. Raises MediaError for what is no number."""
+    if np.isnan(tokens).any():
+        raise MediaError("encoder", f"{encoder} makes tokens of it that are no numbers (NaN)")
+    return tokens.clip(-LIMIT, LIMIT).astype(np.float16)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -108,4 +115,4 @@ def encode_text(text: str, asked: Asked) -> np.ndarray:
     made = np.asarray(encoder(text))
     if made.ndim != 1 + len(encoder.shape) or made.shape[1:] != tuple(encoder.shape):
         raise FeaturesError(f"{asked.option} made {made.shape} of a text, and declares (T, *{encoder.shape})")
-    return made.clip(-LIMIT, LIMIT).astype(np.float16)
+    return finite(made, asked.option)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from features.corpus.manifest import MEDIA, VECTORS, Corpus
 from features.errors import StoreError
 from features.files import write_atomic
-from features.store.plan import planned_clips, write_plan
+from features.store.plan import planned_clips, planned_schema, write_plan
 from features.store.reader import Store
 from features.store.spec import StoreSpec
 
@@ -31,6 +31,8 @@ def changed_spec(store: Store, spec: StoreSpec, corpus: Corpus, extend: bool) ->
     same = replace(earlier, corpus=spec.corpus, splits=spec.splits, decoding=spec.decoding, tasks=tasks, extends=())
     if spec.difference(same):
         return None
+    if extend:
+        _require_same_tasks(store, spec, corpus)
     failed = set(store.failures().column("clip_id").to_pylist()) if store.counts()[1] else set()
     for split in earlier.splits:
         _compare(store, corpus, split, failed, extend)
@@ -46,6 +48,24 @@ def apply_change(store: Store, spec: StoreSpec, corpus: Corpus) -> Store:
     write_plan(store, corpus)
     write_atomic(store.fs, f"{store.path}/store.json", (json.dumps(spec.to_dict(), indent=2) + "\n").encode())
     return Store(store.uri)
+
+
+def _require_same_tasks(store: Store, spec: StoreSpec, corpus: Corpus) -> None:
+    """Raise StoreError where rows that were added make another task of a label: its classes alone may grow."""
+    now, begun = {task.name: task for task in spec.tasks}, planned_schema(store)
+    for task in store.spec.tasks:
+        if task.name not in now or (task.kind, task.rate) != (now[task.name].kind, now[task.name].rate):
+            kind = now[task.name].kind if task.name in now else "no label"
+            raise StoreError(
+                f"{corpus.uri}: {task.name!r} is a {kind} now, and was a {task.kind} when {store.uri} was begun: give "
+                f"--tasks {task.name}:{task.kind}, or write the new labels as the old ones are"
+            )
+        types = [schema.field(task.name).type for schema in (begun, corpus.schema)] if begun is not None else []
+        if types and types[0] != types[1]:
+            raise StoreError(
+                f"{corpus.uri}: column {task.name!r} holds {types[1]} now, and held {types[0]} when {store.uri} was "
+                "begun: extract it anew, into another store"
+            )
 
 
 def _compare(store: Store, corpus: Corpus, split: str, failed: set[str], extend: bool) -> None:

@@ -62,12 +62,23 @@ def planned_clips(store: Store, split: str) -> Iterator[dict[str, Any]]:
             yield from plan.get_batch(number).to_pylist()
 
 
+def planned_schema(store: Store) -> pa.Schema | None:
+    """The manifest's columns as they were planned, None where nothing was."""
+    found = (_schema(store, split) for split in store.spec.splits)
+    return next((schema for schema in found if schema is not None), None)
+
+
 def _planned(store: Store, split: str) -> bytes | None:
     """The digest of the manifest that a split's plan holds, None where it has no plan."""
+    schema = _schema(store, split)
+    return None if schema is None else (schema.metadata or {}).get(CORPUS.encode())
+
+
+def _schema(store: Store, split: str) -> pa.Schema | None:
     if store.fs.get_file_info(_path(store, split)).type == pafs.FileType.NotFound:
         return None
     with store.fs.open_input_file(_path(store, split)) as file:
-        return (pa.ipc.open_file(file).schema.metadata or {}).get(CORPUS.encode())
+        return pa.ipc.open_file(file).schema
 
 
 class _Part:

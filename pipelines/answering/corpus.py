@@ -18,7 +18,7 @@ from pyarrow.fs import FileSelector, FileType
 
 from features.corpus.folder import SUFFIXES
 from features.corpus.manifest import Clip, read_corpus
-from features.decode.specs import VideoSpec
+from features.decode.specs import AudioSpec, ImageSpec, VideoSpec
 from features.encoders.registry import kind_of
 from features.errors import one_line
 from features.files import open_fs, resolve, write_atomic
@@ -160,18 +160,20 @@ def predict_extracted(config: Any, clips: Sequence[Clip], folder: str, predict: 
         raise JobError(f"--out: name a folder for the predictions of {len(clips)} clips")
     out = resolve_uri("--out", config.out)
     rows = [_row(clip, folder) for clip in clips]
-    columns = [name for name in rows[0] if name in ("clip_id", "split") or any(row.get(name) for row in rows)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in names if name in ("clip_id", "split") or any(row.get(name) for row in rows)]
     _write(f"{out}/_corpus", "corpus.parquet", pa.Table.from_pylist([{c: row.get(c) for c in columns} for row in rows]))
     store = f"{out}/_store"
     manifest = f"{out}/_corpus/corpus.parquet"
-    config_of_store = ExtractConfig(manifest, store, like=config.model, unlabelled=True, max_failed=1.0)
-    if config.weights:
-        is_named = bool(kind_of(config.weights))  # as --video.encoder has it
-        pictures = (
-            VideoSpec(encoder=config.weights) if is_named else VideoSpec(encoder="resnet18", weights=config.weights)
-        )
-        config_of_store = replace(config_of_store, video=pictures)
-    extract(config_of_store)
+    read = tuple(open_model("--model", config.model).model.features)  # and no more than that, as of few clips
+    asked = ExtractConfig(manifest, store, like=config.model, modalities=read, unlabelled=True, max_failed=1.0)
+    if kind_of(config.weights):  # as --video.encoder has it
+        named = {"video": VideoSpec, "image": ImageSpec, "audio": AudioSpec}
+        asked = replace(asked, **{name: spec(encoder=config.weights) for name, spec in named.items()})
+    elif config.weights:
+        resnets = {"video": VideoSpec, "image": ImageSpec}
+        asked = replace(asked, **{n: spec(encoder="resnet18", weights=config.weights) for n, spec in resnets.items()})
+    extract(asked)
     predict(replace(config, corpus="", store=store, out=out))
 
 

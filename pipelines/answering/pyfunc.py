@@ -54,7 +54,7 @@ def save_pyfunc(trained: TrainedModel, folder: Path) -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         local = str(Path(temporary, "model"))  # its name in the MLflow model
-        clcr.save(trained.model, local, trained.learned.to_dict())
+        clcr.save(trained.model, local, trained.store)
         assert sorted(path.name for path in Path(local).iterdir()) == sorted(FILES)
         mlflow.pyfunc.save_model(
             str(folder),

@@ -30,6 +30,7 @@ from pipelines.training.trained import TrainedModel
 
 # A playlist names other files and addresses, which the decoder would open from here.
 PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"[playlist]")
+BINS = 20_000  # answers about moments of one posted clip
 TOKENS = 1_000_000  # numbers of one posted feature
 SLOWEST = 0.5  # MB a second at which a body must arrive: who stops sending would hold a place for ever
 RETRY_AFTER = {"Retry-After": "2"}  # seconds
@@ -141,7 +142,8 @@ def make_app(trained: TrainedModel, ask: Ask, limits: Limits) -> FastAPI:
         door.require_token(authorization)
         async with door.enter():
             content = await receive(request, limits)
-            arrays, duration = await asyncio.to_thread(parse_features, content, model.features)
+            rate = max((task.rate for task in model.tasks.values()), default=0.0)
+            arrays, duration = await asyncio.to_thread(parse_features, content, model.features, rate)
             return said(await ask("features", arrays, duration))
 
     return app
@@ -155,8 +157,13 @@ def said(reply: Reply) -> dict[str, Any]:
     return values
 
 
-def parse_features(content: bytes, specs: dict[str, FeatureSpec]) -> tuple[dict[str, np.ndarray], float]:
-    """Arrays (T, *shape) of the model's types, and the duration. Raises HTTPException 422 for what is none."""
+def parse_features(
+    content: bytes, specs: dict[str, FeatureSpec], rate: float = 0.0
+) -> tuple[dict[str, np.ndarray], float]:
+    """Arrays (T, *shape) of the model's types, and the duration. Raises HTTPException 422 for what is none.
+
+    rate: the most bins per second that the model answers, of which a few bytes could ask for any number.
+    """
     try:
         posted = PostedFeatures.model_validate_json(content)
     except ValidationError as error:
@@ -164,6 +171,8 @@ def parse_features(content: bytes, specs: dict[str, FeatureSpec]) -> tuple[dict[
     arrays = {name: _array(name, values, specs) for name, values in posted.features.items()}
     if not (arrays and 0 <= posted.duration < 1e6 and math.isfinite(posted.duration)):
         raise HTTPException(422, f"give one or more of {', '.join(specs)}, and a duration in seconds")
+    if posted.duration * rate > BINS:
+        raise HTTPException(422, f"duration: at most {BINS / rate:g} seconds, for {rate:g} answers each")
     return arrays, posted.duration
 
 
@@ -186,11 +195,11 @@ async def receive(request: Request, limits: Limits) -> bytes:
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
-                if not body.tell() and chunk.lstrip()[:16].startswith(PLAYLISTS):
-                    raise HTTPException(415, "a playlist is no clip: post the media file itself")
                 if body.tell() + len(chunk) > limits.max_mb * 1e6:
                     raise HTTPException(413, f"more than {limits.max_mb:g} MB")
                 body.write(chunk)
+                if bytes(body.getbuffer()[:64]).lstrip().startswith(PLAYLISTS):
+                    raise HTTPException(415, "a playlist is no clip: post the media file itself")
     except TimeoutError:
         raise HTTPException(408, f"the body did not arrive within {seconds:g} s") from None
     if not body.tell():

@@ -1,8 +1,9 @@
 """How sure the figures are: bootstrap intervals over clips, and paired tests between models on the same clips.
 
-Clips are resampled, not bins: the bins of one clip are alike. Two models are compared with McNemar's exact test on the
-clips that one of them gets right and the other wrong; numbers and events with Wilcoxon's signed-rank test on each
-clip's error. Several comparisons of one task are corrected by Holm's method.
+Clips are resampled, not bins, and groups of clips where the store has any (a speaker's): bins of one clip are alike,
+and so are clips of one speaker. Two models are compared with McNemar's exact test on the clips that one of them gets
+right and the other wrong; numbers, events and groups with Wilcoxon's signed-rank test on the mean error of each clip or
+group. Several comparisons of one task are corrected by Holm's method.
 """
 
 import itertools
@@ -18,15 +19,15 @@ BLOCK = 5_000_000  # weights that are held at once
 CONFIDENCE = 0.95
 
 
-def resampled(clips: int, rows: int, seed: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """How often each clip is in each resample, sampled with replacement: blocks of (resamples, clips).
-
-    rows: what each clip weighs in, bins or clips; it bounds a block, and changes no number.
-    """
-    rng, block = np.random.default_rng(seed), max(1, BLOCK // max(clips, rows, 1))
+def resampled(scored: Scored, seed: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
+    """How often each clip is in each resample, its group sampled with replacement: blocks of (resamples, clips)."""
+    clips, groups = len(scored.clip_ids), scored.groups
+    drawn = clips if groups is None else int(groups.max()) + 1
+    rng, block = np.random.default_rng(seed), max(1, BLOCK // max(clips, len(scored.truth), 1))
     for first in range(0, resamples, block):
         size = min(block, resamples - first)
-        yield rng.multinomial(clips, np.full(clips, 1 / clips), size).astype(np.float32)
+        counts = rng.multinomial(drawn, np.full(drawn, 1 / drawn), size).astype(np.float32)
+        yield counts if groups is None else counts[:, groups]
 
 
 def weighted_figures(scored: Scored, blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
@@ -48,10 +49,10 @@ def weighted_figures(scored: Scored, blocks: Iterable[np.ndarray]) -> dict[str, 
 
 
 def intervals(scored: Scored, seed: int) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the main figures: percentiles over resampled clips; empty where no row is labelled."""
+    """95 % intervals of the main figures: percentiles over resamples; empty where no row is labelled."""
     if not len(scored.truth):
         return {}
-    values = weighted_figures(scored, resampled(len(scored.clip_ids), len(scored.truth), seed))
+    values = weighted_figures(scored, resampled(scored, seed))
     return {name: _interval(column) for name, column in values.items()}
 
 
@@ -83,11 +84,13 @@ def _compare(a: str, b: str, one: Scored, other: Scored, seed: int) -> Figures |
         return None
     name = "accuracy" if one.task.has_classes else "mae"
     clips = len(one.clip_ids)
-    mine, theirs = (weighted_figures(scored, resampled(clips, len(one.truth), seed))[name] for scored in (one, other))
+    mine, theirs = (weighted_figures(scored, resampled(scored, seed))[name] for scored in (one, other))
     whole = [np.ones((1, clips), np.float32)]
     value = float((weighted_figures(one, whole)[name] - weighted_figures(other, whole)[name])[0])
     pair: Figures = {"task": one.task.name, "a": a, "b": b, "figure": name, "difference": value}
     pair["interval"] = _interval(mine - theirs)
+    if one.groups is not None:
+        return pair | {"test": "Wilcoxon signed-rank over groups", "p": _wilcoxon(_errors(one), _errors(other))}
     if one.task.kind == "classification":
         right, others = one.guess == one.truth, other.guess == other.truth  # each by its own order of classes
         only_a, only_b = int((right & ~others).sum()), int((~right & others).sum())
@@ -97,10 +100,11 @@ def _compare(a: str, b: str, one: Scored, other: Scored, seed: int) -> Figures |
 
 
 def _errors(scored: Scored) -> np.ndarray:
-    """Each clip's mean error, or share of wrong bins."""
+    """The mean error of each clip, or group of clips; of classes the share that is wrong."""
     wrong = scored.guess != scored.truth if scored.task.has_classes else np.abs(scored.guess - scored.truth)
-    count = np.bincount(scored.rows, minlength=len(scored.clip_ids))
-    total = np.bincount(scored.rows, wrong.astype(float), len(scored.clip_ids))
+    units = scored.rows if scored.groups is None else scored.groups[scored.rows]
+    count = np.bincount(units)
+    total = np.bincount(units, wrong.astype(float))
     return (total / np.maximum(count, 1))[count > 0]
 
 

@@ -70,7 +70,8 @@ def fold_of(contenders: Sequence[Contender]) -> int | None:
     folds = {}
     for contender in contenders:
         text = read_text(contender.folder, "config.yaml") if contender.folder else None
-        folds[contender.name] = yaml.safe_load(text or "{}").get("loader.fold")
+        named = yaml.safe_load(text or "{}").get("loader.fold")
+        folds[contender.name] = contender.trained.fold if named is None else named
     if len(set(folds.values())) > 1:
         listed = ", ".join(f"{name} {fold}" for name, fold in folds.items())
         raise JobError(f"--model: the models were tested on different folds ({listed}): choose one with --fold")

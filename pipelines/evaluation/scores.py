@@ -28,6 +28,7 @@ class Scored:
     """Outputs and labels: rows (n,) number of the clip, truth (n,) class index or number, logits (n, outputs).
 
     labels: the model's classes, then those that only the labels have; empty for numbers. clip_ids: of all clips asked.
+    groups: (clips,) number of each clip's group, None where every clip stands for itself.
     """
 
     task: TaskSpec
@@ -36,6 +37,7 @@ class Scored:
     rows: np.ndarray
     truth: np.ndarray
     logits: np.ndarray
+    groups: np.ndarray | None = None
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -87,7 +89,15 @@ def score_rows(task: TaskSpec, index: Sequence[Mapping[str, Any]], logits: Seque
         np.array(rows, np.int64),
         np.array(values, np.int64 if task.has_classes else np.float64),
         np.array(outputs, np.float32).reshape(len(rows), task.outputs),
+        groups_of(index),
     )
+
+
+def groups_of(index: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """Number of each row's `group`, of one without a group its own; None where no two rows share one, or all do."""
+    names = [(row.get("group") or "", "" if row.get("group") else i) for i, row in enumerate(index)]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names]) if 1 < len(numbers) < len(names) else None
 
 
 def _truth(task: TaskSpec, row: Mapping[str, Any]) -> list[Any]:

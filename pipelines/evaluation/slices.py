@@ -51,7 +51,7 @@ def _values(column: pa.ChunkedArray) -> np.ndarray:
         if len(np.unique(known)) > QUARTERS:
             edges = np.unique(np.quantile(known, (0, 0.25, 0.5, 0.75, 1)))
             part = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
-            texts = [f"{low:.4g} to {high:.4g}" for low, high in itertools.pairwise(edges)]
+            texts = _named(edges)
             return np.where(np.isfinite(numbers), np.array(texts, dtype=object)[part], "unknown").astype(str)
     values = np.array(["unknown" if value is None else str(value) for value in column.to_pylist()])
     names, counts = np.unique(values, return_counts=True)
@@ -59,6 +59,15 @@ def _values(column: pa.ChunkedArray) -> np.ndarray:
         common = names[np.argsort(-counts, kind="stable")[: MOST - 1]]
         values = np.where(np.isin(values, common), values, "others")
     return values
+
+
+def _named(edges: np.ndarray) -> list[str]:
+    """`low to high` of each part, with as many digits as tell the edges apart."""
+    for digits in range(4, 18):
+        texts = [f"{edge:.{digits}g}" for edge in edges]
+        if len({*texts}) == len(texts):
+            break
+    return [f"{low} to {high}" for low, high in itertools.pairwise(texts)]
 
 
 def slice_figures(scored: Scored, slices: Mapping[str, np.ndarray]) -> dict[str, dict[str, Figures]]:

@@ -244,7 +244,9 @@ def finish(
 
     fs, path = open_fs(out)
     with tempfile.TemporaryDirectory() as folder:
-        clcr.save(learner.trainer.model, f"{folder}/model", learner.store.spec.to_dict())
+        fold = learner.recipe.loader.fold
+        store = learner.store.spec.to_dict() | ({} if fold is None else {"fold": fold})
+        clcr.save(learner.trainer.model, f"{folder}/model", store)
         for name, task in learner.tasks.items():
             if task.has_classes and name in metrics:
                 counts = M.confusion_matrix(task, predictions[name]).numpy()

@@ -5,6 +5,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import clcr
 from clcr.base import MultimodalModel
@@ -18,11 +19,20 @@ FILES = ("config.json", "weights.safetensors", "store.json")
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """model: in evaluation mode, on the CPU; learned: the spec of the store it was trained on; digest: of its files."""
+    """model: in evaluation mode, on the CPU; learned: the spec of the store it was trained on; digest: of its files.
+
+    fold: of cross-validation, the one that it did not learn from; None for the store's own splits.
+    """
 
     model: MultimodalModel
     learned: StoreSpec
     digest: str
+    fold: int | None = None
+
+    @property
+    def store(self) -> dict[str, Any]:
+        """What `store.json` of its folder says."""
+        return self.learned.to_dict() | ({} if self.fold is None else {"fold": self.fold})
 
     def require_features(self, store: Store) -> None:
         """Raise JobError for a store whose features are not what the model learned from.
@@ -52,7 +62,8 @@ def open_model(option: str, uri: str) -> TrainedModel:
         folder = Path(_fetch(uri, local) if uri.startswith("models:/") else _copy(option, uri, local))
         payload = {name: (folder / name).read_bytes() for name in FILES}
         digest = hashlib.sha256(b"".join(payload.values())).hexdigest()
-        return TrainedModel(clcr.load(folder), StoreSpec.from_dict(json.loads(payload["store.json"])), digest)
+        store = json.loads(payload["store.json"])
+        return TrainedModel(clcr.load(folder), StoreSpec.from_dict(store), digest, store.get("fold"))
 
 
 def _fetch(uri: str, local: str) -> str:

@@ -23,9 +23,11 @@ from pipelines.common.cli import parse
 from pipelines.common.errors import JobError
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.evaluation import flows
-from pipelines.evaluation.models import Contender, find_run, log_evaluation
+from pipelines.evaluation.models import Contender, find_run, fold_of, log_evaluation
+from pipelines.explain import require_learned
 from pipelines.tracking import run as tracking
 from pipelines.training.run_folder import sole_owner
+from pipelines.training.trained import open_model
 
 QUICK = {"noise": (1.0,), "pictures": 0, "track": False}
 
@@ -197,6 +199,27 @@ def test_a_model_whose_run_was_deleted_is_evaluated_without_it(tmp_path, capsys)
     assert find_run(contender) is None
     said = capsys.readouterr().out
     assert said == f"gone: not logged to MLflow: MLflow at {started.uri}: run {started.run_id} was deleted\n"
+
+
+def test_a_model_knows_its_fold_wherever_it_lies(tmp_path):
+    store, _ = write_store(tmp_path / "store", make_clips(8)), (tmp_path / "copy").mkdir()
+    model = small_model(tmp_path / "made", store)
+    clcr.save(model, tmp_path / "copy", store.spec.to_dict() | {"fold": 2})
+    opened = open_model("--model", str(tmp_path / "copy"))
+    assert opened.fold == 2 and opened.store["fold"] == 2
+    registered = Contender("grid 1", "models:/grid/1", opened, None)
+    assert fold_of([registered, Contender("copy", "copy", opened, str(tmp_path / "copy"))]) == 2
+
+
+def test_explain_refuses_classes_that_the_model_does_not_know_so(tmp_path):
+    store = write_store(tmp_path / "store", make_clips(8))
+    small_model(tmp_path / "model", store)
+    trained = open_model("--model", str(tmp_path / "model"))
+    require_learned(trained, store)
+    fewer = Task("label", "classification", trained.model.tasks["label"].classes[1:])
+    store.spec = replace(store.spec, tasks=(fewer, *(t for t in store.spec.tasks if t.name != "label")))
+    with pytest.raises(JobError, match=r"has the classes .* of label, and the model .*: explain it on the store"):
+        require_learned(trained, store)
 
 
 def test_labels_that_mlflow_would_spell_alike_keep_their_own_figures(tmp_path):

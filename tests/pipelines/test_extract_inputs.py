@@ -277,3 +277,12 @@ def test_sound_that_no_video_has_is_left_out_with_a_word_unless_it_is_asked_for(
         assert run_extract("--corpus", corpus, "--store", tmp_path / "store", "--dry-run", *options) == 0
         out = capsys.readouterr().out
         assert ("audio:" in out) is kept and ("none of the 1 videos has sound" in out) is not kept
+
+
+@pytest.mark.slow
+def test_a_store_that_was_begun_without_sound_is_resumed(tmp_path, capsys, shared_ray):
+    write_media(tmp_path / "silent.mp4", numbered(5))
+    rows = [{"clip_id": str(n), "video": "silent.mp4", "split": s} for n, s in enumerate(("train", "val", "test"))]
+    asked = ("--corpus", write_manifest(tmp_path / "corpus.csv", rows), "--store", tmp_path / "store", "--unlabelled")
+    assert run_extract(*asked) == 0 == run_extract(*asked), capsys.readouterr().err
+    assert Store(str(tmp_path / "store")).spec.features.keys() == {"video"}

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -189,6 +190,14 @@ def test_extract_like_a_store_or_a_model_plans_the_same_features(trained, tmp_pa
 def test_many_clips_go_through_a_store_like_the_models_and_give_the_same_answers(trained, tmp_path, monkeypatch):
     folder, _ = trained
     monkeypatch.setattr(raw, "HERE", 1)
+    rows = [{"clip_id": "quiet", "video": "silent.mp4", "audio": ""}]
+    rows += [{"clip_id": name, "video": f"{name}.mp4", "audio": f"{name}.mp4"} for name in ("silent", "loud")]
+    manifest = write_manifest(folder / "clips" / "own_sound.csv", rows)
+    config = PredictConfig(str(folder / "run"), out=str(tmp_path / "own"), corpus=manifest)
+    predict(config)  # a source that the first clip lacks is read of the others
+    planned = pq.read_table(tmp_path / "own" / "_corpus" / "corpus.parquet")
+    assert [Path(uri).name if uri else None for uri in planned["audio"].to_pylist()] == [None, "silent.mp4", "loud.mp4"]
+    Path(manifest).unlink()
     config = PredictConfig(str(folder / "run"), out=str(tmp_path / "out"), corpus=str(folder / "clips"))
     predict(config)
     predict(config)  # again: nothing is left to do

@@ -1,6 +1,7 @@
 """The serve job: clips over HTTP, answered as predict answers them; what is poison costs itself alone."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from storefiles import TASKS, make_clips, write_store
 
+import clcr
 from features.decode.specs import AudioSpec, EncoderSpec, VideoSpec
 from features.store import Store, StoreSpec
 from features.store.shards import create_store
@@ -31,7 +33,7 @@ from infra.head import free_ports
 from infra.screenshot import chromium
 from pipelines.answering.clips import Answer, ClipAnswerer, Decoded, answer_features, clip_of_file, make_clip
 from pipelines.answering.replica import Replica
-from pipelines.answering.service import Door, Limits, make_app, receive
+from pipelines.answering.service import Door, Limits, make_app, parse_features, receive
 from pipelines.answering.shared_pass import SharedPass
 from pipelines.common.errors import JobError
 from pipelines.serve import ServeConfig, is_loopback, listen, retry_dead, running_replicas, serve_model
@@ -327,3 +329,12 @@ def test_an_open_address_needs_a_token_and_a_lost_model_is_one_line(tmp_path, mo
     assert ServeConfig("m", host="0.0.0.0").port == 8000
     with pytest.raises(JobError, match=r"--model .* holds no trained model"):
         serve_model(ServeConfig(str(tmp_path)))
+
+
+def test_a_few_bytes_cannot_ask_for_any_number_of_answers():
+    features = {"audio": clcr.FeatureSpec((2,), 50.0, "float32")}
+    body = json.dumps({"features": {"audio": [[0, 1]]}, "duration": 900}).encode()
+    assert parse_features(body, features, rate=20)[1] == 900
+    with pytest.raises(HTTPException, match="at most 800 seconds, for 25 answers each"):
+        parse_features(body, features, rate=25)
+    assert parse_features(body, features)[1] == 900  # of a model that answers a clip as a whole

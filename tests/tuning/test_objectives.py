@@ -1,9 +1,12 @@
 """Objectives of any metric: how they are named, what a trial reports of them, and how a study remembers them."""
 
+from dataclasses import replace
+
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from clcr.training import OptimConfig
 from pipelines.common.errors import JobError
 from pipelines.training.learner import Recipe
 from tuning.objectives import COST, SCORE, kept, read_objectives, shown
@@ -98,7 +101,9 @@ def warm(tmp_path, **options):
 def test_another_sweeps_trials_teach_the_sampler_and_are_no_trials_of_this_one(tmp_path):
     folder = other_sweep(tmp_path / "other")
     config, study = warm(tmp_path, search=("lr", "model.dropout", "weight_decay"), trials=2)
-    assert lend(study, folder, config).startswith("warm start: 6 of the 6 finished trials")
+    assert lend(study, folder, config).endswith("6 of the 6 finished trials of " + folder + " teach the sampler")
+    longer, fresh = replace(config, recipe=Recipe(optim=OptimConfig(epochs=99))), optuna.create_study()
+    assert lend(fresh, folder, longer).endswith("with scores of another kind (epochs 30 not 99)")
     lend(study, folder, config)  # as a start after a kill does
     assert len(study.trials) == 6 and rows(study) == []
     assert {trial.params["weight_decay"] for trial in study.trials} == {0.02}, "what its recipe gave"

@@ -155,12 +155,12 @@ def test_the_last_lines_count_what_asha_stopped_over_both_starts(swept):
 def test_the_best_and_the_given_recipe_are_scored_on_the_test_split_with_the_same_seeds(swept):
     out, _, done, _ = swept
     table = (out / "final.md").read_text()
-    assert table in done.stdout and "seeds 0, 1" in table
+    assert table in done.stdout and "seeds 1, 2" in table
     _, parent, _, final = runs_of(out)
     best = yaml.safe_load((out / "best.yaml").read_text())
     trial = next(t for t in trials_of(out) if t["lr"] == best["lr"])["trial"]
     names = {"given", f"trial-{trial:03d}"} if trial else {"given"}  # trial 0 is the recipe as given
-    assert {(r.data.tags["variant"], r.data.tags["seed"]) for r in final} == {(n, s) for n in names for s in "01"}
+    assert {(r.data.tags["variant"], r.data.tags["seed"]) for r in final} == {(n, s) for n in names for s in "12"}
     assert all("test/score" in r.data.metrics for r in final) and "test/given/mean" in parent.data.metrics
     assert {float(r.data.params["lr"]) for r in final if r.data.tags["variant"] != "given"} <= {best["lr"]}
 

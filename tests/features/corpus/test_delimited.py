@@ -79,6 +79,6 @@ def test_classes_that_look_alike_are_pointed_out(tmp_path, names):
 
 
 def test_whole_numbers_that_are_too_large_are_no_fractions(tmp_path):
-    table = [(*HEADER[:3], "label"), *((*row[:3], str(2**63 + n)) for n, row in enumerate(TABLE[1:]))]
-    with pytest.raises(CorpusError, match=r"holds numbers that are too large \(9223372036854775808 in row 1\)"):
+    table = [(*HEADER[:3], "label"), *((*row[:3], f"{2**63 + 4096 * n}.0") for n, row in enumerate(TABLE[1:]))]
+    with pytest.raises(CorpusError, match=r"holds numbers that are too large \(9223372036854775808.0 in row 1\)"):
         validate(read(tmp_path / "a.csv", table), "label:classification")

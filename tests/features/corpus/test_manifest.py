@@ -8,7 +8,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from features.corpus.manifest import Clip, parse_tasks, read_corpus
+from features.corpus.manifest import Clip, is_text_file, parse_tasks, read_corpus
 from features.corpus.tasks import Task
 from features.corpus.validation import validate
 from features.errors import CorpusError
@@ -395,6 +395,45 @@ def test_whole_floats_are_classes_when_asked_and_a_regression_with_a_word_when_n
     assert task.encode(first.labels["x"]) == 0
     with pytest.raises(CorpusError, match=r"holds fractions \(0.5 in row 1\)"):
         validate(csv(tmp_path, ["x", "0.5", *["1.0"] * 9]), "x:classification")
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.large_string())])
+def test_text_is_text_whatever_column_it_was_written_as(tmp_path, kind):
+    """pandas 3 and polars write large strings, and pandas' categories are a dictionary."""
+    columns = {
+        "clip_id": ["a", "b", "c", "d"],
+        "video": ["a.mp4", "b.mp4", "c.mp4", "d.mp4"],
+        "audio": ["-", "b.wav", "n/a", None],
+        "split": ["train", "train", "val", "test"],
+        "label": [" dog", "cat", "none", "dog"],
+        "when": ['[{"start": 0, "end": 1, "label": "x"}]', None, None, None],
+    }
+    kinds = {name: pa.string() if name in ("video", "clip_id") else kind for name in columns}
+    table = pa.table({name: pa.array(values).cast(kinds[name]) for name, values in columns.items()})
+    pq.write_table(table, tmp_path / "corpus.parquet")
+    corpus = read_corpus(str(tmp_path / "corpus.parquet")).declare("label,when:events")
+    clips = list(corpus.clips())
+    assert [clip.labels["label"] for clip in clips] == ["dog", "cat", None, "dog"]
+    assert [clip.audio for clip in clips] == [None, "b.wav", None, None]
+    assert clips[0].labels["when"][0]["label"] == "x" and validate(corpus).tasks[0].classes == ("cat", "dog")
+
+
+def test_digits_that_no_number_holds_are_text(tmp_path):
+    first, second, largest = "1" * 20, "1" * 19 + "2", str(2**63)
+    (task,) = validate(csv(tmp_path, ["x", *[first, second, largest, "5", first] * 2])).tasks
+    assert (task.kind, set(task.classes)) == ("classification", {first, second, largest, "5"})
+
+
+def test_a_manifest_without_names_and_with_an_index_of_pandas_reads(tmp_path):
+    lines = ["index,video,label", *(f"{n},{n}.mp4,{'ab'[n % 2]}" for n in range(6))]
+    (tmp_path / "corpus.csv").write_text("\n".join(lines))
+    corpus = read_corpus(str(tmp_path / "corpus.csv")).declare(None)
+    assert [clip.clip_id for clip in corpus.clips()] == [f"{n}.mp4" for n in range(6)] and corpus.labels == ("label",)
+
+
+def test_a_texts_uri_may_have_options():
+    assert is_text_file("abfss://c@account/a.txt?credential_kind=cli") and is_text_file("s3://b/a?region=x")
+    assert not is_text_file("why? a.txt?") and is_text_file("why?.txt")
 
 
 def test_classes_with_one_clip_each_are_warned_of(tmp_path):

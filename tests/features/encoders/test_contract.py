@@ -15,7 +15,7 @@ from features.decode.like import spec_of_store
 from features.decode.specs import AudioSpec, EncoderSpec, ImageSpec, VideoSpec
 from features.encoders.registry import find_encoder, identity_of
 from features.encoders.running import Runner, count_tokens, windows
-from features.errors import FeaturesError
+from features.errors import FeaturesError, MediaError
 
 FPS, RATE, SECONDS = 10, 16_000, 3.0
 MOMENTS = (0.23, 0.73, 1.53, 2.63)  # seconds at which there is a flash and a click: in the middle of any token
@@ -128,6 +128,25 @@ def test_neighbours_change_no_bit_and_too_large_a_batch_is_halved(folder, kind):
     for one, other in zip(small.many(clips), together, strict=True):
         np.testing.assert_allclose(one, other, atol=4e-3, rtol=4e-3)
     assert small.batch == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
+def test_what_is_no_number_costs_its_clip_and_what_is_too_large_is_the_largest(folder, value):
+    class Black:
+        batch, window, tokens, shape = 1, None, 1, (2,)
+
+        def load(self, device):
+            pass
+
+        def __call__(self, batch):
+            return np.full((len(batch), 1, 2), value)
+
+    runner = Runner(Black(), batch=1)
+    if np.isnan(value):
+        with pytest.raises(MediaError, match="no numbers"):
+            runner._call(np.zeros((1, 4)))
+    else:
+        assert (runner._call(np.zeros((1, 4))) == 65_504).all()
 
 
 class OnlyTwo:

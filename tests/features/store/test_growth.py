@@ -111,6 +111,30 @@ def test_what_was_extracted_must_not_change(folder):
 
 
 @pytest.mark.slow
+def test_a_label_stays_the_task_that_it_was(folder):
+    """pandas writes whole numbers as fractions once one is missing."""
+    manifest = [{**row, "label": n % 2, "score": 1 + n} for n, row in enumerate(rows(8))]
+    corpus = read_corpus(write_manifest(folder / "corpus.csv", manifest)).declare("label,score:regression")
+    report = validate(corpus, "label,score:regression")
+    spec = StoreSpec(ENCODER.features(), report.tasks, report.splits, 3, report.digest, decoding=ENCODER.decoding())
+    store = create_store(str(folder / "store"), spec)
+    write_plan(store, corpus)
+    more = [{**row, "label": n % 2, "score": 1 + n} for n, row in enumerate(rows(12))]
+    for changes, message in (
+        ({"label": ""}, "'label' is a regression now, and was a classification .* give --tasks label:classification"),
+        ({"score": 3.5}, "column 'score' holds double now, and held int64"),
+    ):
+        grown = [*more[:8], {**more[8], **changes}, *more[9:]]
+        if "label" in changes:
+            grown = [{**row, "label": row["label"] if row["label"] == "" else float(row["label"])} for row in grown]
+        changed = read_corpus(write_manifest(folder / "grown.csv", grown)).declare("label,score:regression")
+        now = validate(changed, "label,score:regression")
+        wanted = StoreSpec(ENCODER.features(), now.tasks, now.splits, 3, now.digest, decoding=ENCODER.decoding())
+        with pytest.raises(StoreError, match=message):
+            changed_spec(store, wanted, changed, extend=True)
+
+
+@pytest.mark.slow
 def test_the_source_of_a_failed_clip_may_change(folder):
     manifest = rows(8)
     manifest[2]["video"] = "lost.mp4"

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,8 @@ from pipelines.evaluation.calibration import calibration, calibration_figures, f
 from pipelines.evaluation.comparison import compare_models, holm, intervals
 from pipelines.evaluation.conditions import Condition, measure_spread, noises, subsets
 from pipelines.evaluation.report import environment
-from pipelines.evaluation.scores import Scored, class_areas, figures, plain, score_rows
+from pipelines.evaluation.scores import Scored, class_areas, figures, groups_of, plain, score_rows
+from pipelines.evaluation.slices import _values as slice_values
 from pipelines.evaluation.slices import worst_clips
 
 LETTERS = clcr.TaskSpec("letter", "classification", ("a", "b", "c", "d"))
@@ -129,6 +131,28 @@ def test_paired_tests_tell_a_better_model_and_find_none_between_equals():
     close, far = (scored(NUMBER, numbers, (numbers + error)[:, None]) for error in (0.01, 0.2))
     pair = compare_models({"close": close, "far": far}, 0)[0]
     assert pair["p"] < 1e-6 and pair["difference"] == pytest.approx(-0.19)
+
+
+def test_clips_of_a_group_are_resampled_and_tested_together():
+    """Ten speakers of forty clips each: within one, all are right or all are wrong."""
+    by_speaker = np.repeat(np.arange(10), 40)
+    truth = np.zeros(400, int)
+    good, bad = (np.eye(4)[np.where(by_speaker < n, 0, 1)] for n in (8, 6))
+    alone = {name: scored(LETTERS, truth, logits) for name, logits in (("good", good), ("bad", bad))}
+    grouped = {name: replace(values, groups=by_speaker) for name, values in alone.items()}
+    (low, high), (lower, higher) = (intervals(s["good"], 0)["accuracy"] for s in (alone, grouped))
+    assert (higher - lower) / (high - low) == pytest.approx(40**0.5, rel=0.3)
+    (pair,), (cautious,) = (compare_models(s, 0) for s in (alone, grouped))
+    assert pair["p"] < 1e-20 and cautious["p"] == pytest.approx(0.5, abs=0.02)  # two speakers differ
+    assert cautious["test"] == "Wilcoxon signed-rank over groups" and cautious["difference"] == pair["difference"]
+    rows = [{"group": g} for g in ("x", "x", None, "y", "")]
+    assert groups_of(rows).tolist() == [0, 0, 1, 2, 3]
+    assert groups_of([{}] * 3) is None and groups_of([{"group": "x"}] * 3) is None
+
+
+def test_quarters_whose_edges_are_close_have_names_of_their_own():
+    column = pa.chunked_array([60 + np.arange(40) / 10_000])
+    assert len(set(slice_values(column))) == 4
 
 
 def test_holm_corrects_as_in_its_paper():
