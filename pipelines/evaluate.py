@@ -16,20 +16,20 @@ A split of up to --here clips is answered in this process; a larger one by Ray D
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import torch
 
 from clcr import CLCR, TaskSpec
 from features.corpus.manifest import SPLITS
 from features.errors import StoreError
-from features.files import open_fs, write_text
+from features.files import open_fs, read_json, write_text
 from features.store import Store, open_store
 from infra.doctor import require, storage
 from pipelines.answering.table import answers, row_columns
@@ -102,7 +102,7 @@ def evaluate(config: EvaluateConfig) -> None:
     store = open_store(resolve_uri("--store", config.store))
     store.require_complete()
     models = open_models(config.model, store)
-    config = replace(config, fold=fold_of(models) if config.fold is None else config.fold)
+    config = replace(config, fold=fold_of(models, store) if config.fold is None else config.fold)
     tasks = common_tasks(models, store, config.tasks)
     index = read_split(store, config.split, config.fold, tasks)
     conditions = plan_conditions(models, store, config)
@@ -277,7 +277,9 @@ def notes(scored: Mapping[str, Mapping[str, Scored]]) -> list[str]:
         for name, values in by_task.items():
             classes = len(values.task.classes)
             if values.groups is not None:
-                lines.append(f"clips come in {values.groups.max() + 1} groups: intervals and tests are over these")
+                many = values.groups.max() + 1
+                few = "; with fewer than six no difference can be significant at .05" if many < 6 else ""
+                lines.append(f"clips come in {many} groups: intervals and tests are over these{few}")
             if unseen := values.labels[classes:]:
                 share = (values.truth >= classes).mean()
                 lines.append(f"{model}, {name}: the store has classes that the model never saw, which count as wrong: ")
@@ -344,8 +346,9 @@ def write(
     from pipelines.evaluation.report import draw_sheets, write_html
 
     fs, path = open_fs(out)
-    if fs.get_file_info(f"{path}/predictions").type == pafs.FileType.Directory:  # of an earlier evaluation
-        fs.delete_dir(f"{path}/predictions")
+    for name in (read_json(out, "metrics.json") or {}).get("models", ()):  # of an earlier evaluation
+        with suppress(FileNotFoundError):
+            fs.delete_dir(f"{path}/predictions/{quote(name, safe=' ()')}")
     for model in models:
         for condition, by_task in logits[model.name].items():
             asked = rows if condition == WHOLE else [rows[i] for i in sample]

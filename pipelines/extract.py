@@ -125,10 +125,8 @@ def extract(config: ExtractConfig) -> None:
     )
     begun = find_any_store(store_uri)
     asked = config.modalities or config.like or "audio" in report.sources
-    if not asked and begun is None:
+    if not asked and (begun is None or "audio" not in begun.spec.features):
         encoder = without_missing_sound(encoder, corpus)
-    elif not asked and begun is not None and "audio" not in begun.spec.features:
-        encoder = replace(encoder, audio=None)  # its first start found none
     require_time(corpus, encoder, report.tasks)
     own = begun.spec.shard_rows if begun else default_shard_rows(sum(report.splits.values()))
     content = (encoder.features(), report.tasks, report.splits, config.shard_rows or own, report.digest)

@@ -50,8 +50,8 @@ class SweepConfig:
     warm_start: tuple[str, ...] = ()
     """folders of other sweeps, whose finished trials teach the sampler from the beginning; path or URI"""
     final_seeds: int = 3
-    """number of seeds with which the best and the given recipe are finally trained and scored on the test split; 0 =
-    skip this"""
+    """number of new seeds with which the best and the given recipe are finally trained and scored on the test split;
+    0 = skip this"""
     concurrency: int = 0
     """number of trials to run at a time; 0 = as many as fit on the cluster's CPUs (and GPUs, if it has any)"""
     workers_per_trial: int = 1

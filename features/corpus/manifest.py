@@ -202,7 +202,8 @@ class Corpus:
 
 def is_text_file(text: str) -> bool:
     """Whether the text column names a file instead of being the text: one line that ends in .txt, or a URI."""
-    return "\n" not in text and (path_of(text).endswith(".txt") or text.startswith(("file://", "s3://", "gs://")))
+    path = text if re.search(r"\s", text) else path_of(text)  # a sentence may hold an address
+    return "\n" not in text and (path.endswith(".txt") or text.startswith(("file://", "s3://", "gs://")))
 
 
 def read_corpus(uri: str) -> Corpus:

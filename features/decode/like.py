@@ -93,7 +93,7 @@ def _with_auto(options: Mapping[str, Any]) -> dict[str, Any]:
 def _network(modality: str, encoder: Mapping[str, Any], place: str) -> str:
     """The name of an encoder of the contract: the store's, or the place of its file or folder that the caller knows."""
     name = encoder["encoder"]
-    if kind_of(place):
+    if kind_of(place) and kind_of(place) == kind_of(name):  # one place may be given for several modalities
         return hub.pinned(place, f"--{modality}.encoder") if kind_of(place) == "hf" else place
     if is_digest(name.partition(":")[2]):
         raise FeaturesError(

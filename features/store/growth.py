@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from features.corpus.manifest import MEDIA, VECTORS, Corpus
+from features.corpus.tasks import Task
 from features.errors import StoreError
 from features.files import write_atomic
 from features.store.plan import planned_clips, planned_schema, write_plan
@@ -55,10 +56,10 @@ def _require_same_tasks(store: Store, spec: StoreSpec, corpus: Corpus) -> None:
     now, begun = {task.name: task for task in spec.tasks}, planned_schema(store)
     for task in store.spec.tasks:
         if task.name not in now or (task.kind, task.rate) != (now[task.name].kind, now[task.name].rate):
-            kind = now[task.name].kind if task.name in now else "no label"
+            kind = _asked(now[task.name]) if task.name in now else "no label"
             raise StoreError(
-                f"{corpus.uri}: {task.name!r} is a {kind} now, and was a {task.kind} when {store.uri} was begun: give "
-                f"--tasks {task.name}:{task.kind}, or write the new labels as the old ones are"
+                f"{corpus.uri}: {task.name!r} is {kind} now, and was {_asked(task)} when {store.uri} was begun: give "
+                f"--tasks {task.name}:{_asked(task)}, or write the new labels as the old ones are"
             )
         types = [schema.field(task.name).type for schema in (begun, corpus.schema)] if begun is not None else []
         if types and types[0] != types[1]:
@@ -66,6 +67,11 @@ def _require_same_tasks(store: Store, spec: StoreSpec, corpus: Corpus) -> None:
                 f"{corpus.uri}: column {task.name!r} holds {types[1]} now, and held {types[0]} when {store.uri} was "
                 "begun: extract it anew, into another store"
             )
+
+
+def _asked(task: Task) -> str:
+    """A task's kind as --tasks takes it."""
+    return f"{task.kind}@{task.rate:g}" if task.rate else task.kind
 
 
 def _compare(store: Store, corpus: Corpus, split: str, failed: set[str], extend: bool) -> None:

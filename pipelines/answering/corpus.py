@@ -19,7 +19,7 @@ from pyarrow.fs import FileSelector, FileType
 from features.corpus.folder import SUFFIXES
 from features.corpus.manifest import Clip, read_corpus
 from features.decode.specs import AudioSpec, ImageSpec, VideoSpec
-from features.encoders.registry import kind_of
+from features.encoders.registry import KINDS, kind_of
 from features.errors import one_line
 from features.files import open_fs, resolve, write_atomic
 from pipelines.answering.clips import Answer, ClipAnswerer, clip_of_file, make_clip
@@ -167,9 +167,10 @@ def predict_extracted(config: Any, clips: Sequence[Clip], folder: str, predict: 
     manifest = f"{out}/_corpus/corpus.parquet"
     read = tuple(open_model("--model", config.model).model.features)  # and no more than that, as of few clips
     asked = ExtractConfig(manifest, store, like=config.model, modalities=read, unlabelled=True, max_failed=1.0)
-    if kind_of(config.weights):  # as --video.encoder has it
+    if kind := kind_of(config.weights):  # as --video.encoder has it
         named = {"video": VideoSpec, "image": ImageSpec, "audio": AudioSpec}
-        asked = replace(asked, **{name: spec(encoder=config.weights) for name, spec in named.items()})
+        takes = {name: spec(encoder=config.weights) for name, spec in named.items() if name in KINDS[kind].of}
+        asked = replace(asked, **takes)
     elif config.weights:
         resnets = {"video": VideoSpec, "image": ImageSpec}
         asked = replace(asked, **{n: spec(encoder="resnet18", weights=config.weights) for n, spec in resnets.items()})

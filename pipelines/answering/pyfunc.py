@@ -19,7 +19,7 @@ from mlflow.types.schema import Map
 import clcr
 from pipelines.answering.clips import ClipAnswerer, clip_of_file
 from pipelines.common.errors import JobError
-from pipelines.training.trained import FILES, TrainedModel, open_model
+from pipelines.training.trained import FILES, TrainedModel, open_model, store_file
 
 ROOT = Path(__file__).parents[2]
 CODE = ("clcr", "features", "infra", "pipelines")  # what answering imports
@@ -54,7 +54,7 @@ def save_pyfunc(trained: TrainedModel, folder: Path) -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         local = str(Path(temporary, "model"))  # its name in the MLflow model
-        clcr.save(trained.model, local, trained.store)
+        clcr.save(trained.model, local, store_file(trained.learned, trained.fold))
         assert sorted(path.name for path in Path(local).iterdir()) == sorted(FILES)
         mlflow.pyfunc.save_model(
             str(folder),

@@ -198,7 +198,7 @@ async def receive(request: Request, limits: Limits) -> bytes:
                 if body.tell() + len(chunk) > limits.max_mb * 1e6:
                     raise HTTPException(413, f"more than {limits.max_mb:g} MB")
                 body.write(chunk)
-                if bytes(body.getbuffer()[:64]).lstrip().startswith(PLAYLISTS):
+                if bytes(body.getbuffer()[:4096]).lstrip().startswith(PLAYLISTS):
                     raise HTTPException(415, "a playlist is no clip: post the media file itself")
     except TimeoutError:
         raise HTTPException(408, f"the body did not arrive within {seconds:g} s") from None

@@ -13,6 +13,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from features.errors import StoreError
 from features.files import parent, read_json, read_text
 from features.store import Store
 from pipelines.common.cli import resolve_uri
@@ -65,8 +66,15 @@ def _name(uri: str, folder: str | None) -> str:
     return folder.rpartition("/")[2] or folder
 
 
-def fold_of(contenders: Sequence[Contender]) -> int | None:
-    """The fold of cross-validation that all models were tested on. Raises JobError where they differ."""
+def fold_of(contenders: Sequence[Contender], store: Store) -> int | None:
+    """The fold of cross-validation that all models were tested on; None in a store without folds, another than theirs.
+
+    Raises JobError where they differ.
+    """
+    try:
+        store.folds()
+    except StoreError:
+        return None
     folds = {}
     for contender in contenders:
         text = read_text(contender.folder, "config.yaml") if contender.folder else None

@@ -95,7 +95,8 @@ def score_rows(task: TaskSpec, index: Sequence[Mapping[str, Any]], logits: Seque
 
 def groups_of(index: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
     """Number of each row's `group`, of one without a group its own; None where no two rows share one, or all do."""
-    names = [(row.get("group") or "", "" if row.get("group") else i) for i, row in enumerate(index)]
+    stores = [row["shard"].rpartition(":")[0] if "shard" in row else "" for row in index]  # of a mixture's store
+    names = [(s, row["group"]) if row.get("group") else i for i, (s, row) in enumerate(zip(stores, index, strict=True))]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return np.array([numbers[name] for name in names]) if 1 < len(numbers) < len(names) else None
 

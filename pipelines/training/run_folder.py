@@ -41,6 +41,7 @@ from pipelines.tracking import places
 from pipelines.tracking import run as tracking
 from pipelines.tracking.names import file_name
 from pipelines.training.learner import Learner, Recipe
+from pipelines.training.trained import store_file
 
 
 class JobConfig(Protocol):
@@ -244,9 +245,7 @@ def finish(
 
     fs, path = open_fs(out)
     with tempfile.TemporaryDirectory() as folder:
-        fold = learner.recipe.loader.fold
-        store = learner.store.spec.to_dict() | ({} if fold is None else {"fold": fold})
-        clcr.save(learner.trainer.model, f"{folder}/model", store)
+        clcr.save(learner.trainer.model, f"{folder}/model", store_file(learner.store.spec, learner.recipe.loader.fold))
         for name, task in learner.tasks.items():
             if task.has_classes and name in metrics:
                 counts = M.confusion_matrix(task, predictions[name]).numpy()
@@ -282,7 +281,7 @@ def track_result(out: str, run: tracking.Run, metrics: Mapping[str, Mapping[str,
             "cause, then run the same command again to send them"
         ) from error
     write_text(out, "tracked.json", json.dumps({"run_id": run.run_id}) + "\n")
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # tracked.json says enough
         fs.delete_file(f"{path}/unsent.json")
 
 

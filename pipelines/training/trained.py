@@ -29,11 +29,6 @@ class TrainedModel:
     digest: str
     fold: int | None = None
 
-    @property
-    def store(self) -> dict[str, Any]:
-        """What `store.json` of its folder says."""
-        return self.learned.to_dict() | ({} if self.fold is None else {"fold": self.fold})
-
     def require_features(self, store: Store) -> None:
         """Raise JobError for a store whose features are not what the model learned from.
 
@@ -51,6 +46,11 @@ class TrainedModel:
                 f"--store {store.uri} holds other features than the model learned from: {what}; "
                 "extract the clips with pipelines/extract.py --like and this model"
             )
+
+
+def store_file(learned: StoreSpec, fold: int | None) -> dict[str, Any]:
+    """What `store.json` of a model's folder says."""
+    return learned.to_dict() | ({} if fold is None else {"fold": fold})
 
 
 def open_model(option: str, uri: str) -> TrainedModel:

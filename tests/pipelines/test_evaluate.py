@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,7 +28,7 @@ from pipelines.evaluation.models import Contender, find_run, fold_of, log_evalua
 from pipelines.explain import require_learned
 from pipelines.tracking import run as tracking
 from pipelines.training.run_folder import sole_owner
-from pipelines.training.trained import open_model
+from pipelines.training.trained import open_model, store_file
 
 QUICK = {"noise": (1.0,), "pictures": 0, "track": False}
 
@@ -206,9 +207,11 @@ def test_a_model_knows_its_fold_wherever_it_lies(tmp_path):
     model = small_model(tmp_path / "made", store)
     clcr.save(model, tmp_path / "copy", store.spec.to_dict() | {"fold": 2})
     opened = open_model("--model", str(tmp_path / "copy"))
-    assert opened.fold == 2 and opened.store["fold"] == 2
-    registered = Contender("grid 1", "models:/grid/1", opened, None)
-    assert fold_of([registered, Contender("copy", "copy", opened, str(tmp_path / "copy"))]) == 2
+    assert opened.fold == 2 and store_file(opened.learned, opened.fold) == store.spec.to_dict() | {"fold": 2}
+    both = [Contender("grid 1", "models:/grid/1", opened, None)]
+    both.append(Contender("copy", "copy", opened, str(tmp_path / "copy")))
+    assert fold_of(both, SimpleNamespace(folds=lambda: [0, 1, 2])) == 2
+    assert fold_of(both, store) is None  # which has no folds
 
 
 def test_explain_refuses_classes_that_the_model_does_not_know_so(tmp_path):

@@ -433,6 +433,7 @@ def test_a_manifest_without_names_and_with_an_index_of_pandas_reads(tmp_path):
 
 def test_a_texts_uri_may_have_options():
     assert is_text_file("abfss://c@account/a.txt?credential_kind=cli") and is_text_file("s3://b/a?region=x")
+    assert not is_text_file("Did you read https://x.org/robots.txt? Yes.")
     assert not is_text_file("why? a.txt?") and is_text_file("why?.txt")
 
 

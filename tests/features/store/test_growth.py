@@ -121,7 +121,7 @@ def test_a_label_stays_the_task_that_it_was(folder):
     write_plan(store, corpus)
     more = [{**row, "label": n % 2, "score": 1 + n} for n, row in enumerate(rows(12))]
     for changes, message in (
-        ({"label": ""}, "'label' is a regression now, and was a classification .* give --tasks label:classification"),
+        ({"label": ""}, "'label' is regression now, and was classification .* give --tasks label:classification"),
         ({"score": 3.5}, "column 'score' holds double now, and held int64"),
     ):
         grown = [*more[:8], {**more[8], **changes}, *more[9:]]

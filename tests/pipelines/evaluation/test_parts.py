@@ -147,6 +147,8 @@ def test_clips_of_a_group_are_resampled_and_tested_together():
     assert cautious["test"] == "Wilcoxon signed-rank over groups" and cautious["difference"] == pair["difference"]
     rows = [{"group": g} for g in ("x", "x", None, "y", "")]
     assert groups_of(rows).tolist() == [0, 0, 1, 2, 3]
+    mixed = [{"group": "1", "shard": shard} for shard in ("a:train-0", "a:train-0", "b:train-0")]
+    assert groups_of(mixed).tolist() == [0, 0, 1]
     assert groups_of([{}] * 3) is None and groups_of([{"group": "x"}] * 3) is None
 
 

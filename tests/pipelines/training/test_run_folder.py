@@ -23,6 +23,7 @@ from pipelines.common.errors import JobError
 from pipelines.tracking.run import start_run
 from pipelines.train import TrainConfig, show_finished, train
 from pipelines.training.learner import Learner, Recipe, build_model
+from pipelines.training.loading import LoaderConfig
 from pipelines.training.run_folder import as_begun, claim, finish, open_run, sole_owner, title, track_finished
 
 ROOT = Path(__file__).parents[3]
@@ -95,12 +96,14 @@ def test_what_mlflow_refuses_is_saved_first_and_sent_by_the_next_start(trained, 
     run = start_run(uri, "x", "run", {}, {})
     honest = run.client
     run._client = Refusing(honest)
-    config = TrainConfig(store.uri, str(out), recipe=trained.recipe)
+    tested, config = trained.test(), TrainConfig(store.uri, str(out), recipe=trained.recipe)
+    trained.recipe = replace(trained.recipe, loader=LoaderConfig(fold=2))
     claim(config)
     run.log_metrics({"val/score": 0.25}, 0)
     with pytest.raises(JobError, match=rf"are saved in {out}, but MLflow has not taken them \(.*read only"):
-        finish(trained, str(out), run, *trained.test())
+        finish(trained, str(out), run, *tested)
     metrics = json.loads((out / "metrics.json").read_text())
+    assert json.loads((out / "model" / "store.json").read_text())["fold"] == 2
     assert clcr.load(out / "model") and (out / "confusion" / "label.png").stat().st_size > 1000
     assert not (out / "tracked.json").exists() and not honest.get_run(run.run_id).data.metrics
     started = {"run_id": run.run_id, "tracking_uri": uri}
