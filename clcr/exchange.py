@@ -209,7 +209,7 @@ class CoExchange(nn.Module):
 
 
 def _nearness(near: Near) -> Tensor:
-    """n of every query and key, ([B,] h, Tq, Tk), for float32 to go on with at least."""
+    """n of every query and key, ([B,] h, Tq, Tk), as float32 at least."""
     nearness = near[0] @ near[1].mT
     return nearness.to(torch.promote_types(nearness.dtype, torch.float32))
 

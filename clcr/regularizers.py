@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clcr.config import Correlation, LossConfig
+from clcr.precision import without_autocast
 
 SHRINKAGE = 0.1  # of the covariances that are whitened
 EPSILON = 1e-8
@@ -133,7 +134,7 @@ def regularizers(rows: Rows, omega: Tensor, present: Tensor, config: LossConfig)
         return {}
     levels, modalities, width = rows.shared.shape[1:]
     kinds = rows[:3] if config.align else rows[:2]
-    with torch.autocast(omega.device.type, enabled=False):
+    with without_autocast(omega):
         mix = _mixing(rows.mixed, omega, present)
         flat = torch.cat([*(x.float().flatten(1) for x in kinds), mix[:, None]], dim=1)
         flat, present = gather_rows(flat, present)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clcr.batches import FeatureSpec
 from clcr.config import StemConfig
+from clcr.precision import without_autocast
 
 MOST_PATCHES = 24  # per side of a frame
 CLIP = 10.0  # standard deviations: broken values (NaN, infinities, +-255 in a unit feature) must not own a sum
@@ -313,7 +314,7 @@ def _pixels(size: int, patch: int, device: torch.device) -> Tensor:
 def _clip_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Mean over the valid tokens: (B, T, ...), (B, T) -> (B, 1, ...). In float32: what moves is much smaller."""
     weights = valid / valid.sum(dim=1, keepdim=True).clamp(min=1)
-    with torch.autocast(values.device.type, enabled=False):
+    with without_autocast(values):
         return torch.einsum("bt,bt...->b...", weights, values)[:, None]
 
 

@@ -13,6 +13,8 @@ lift them back to R^d by U^T first.
 import torch
 from torch import Tensor, nn
 
+from clcr.precision import without_autocast
+
 
 class Subspaces(nn.Module):
     """The bases of one level. shared: W_sh (d, k_s); private: W_m (M, d, k_p)."""
@@ -30,7 +32,7 @@ class Subspaces(nn.Module):
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """-> U_sh (d, k_s) and U_pr (M, d, k_p), float32 whatever the autocast dtype."""
-        with torch.autocast(self.shared.device.type, enabled=False):  # QR has no half-precision kernel
+        with without_autocast(self.shared):  # QR has no half-precision kernel
             shared = self.shared.expand(len(self.private), -1, -1)
             bases = orthonormalise(torch.cat([shared, self.private], dim=-1).float())
         k_shared = self.shared.shape[1]

@@ -25,6 +25,7 @@ from clcr.base import MultimodalModel, Output
 from clcr.batches import Batch, FeatureSpec
 from clcr.config import CLCRConfig, MISAConfig
 from clcr.errors import ConfigError
+from clcr.precision import without_autocast
 from clcr.regularizers import gather_rows
 from clcr.tasks import TaskSpec
 from clcr.windows import Windows
@@ -88,7 +89,7 @@ class MISA(MultimodalModel):
         self, u: Tensor, shared: Tensor, private: Tensor, restored: Tensor, present: Tensor
     ) -> dict[str, Tensor]:
         """The weighted losses; everything (B, N, M, d)."""
-        with torch.autocast(u.device.type, enabled=False):
+        with without_autocast(u):
             rows = torch.stack([u, shared, private, restored], dim=2).float().flatten(0, 1)
             even = not any(task.rate for task in self.tasks.values())  # how many bins there are differs by worker
             rows, present = gather_rows(rows, present.flatten(0, 1), even)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from clcr.batches import Features, FeatureSpec
 from clcr.config import MMOrientConfig
 from clcr.hierarchy import masked_mean
+from clcr.precision import without_autocast
 from clcr.regularizers import gather_rows
 from clcr.stems import Standardise
 
@@ -90,7 +91,7 @@ class GlobalEmbedding(nn.Module):
 
     def links(self, clips: Tensor, others: Tensor) -> Tensor:
         """Which others each clip is linked with: unit vectors (B, G), (R, G) -> (B, R) bool."""
-        with torch.autocast(clips.device.type, enabled=False):
+        with without_autocast(clips):
             return clips.detach() @ others.detach().T > self.threshold
 
     def _raw(self, features: Features) -> Tensor:
